@@ -1,0 +1,1 @@
+"""demkd: entropy-weighted, decoupled multi-teacher knowledge distillation from a cache of the teachers' answers."""

@@ -1,0 +1,50 @@
+"""The cache of the teachers' answers: one HDF5 file per teacher, and the precomputed weights of all of them.
+
+    from demkd.cache import open_cache
+
+    with open_cache("runs/digits/cache") as cache:
+        slab = cache.slab(0)                 # every sample's first view
+        slab.logits[0], slab.entropy, slab.view, slab.weights
+
+`layout.py` says which byte is where, `writer.py` fills a file, `teacher_file.py` reads it, `reader.py`
+reads those of several teachers side by side, `provenance.py` says what it was
+made from, `weights.py` keeps the weights, `summary.py` describes a cache in numbers. NumPy and h5py only; never torch.
+"""
+
+from demkd.cache.errors import (
+    CacheBusyError,
+    CacheDamagedError,
+    CacheError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    CacheMissingError,
+    CacheSpaceError,
+    CacheValueError,
+)
+from demkd.cache.layout import CacheShape
+from demkd.cache.lock import exclusive
+from demkd.cache.provenance import Provenance
+from demkd.cache.reader import Cache, Slab, open_cache
+from demkd.cache.teacher_file import TeacherCache
+from demkd.cache.weights import write_weights
+from demkd.cache.writer import CacheWriter
+
+__all__ = [
+    "Cache",
+    "CacheBusyError",
+    "CacheDamagedError",
+    "CacheError",
+    "CacheIncompleteError",
+    "CacheMismatchError",
+    "CacheMissingError",
+    "CacheShape",
+    "CacheSpaceError",
+    "CacheValueError",
+    "CacheWriter",
+    "Provenance",
+    "Slab",
+    "TeacherCache",
+    "exclusive",
+    "open_cache",
+    "write_weights",
+]

@@ -1,0 +1,162 @@
+"""Reading a cache: the slabs of K teachers side by side.
+
+K teachers, V slots, N samples, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demkd.cache.errors import CacheDamagedError, CacheError, CacheIncompleteError, CacheMissingError
+from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
+from demkd.cache.weights import WEIGHTS_NAME, Weights
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slab:
+    """What K teachers answered in one slot.
+
+    Attributes:
+        logits: K arrays (N, C), float16, mapped.
+        entropy: (K, N), float32, nats.
+        prediction: (K, N), uint16.
+        view: (N,), uint16: the view that every sample showed.
+        weights: (K, N), float32, or None where none were precomputed for these teachers.
+    """
+
+    slot: int
+    logits: Sequence[Array]
+    entropy: NDArray[np.float32]
+    prediction: NDArray[np.uint16]
+    view: NDArray[np.uint16]
+    weights: NDArray[np.float32] | None
+
+
+class Cache:
+    """The files of some teachers that saw the same views of the same samples; a context manager.
+
+    Attributes:
+        teachers: the K teachers' files, in the order asked for.
+        views: V, the slots that all of them have.
+    """
+
+    def __init__(self, folder: Path, teachers: Sequence[TeacherCache], weights: Weights | None) -> None:
+        self.folder = folder
+        self.teachers = tuple(teachers)
+        self.views = min(teacher.shape.views for teacher in teachers)
+        self.weights = weights
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.teachers = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(teacher.name for teacher in self.teachers)
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return self.teachers[0].shape.samples
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.teachers[0].shape.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,)."""
+        return self.teachers[0].labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.teachers[0].provenance.bound["data"]["class_names"])
+
+    def features(self, slot: int, layers: Mapping[str, str]) -> list[Array]:
+        """The features of teacher `name` at `layers[name]`, for every teacher: K arrays (N, ...), float16."""
+        return [teacher.slab(f"features/{layers[teacher.name]}", slot) for teacher in self.teachers]
+
+    def slab(self, slot: int) -> Slab:
+        """Everything but the features of one slot, checked.
+
+        Raises:
+            CacheDamagedError, CacheIncompleteError: as `TeacherCache.slab`.
+            CacheMismatchError: if teachers saw different views in this slot.
+        """
+        if not 0 <= slot < self.views:
+            raise CacheIncompleteError(f"slot {slot} is asked for, and {self.folder} has slots 0 to {self.views - 1}")
+        return Slab(
+            slot=slot,
+            logits=[teacher.slab("logits", slot) for teacher in self.teachers],
+            entropy=np.stack([teacher.slab("entropy", slot) for teacher in self.teachers]),
+            prediction=np.stack([teacher.slab("prediction", slot) for teacher in self.teachers]),
+            view=self.view(slot),
+            weights=None if self.weights is None else self.weights.slab(slot),
+        )
+
+    def view(self, slot: int) -> NDArray[np.uint16]:
+        """The view (N,) that every sample showed in a slot, to every teacher."""
+        view: NDArray[np.uint16] = self.teachers[0].slab("view", slot)
+        for other in self.teachers[1:]:
+            if not np.array_equal(view, other.slab("view", slot)):
+                # Provenances agree, so this is no stale file but a broken promise of ours.
+                raise CacheDamagedError(f"{self.teachers[0].path} and {other.path} saw different views in slot {slot}")
+        return view
+
+
+def open_cache(folder: Path | str, teachers: Sequence[str] | None = None, *, weights: bool = True) -> Cache:
+    """Open a cache for reading.
+
+    Args:
+        folder: what `cache-teachers --out` wrote.
+        teachers: which teachers, in which order; all of them by name if left out.
+        weights: read weights.h5 too, if it is of exactly these teachers.
+
+    Raises:
+        CacheMissingError: if the folder or a teacher is not there.
+        CacheIncompleteError: if a teacher's file is still being written.
+        CacheDamagedError: if a file is not what it should be.
+        CacheMismatchError: if the teachers did not see the same views of the same samples.
+    """
+    folder = Path(folder)
+    present = sorted(file.stem for file in folder.glob("*.h5") if file.stem != WEIGHTS_NAME)
+    started = sorted(file.name.removesuffix(".h5.partial") for file in folder.glob("*.h5.partial"))
+    chosen = present if teachers is None else list(teachers)
+    for name in chosen if chosen else started:
+        if name not in present:
+            raise _absent(folder, name, present, started)
+    if not chosen:
+        raise CacheMissingError(f"there is no cache in {folder}: make one with cache-teachers --out {folder}")
+    opened = [TeacherCache(cache_file(folder, name)) for name in chosen]
+    for other in opened[1:]:
+        opened[0].provenance.require(
+            other.provenance,
+            cached=f"{opened[0].path} does not fit {other.path}: it",
+            cure="Cache both teachers with the same data and views, or choose --teachers",
+            tables=("data", "views"),
+        )
+    return Cache(folder, opened, Weights.of(folder, opened) if weights else None)
+
+
+def _absent(folder: Path, name: str, present: Sequence[str], started: Sequence[str]) -> CacheError:
+    if name in started:
+        partial = TeacherCache(partial_file(folder, name))
+        total = partial.shape.views * partial.shape.blocks
+        return CacheIncompleteError(
+            f"teacher {name} in {folder} is {partial.blocks_written() / total:.0%} done: "
+            "run the same cache-teachers again to go on"
+        )
+    have = ", ".join(present) or "none"
+    return CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {have}")

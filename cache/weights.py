@@ -1,0 +1,81 @@
+"""weights.h5: the precomputed weights of a cache's teachers, and what they were computed from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demkd.cache.errors import CacheMismatchError
+from demkd.cache.layout import create_file, map_file, read_header, replace_durably
+from demkd.cache.lock import exclusive
+from demkd.cache.provenance import Provenance
+from demkd.cache.teacher_file import TeacherCache, cache_file
+
+WEIGHTS_NAME = "weights"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Weights (K, V, N) of the cached teachers; they sum to 1 over K."""
+
+    values: NDArray[np.float32]
+    weighting: str
+
+    def slab(self, slot: int) -> NDArray[np.float32]:
+        """(K, N)."""
+        return self.values[:, slot]
+
+    @classmethod
+    def of(cls, folder: Path, teachers: Sequence[TeacherCache]) -> "Weights | None":
+        """The weights of exactly these teachers, or None if weights.h5 is absent or of another set of teachers.
+
+        Raises:
+            CacheDamagedError: if the file is damaged.
+            CacheMismatchError: if it was computed from other answers of these teachers.
+        """
+        path = cache_file(folder, WEIGHTS_NAME)
+        if not path.exists():
+            return None
+        header = read_header(path)
+        arrays = map_file(path, header)
+        provenance = Provenance.from_json(arrays["provenance"].tobytes())
+        recorded: Mapping[str, str] = provenance.bound["teachers"]
+        if list(recorded) != sorted(teacher.name for teacher in teachers) or "weights" not in arrays:
+            return None
+        for teacher in teachers:
+            if recorded[teacher.name] != teacher.content_sha256():
+                raise CacheMismatchError(
+                    f"{path} was computed from other answers of teacher {teacher.name}: "
+                    "run cache-teachers again, which computes the weights anew"
+                )
+        order = [list(recorded).index(teacher.name) for teacher in teachers]
+        values: NDArray[np.float32] = arrays["weights"]
+        if order != sorted(order):
+            values = values[order]
+        return cls(values=values, weighting=str(provenance.bound["weighting"]))
+
+
+def write_weights(
+    folder: Path, teachers: Sequence[TeacherCache], values: NDArray[np.float32], *, weighting: str
+) -> Path:
+    """Write weights.h5 for these teachers, who must be in the order of their names.
+
+    Args:
+        values: (K, V, N), summing to 1 over K.
+        weighting: how they were computed, in words.
+
+    Raises:
+        CacheBusyError, CacheSpaceError: as the writer of answers.
+    """
+    names = [teacher.name for teacher in teachers]
+    assert names == sorted(names)
+    assert values.shape[0] == len(names)
+    path = cache_file(folder, WEIGHTS_NAME)
+    bound = {"teachers": {teacher.name: teacher.content_sha256() for teacher in teachers}, "weighting": weighting}
+    with exclusive(path):
+        creating = path.with_name(path.name + ".creating")
+        create_file(creating, sealed={"weights": values}, opened={}, provenance=Provenance(bound=bound))
+        replace_durably(creating, path)
+    return path

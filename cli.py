@@ -1,0 +1,409 @@
+"""The commands: options in, one stage called, errors out. Stages are imported when they are called, not for --help."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from demkd.errors import UserError
+
+if TYPE_CHECKING:
+    from demkd.dataset import Normalisation
+    from demkd.pipeline.distilling import TrainingOptions
+    from demkd.pipeline.progress import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class _Commands(click.Group):
+    """Turns what a user can repair into one sentence and exit code 1, and Ctrl-C into a calm word."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(str(error), 1)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing is lost, the same command goes on where it stopped", 130)
+        except BrokenPipeError:
+            sys.exit(1)  # the reader of a pipe has seen enough
+
+
+def _fail(text: str, code: int) -> None:
+    from demkd import console
+
+    console.show_error(text)
+    sys.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="demkd", prog_name="demkd", message="%(prog)s %(version)s")
+def main() -> None:
+    """Distil many teachers into one student, from a cache of their answers.
+
+    \b
+    The whole pipeline on embedded data, offline, in two minutes:
+        demkd demo
+    Stage one, once per teacher:
+        demkd cache-teachers --data DATA --teacher NETWORK@CHECKPOINT ... --out CACHE
+    Stage two, as often as you like:
+        demkd distill --data DATA --cache CACHE --student NETWORK --out RUN
+    """
+
+
+def _combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help text."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Let a recipe fill in what the command line leaves out."""
+    if path is None:
+        return
+    from demkd.pipeline.recipe import RecipeError, read_recipe
+
+    values = read_recipe(path)
+    for ignored in ("sources", "precision", "mean", "deviation", "padding", "flip"):
+        values.pop(ignored, None)
+    known = {parameter.name for parameter in ctx.command.params}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise RecipeError(
+            f"the recipe {path} has an unknown option {unknown[0]!r}; "
+            f"known are {', '.join(sorted(filter(None, known)))}"
+        )
+    ctx.default_map = values
+
+
+data_option = click.option(
+    "--data", required=True, help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
+)
+compute_options = _combine(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
+    ),
+)
+output_options = _combine(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--quiet", is_flag=True, help="Show no progress."),
+)
+recipe_option = click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_fill_in,
+    is_eager=True,
+    expose_value=False,
+    help="A TOML file that fills in what the command line leaves out.",
+)
+training_options = _combine(
+    click.option(
+        "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of everything random in the run."
+    ),
+    click.option("--epochs", default=240, show_default=True, type=click.IntRange(min=1)),
+    click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=2)),
+    click.option("--learning-rate", default=0.05, show_default=True, type=click.FloatRange(min=0, min_open=True)),
+    click.option(
+        "--schedule",
+        default="step",
+        show_default=True,
+        type=click.Choice(["step", "cosine", "one-cycle"]),
+        help="Of the learning rate; step is x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
+    ),
+    click.option("--momentum", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True)),
+    click.option("--nesterov/--no-nesterov", default=True, show_default=True),
+    click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(min=0)),
+)
+normalise_option = click.option(
+    "--normalise",
+    multiple=True,
+    metavar="[TEACHER=]FIGURES",
+    help="Mean and deviation a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
+    "By default what its run folder says, else the data's.",
+)
+
+
+@main.command()
+@click.argument("network")
+@recipe_option
+@data_option
+@click.option("--out", required=True, type=_FOLDER, help="The run folder; an unfinished run there goes on.")
+@training_options
+@normalise_option
+@compute_options
+@output_options
+def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Train NETWORK on labels: a teacher, or a student's baseline.
+
+    \b
+    Example:
+        demkd train resnet20 --data cifar100 --out runs/teacher-a --seed 1
+    """
+    from demkd import console
+    from demkd.pipeline.distilling import train as run_training
+
+    compute = _compute(options)
+    report = run_training(_training_options(options, network), out, compute, _progress(quiet))
+    (console.show_json if as_json else console.show_run)(report)
+
+
+@main.command("cache-teachers")
+@recipe_option
+@data_option
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]NETWORK@CHECKPOINT",
+    help="A checkpoint file, or a run folder (which knows its network); repeat for more teachers.",
+)
+@click.option("--out", required=True, type=_FOLDER, help="The cache's folder; what is there already is kept.")
+@click.option("--views", type=int, help="Views per sample; 16 by default, or all there are if fewer.")
+@click.option("--view-seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which views come first.")
+@click.option(
+    "--features",
+    multiple=True,
+    default=("last",),
+    show_default=True,
+    metavar="LAYER",
+    help="Whose features to keep: last (the last map before pooling), a layer's name, or none; repeatable.",
+)
+@click.option(
+    "--feature-grid", default=1, show_default=True, type=click.IntRange(min=1), help="Average maps down to this side."
+)
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
+@normalise_option
+@compute_options
+@output_options
+def cache_teachers(as_json: bool, quiet: bool, **options: Any) -> None:
+    """Stage one: run each teacher once, and keep its answers.
+
+    \b
+    Example:
+        demkd cache-teachers --data cifar100 --views 16 --out runs/cache \\
+            --teacher resnet20@resnet20.pth --teacher vgg8@vgg8.pth
+    """
+    from demkd import console
+    from demkd.pipeline.caching import CachingRequest
+    from demkd.pipeline.caching import cache_teachers as run_caching
+    from demkd.pipeline.loading import parse_teachers
+
+    layers = tuple(layer for layer in options["features"] if layer != "none")
+    request = CachingRequest(
+        data=options["data"],
+        teachers=tuple(parse_teachers(options["teachers"])),
+        folder=options["out"],
+        views=options["views"],
+        view_seed=options["view_seed"],
+        layers=layers,
+        grid=options["feature_grid"],
+        batch_size=options["batch_size"],
+        normalisations=_normalisations(options["normalise"]),
+    )
+    report = run_caching(request, _compute(options), _progress(quiet))
+    (console.show_json if as_json else console.show_caching)(report)
+
+
+@main.command()
+@click.argument("cache", type=_FOLDER)
+@click.option("--teachers", help="Some of them, separated by commas; all by default.")
+@click.option("--sample", type=int, help="Show what the teachers say about this sample.")
+@click.option("--slot", default=0, show_default=True, type=int, help="In which slot, with --sample.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as_json: bool) -> None:
+    """Show the cached entropies: how sure, how right and how trusted each teacher is.
+
+    \b
+    Example:
+        demkd inspect runs/cache --sample 7
+    """
+    from demkd import console
+    from demkd.cache import open_cache
+    from demkd.cache.summary import summarise, summarise_sample
+
+    with open_cache(cache, _names(teachers)) as opened:
+        if sample is None:
+            summary = summarise(opened)
+            (console.show_json if as_json else console.show_cache)(summary)
+        else:
+            opinions = summarise_sample(opened, sample, slot=slot)
+            (console.show_json if as_json else console.show_sample)(opinions)
+
+
+@main.command()
+@recipe_option
+@data_option
+@click.option("--student", required=True, metavar="NETWORK", help="The network to train.")
+@click.option("--out", required=True, type=_FOLDER, help="The run folder; an unfinished run there goes on.")
+@click.option("--cache", type=_FOLDER, help="What cache-teachers wrote.")
+@click.option("--teachers", help="Some of the cache's, separated by commas; all by default.")
+@click.option(
+    "--method", default="de-mkd", show_default=True, help="ce, kd, dkd, ebkd, ca-mkd, de-mkd-logits or de-mkd."
+)
+@click.option("--views", help="Train on the first so many slots, all by default; or random, with --online.")
+@click.option("--kd-weight", type=float, help="Factor of the whole logit loss.")
+@click.option("--temperature", type=float, help="Of the logit loss.")
+@click.option("--tckd-weight", type=float, help="DKD's alpha.")
+@click.option("--nckd-weight", type=float, help="DKD's beta.")
+@click.option("--hint-weight", type=float, help="Of the feature loss, divided by the number of teachers.")
+@click.option("--warmup", type=float, help="Share of the epochs over which the logit loss fades in.")
+@click.option("--online", is_flag=True, help="Run live teachers in every step instead of reading a cache.")
+@click.option(
+    "--teacher", "live", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online."
+)
+@click.option(
+    "--view-seed", default=0, show_default=True, type=click.IntRange(min=0), help="As cache-teachers', with --online."
+)
+@training_options
+@normalise_option
+@compute_options
+@output_options
+def distill(as_json: bool, quiet: bool, **options: Any) -> None:
+    """Stage two: train a student from a cache; no teacher is loaded.
+
+    \b
+    Example:
+        demkd distill --data cifar100 --cache runs/cache --student resnet8 --out runs/student
+    """
+    from demkd import console
+    from demkd.pipeline.distilling import DistillRequest
+    from demkd.pipeline.distilling import distill as run_distillation
+    from demkd.pipeline.loading import parse_teachers
+    from demkd.pipeline.methods import choose_method
+
+    if options["online"] == (options["cache"] is not None):
+        raise click.UsageError("give either --cache CACHE, or --online with --teacher")
+    if options["live"] and not options["online"]:
+        raise click.UsageError(
+            "--teacher runs live teachers, which needs --online; a cache's are chosen with --teachers"
+        )
+    request = DistillRequest(
+        options=_training_options(options, options["student"]),
+        method=choose_method(
+            options["method"],
+            **{
+                name: options[name]
+                for name in ("kd_weight", "temperature", "tckd_weight", "nckd_weight", "hint_weight", "warmup")
+            },
+        ),
+        folder=options["out"],
+        cache=options["cache"],
+        teachers=_names(options["teachers"]) or (),
+        live=tuple(parse_teachers(options["live"])),
+        normalisations=_normalisations(options["normalise"]),
+        views=_views(options["views"]),
+        view_seed=options["view_seed"],
+    )
+    report = run_distillation(request, _compute(options), _progress(quiet))
+    (console.show_json if as_json else console.show_run)(report)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@data_option
+@click.option("--network", help="The network's name, for a checkpoint that does not know it.")
+@normalise_option
+@compute_options
+@output_options
+def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Measure top-1 and top-5 of a finished RUN, or of a checkpoint, on the test split.
+
+    \b
+    Example:
+        demkd evaluate runs/student --data cifar100
+    """
+    from demkd import console
+    from demkd.pipeline.evaluation import evaluate_run
+
+    report = evaluate_run(
+        run,
+        data=data,
+        network=network,
+        normalisation=_normalisations(options["normalise"]).get(""),
+        compute=_compute(options),
+        progress=_progress(quiet),
+    )
+    (console.show_json if as_json else console.show_evaluation)(report)
+
+
+@main.command()
+@click.option("--out", default="runs/demo", show_default=True, type=_FOLDER, help="Where to put everything.")
+@compute_options
+@output_options
+def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """The whole pipeline on scikit-learn's handwritten digits, offline, in two minutes.
+
+    \b
+    Example:
+        demkd demo
+    """
+    from demkd import console
+    from demkd.pipeline.demo import run_demo
+
+    report = run_demo(out, _compute(options), _progress(quiet))
+    (console.show_json if as_json else console.show_demo)(report)
+
+
+def _compute(options: dict[str, Any]) -> Any:
+    from demkd.pipeline.compute import choose_compute
+
+    return choose_compute(device=options["device"], precision=options["precision"])
+
+
+def _progress(quiet: bool) -> "Progress":
+    if quiet:
+        from demkd.pipeline.progress import SilentProgress
+
+        return SilentProgress()
+    from demkd.console import ConsoleProgress
+
+    return ConsoleProgress()
+
+
+def _training_options(options: dict[str, Any], network: str) -> "TrainingOptions":
+    from demkd.pipeline.distilling import TrainingOptions
+
+    names = (
+        "data",
+        "seed",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "schedule",
+        "momentum",
+        "nesterov",
+        "weight_decay",
+    )
+    normalisation = _normalisations(options["normalise"]).get("")
+    return TrainingOptions(network=network, normalisation=normalisation, **{name: options[name] for name in names})
+
+
+def _normalisations(texts: tuple[str, ...]) -> dict[str, "Normalisation"]:
+    """By teacher; "" is for all others, and for the student."""
+    from demkd.pipeline.loading import parse_normalisation
+
+    pairs = (text.rpartition("=") for text in texts)
+    return {name: parse_normalisation(figures) for name, _, figures in pairs}
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
+
+
+def _views(text: str | None) -> int | str | None:
+    if text is None or text == "random":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor random", param_hint="--views") from None
+
+
+if __name__ == "__main__":
+    main()

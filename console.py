@@ -1,0 +1,256 @@
+"""How progress, tables and errors look: the only place that knows rich. Progress goes to stderr, results to stdout."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.progress import Task as RichTask
+from rich.table import Table
+from rich.text import Text
+
+from demkd.cache.summary import CacheSummary, SampleSummary, TeacherSummary
+from demkd.pipeline.reports import CachingReport, DemoReport, EpochReport, EvaluationReport, RunReport
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: RichTask) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="progress.data.speed")
+
+
+class ConsoleProgress:
+    """The pipeline's progress on a terminal: bars there, one line an epoch where stderr is a file or a pipe."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["_ConsoleTask"]:
+        columns = [
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[facts]}"),
+        ]
+        with RichProgress(
+            *columns, console=self._console, disable=not self._console.is_terminal, speed_estimate_period=10
+        ) as bars:
+            identity = bars.add_task(escape(description), total=total, completed=done, unit=unit, facts="")
+            yield _ConsoleTask(bars, identity)
+
+    def epoch(self, report: EpochReport) -> None:
+        if not self._console.is_terminal:
+            self._console.print(
+                f"epoch {report.epoch}/{report.epochs}  loss {report.losses['loss']:.4f}  "
+                f"train top-1 {report.train_top1:.2%}  test top-1 {report.test_top1:.2%}  {report.seconds:.1f} s",
+                soft_wrap=True,
+            )
+
+    def note(self, text: str) -> None:
+        self._console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+
+class _ConsoleTask:
+    def __init__(self, bars: RichProgress, identity: Any) -> None:
+        self._bars, self._identity = bars, identity
+
+    def advance(self, count: int) -> None:
+        self._bars.advance(self._identity, count)
+
+    def tell(self, facts: str) -> None:
+        self._bars.update(self._identity, facts=facts)
+
+
+def show_error(text: str) -> None:
+    """One sentence on stderr."""
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
+def show_json(report: object) -> None:
+    """A report as JSON on stdout, for programs."""
+    assert is_dataclass(report)
+    assert not isinstance(report, type)
+    json.dump(asdict(report), sys.stdout, indent=2, default=_jsonable)
+    sys.stdout.write("\n")
+
+
+def show_caching(report: CachingReport) -> None:
+    """What stage one did."""
+    console = _stdout()
+    table = Table(title=f"{report.folder}: {report.views} of {report.orbit} views of {report.samples:,} samples")
+    for heading in ("teacher", "network"):
+        table.add_column(heading)
+    for heading in ("top-1", "entropy", "views answered", "time", "size"):
+        table.add_column(heading, justify="right")
+    for teacher in report.teachers:
+        table.add_row(
+            teacher.name,
+            teacher.network,
+            f"{teacher.top1:.2%}",
+            f"{teacher.mean_entropy:.3f} nats",
+            f"{teacher.answered:,}",
+            f"{teacher.seconds:.1f} s",
+            _bytes(teacher.file_bytes),
+        )
+    console.print(table)
+    if report.weighted:
+        console.print(f"weights.h5 has the entropy weights of {', '.join(report.weighted)}")
+
+
+def show_cache(summary: CacheSummary) -> None:
+    """What a cache holds, a line a teacher."""
+    console = _stdout()
+    console.print(
+        f"[bold]{escape(str(summary.folder))}[/]: {len(summary.teachers)} teachers on {escape(summary.data)}, "
+        f"{summary.samples:,} samples x {summary.views} views, {summary.classes} classes, {summary.precision}"
+    )
+    table = Table()
+    table.add_column("teacher", no_wrap=True)
+    for heading in ("top-1", "entropy", "25 %", "50 %", "75 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("0 to ln C nats", no_wrap=True)
+    for heading in ("weight", "wrong, trusted", "size"):
+        table.add_column(heading, justify="right")
+    for teacher in summary.teachers:
+        table.add_row(*_teacher_cells(teacher))
+    console.print(table)
+    if summary.weighting:
+        console.print(f"[dim]weights: {escape(summary.weighting)}; trusted: weighs more than 1/K[/]")
+
+
+def _teacher_cells(teacher: TeacherSummary) -> Sequence[str]:
+    return (
+        teacher.name,
+        f"{teacher.top1:.2%}",
+        f"{teacher.mean_entropy:.3f}",
+        *(f"{quartile:.3f}" for quartile in teacher.quartiles),
+        sparkline(teacher.histogram),
+        "-" if teacher.mean_weight is None else f"{teacher.mean_weight:.3f}",
+        "-" if teacher.wrong_and_trusted is None else f"{teacher.wrong_and_trusted:.2%}",
+        _bytes(teacher.file_bytes),
+    )
+
+
+def show_sample(sample: SampleSummary) -> None:
+    """What every teacher says about one sample."""
+    console = _stdout()
+    console.print(
+        f"sample [bold]{sample.index}[/], label [bold]{escape(sample.label)}[/], "
+        f"slot {sample.slot} (view {sample.view})"
+    )
+    table = Table()
+    for heading in ("teacher", "likeliest classes"):
+        table.add_column(heading)
+    for heading in ("entropy", "weight"):
+        table.add_column(heading, justify="right")
+    for opinion in sample.opinions:
+        answers = ", ".join(
+            f"{name} {probability:.1%}"
+            for name, probability in zip(opinion.classes, opinion.probabilities, strict=True)
+        )
+        table.add_row(
+            opinion.name,
+            escape(answers),
+            f"{opinion.entropy:.3f}",
+            "-" if opinion.weight is None else f"{opinion.weight:.3f}",
+        )
+    console.print(table)
+
+
+def show_run(report: RunReport) -> None:
+    """What a run came to."""
+    _stdout().print(
+        f"{report.network}, {report.method}, seed {report.seed}: test top-1 [bold]{report.test_top1:.2%}[/] "
+        f"({round(report.test_top1 * report.test_samples)} of {report.test_samples}) after {report.epochs} epochs; "
+        f"best {report.best_top1:.2%} in epoch {report.best_epoch}; {report.seconds:.1f} s of training; "
+        f"{escape(str(report.folder))}",
+        soft_wrap=True,
+    )
+
+
+def show_evaluation(report: EvaluationReport) -> None:
+    """How good a network is."""
+    _stdout().print(
+        f"{report.network} in {escape(str(report.folder))}: top-1 [bold]{report.top1:.2%}[/], top-5 {report.top5:.2%} "
+        f"of {report.samples:,} test pictures",
+        soft_wrap=True,
+    )
+
+
+def show_demo(report: DemoReport) -> None:
+    """Teachers, students, and what the cache cost and saved."""
+    console = _stdout()
+    show_caching(report.caching)
+    table = Table(title=f"test pictures: {report.test_samples}; one is {1 / report.test_samples:.2%}")
+    for heading in ("", "network"):
+        table.add_column(heading)
+    for heading in ("top-1", "right", "training"):
+        table.add_column(heading, justify="right")
+    for name, top1 in report.teachers.items():
+        table.add_row("teacher", name, f"{top1:.2%}", str(round(top1 * report.test_samples)), "")
+    table.add_section()
+    for run in report.students:
+        who = "student alone" if run.method == "ce" else f"student, {run.method}"
+        right = str(round(run.test_top1 * report.test_samples))
+        table.add_row(who, run.network, f"{run.test_top1:.2%}", right, f"{run.seconds:.1f} s")
+    console.print(table)
+    console.print(
+        f"The cache cost {report.cached_passes} teacher passes over the training pictures "
+        f"({report.caching_seconds:.1f} s, {_bytes(report.cache_bytes)}). With live teachers, these students would have cost {report.live_passes}; "
+        f"from the cache they cost none, and neither does the next one. All of this took {report.seconds:.0f} s."
+    )
+    folder = escape(str(report.folder))
+    console.print(
+        f"[dim]Look closer: demkd inspect {folder}/cache, demkd evaluate {folder}/student-de-mkd --data digits[/]"
+    )
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """A histogram a character a bin; a bin that is not empty never looks empty."""
+    highest = max(max(counts), 1)
+    return "".join(_BARS[0 if count == 0 else max(1, round(count / highest * (len(_BARS) - 1)))] for count in counts)
+
+
+def _stdout() -> Console:
+    return Console(highlight=False)
+
+
+def _bytes(count: int) -> str:
+    """Decimal units, as disks are sold."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(type(value))

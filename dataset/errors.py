@@ -1,0 +1,11 @@
+"""What can be wrong with pictures and views, in words a user can act on."""
+
+from demkd.errors import UserError
+
+
+class DataError(UserError, ValueError):
+    """A data set that cannot be found, read or used."""
+
+
+class ViewsError(UserError, ValueError):
+    """A number of views that the data set's augmentation does not have."""

@@ -1,0 +1,108 @@
+"""Who sees which view when: pure functions of seeds, the same in every process, version and machine.
+
+    slot s of sample i holds view   permutation(view seed, i)[s]
+    epoch e of a run trains on slot permutation(run seed, round)[e mod V],  a new one each round of V epochs
+
+Everything comes from one 64-bit integer hash in NumPy. Random generators of libraries are absent on purpose: their
+streams may change between versions, and a cache outlives them. N samples, M views in the orbit, V slots.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demkd.dataset.errors import ViewsError
+
+UInt64 = NDArray[np.uint64]
+
+# What a number is drawn for, so that equal seeds for different purposes do not draw equal numbers.
+_VIEW_OF_SLOT, _SLOT_OF_EPOCH, _RANDOM_VIEW, _SAMPLE_ORDER, _EPOCH_SEED, _SAMPLE_SWAP, _TEACHER_SWAP = range(1, 8)
+
+_ROWS_AT_ONCE = 65536
+
+
+def view_table(*, view_seed: int, samples: int, orbit: int, slots: int) -> NDArray[np.uint16]:
+    """The view of every slot of every sample: (V, N).
+
+    Each sample's column is the start of its own uniformly random permutation of the orbit (Durstenfeld's shuffle, one
+    step a slot, all samples at once), so that the first V slots do not depend on V, and no view comes twice.
+
+    Raises:
+        ViewsError: if `slots` is not in 1..orbit.
+    """
+    require_slots(slots, orbit)
+    assert orbit <= np.iinfo(np.uint16).max + 1
+    table = np.empty((slots, samples), np.uint16)
+    for start in range(0, samples, _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, samples))
+        table[:, rows] = _shuffled_slots(_hash(_VIEW_OF_SLOT, view_seed, rows), orbit, slots)
+    return table
+
+
+def require_slots(slots: int, orbit: int) -> None:
+    """Refuse a number of slots that the orbit does not have.
+
+    Raises:
+        ViewsError: saying what there is.
+    """
+    if not 1 <= slots <= orbit:
+        raise ViewsError(f"--views is {slots}, but a picture has {orbit} different views: choose 1 to {orbit}")
+
+
+def slot_of_epoch(*, run_seed: int, epoch: int, slots: int) -> int:
+    """The slot that epoch 1, 2, ... trains on: every slot once in each round of V epochs."""
+    turn, position = divmod(epoch - 1, slots)
+    return int(np.argsort(_hash(_SLOT_OF_EPOCH, run_seed, turn, np.arange(slots)), kind="stable")[position])
+
+
+def random_views(*, run_seed: int, epoch: int, samples: int, orbit: int) -> NDArray[np.uint16]:
+    """Independent uniform views (N,), as ordinary training draws them: no slots, repetitions possible."""
+    return (_hash(_RANDOM_VIEW, run_seed, epoch, np.arange(samples)) % np.uint64(orbit)).astype(np.uint16)
+
+
+def sample_order(*, run_seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
+    """The order (N,) in which an epoch meets the samples."""
+    return np.argsort(_hash(_SAMPLE_ORDER, run_seed, epoch, np.arange(samples)), kind="stable")
+
+
+def epoch_seed(*, run_seed: int, epoch: int) -> int:
+    """A seed below 2^63 for what a network itself draws in an epoch (dropout), so that a resumed run draws the same."""
+    return int(_hash(_EPOCH_SEED, run_seed, np.array([epoch]))[0] >> np.uint64(1))
+
+
+def shuffled_samples(*, seed: int, slot: int, samples: int) -> NDArray[np.int64]:
+    """Whose weights each sample gets (N,), for the control that gives a sample another one's."""
+    return np.argsort(_hash(_SAMPLE_SWAP, seed, slot, np.arange(samples)), kind="stable")
+
+
+def shuffled_teachers(*, seed: int, slot: int, samples: int, teachers: int) -> NDArray[np.int64]:
+    """Which teacher's weight each teacher gets (K, N), for the control that permutes them within a sample."""
+    keys = _hash(_TEACHER_SWAP, seed, slot, np.arange(teachers * samples)).reshape(teachers, samples)
+    return np.argsort(keys, axis=0, kind="stable")
+
+
+def _shuffled_slots(keys: UInt64, orbit: int, slots: int) -> NDArray[np.uint16]:
+    """The first `slots` places of a permutation of the orbit for every key (R,): (slots, R)."""
+    everyone = np.arange(len(keys))
+    places = np.tile(np.arange(orbit, dtype=np.uint16)[:, None], (1, len(keys)))  # (M, R)
+    for slot in range(slots):
+        partner = slot + (_mix(keys + np.uint64(slot)) % np.uint64(orbit - slot)).astype(np.int64)
+        chosen = places[partner, everyone]
+        places[partner, everyone] = places[slot]
+        places[slot] = chosen
+    return places[:slots]
+
+
+def _hash(purpose: int, *parts: int | NDArray[np.int64]) -> UInt64:
+    """Hash integers, or arrays of them elementwise, one after the other."""
+    state = np.full(1, purpose, np.uint64)
+    for part in parts:
+        state = _mix(state ^ _mix(np.atleast_1d(np.asarray(part)).astype(np.uint64)))
+    return state
+
+
+def _mix(x: UInt64) -> UInt64:
+    """SplitMix64's step: add the odd constant, then finalise (Steele, Lea, Flood 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,41 @@
+"""The formulas: tensors in, tensors out, one value per sample; nothing here is reduced over a batch.
+
+`entropy.py` measures how unsure a teacher is, `weights.py` turns that into trust, `targets.py` fuses K teachers into
+one set of soft targets, `distillation.py` compares a student with them, `hint.py` compares features.
+
+Shapes: K teachers, B samples, C classes. Everything is computed in float32, or in float64 for float64 logits.
+"""
+
+from demkd.losses.distillation import decoupled_kd_loss, kd_loss
+from demkd.losses.entropy import entropy, non_target_class_entropy, target_class_entropy
+from demkd.losses.hint import hint_loss
+from demkd.losses.targets import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
+from demkd.losses.weights import (
+    UNCERTAINTIES,
+    WEIGHT_FORMS,
+    effective_teachers,
+    entropy_weights,
+    mask_wrong_teachers,
+    uniform_weights,
+    wrong_and_trusted,
+)
+
+__all__ = [
+    "UNCERTAINTIES",
+    "WEIGHT_FORMS",
+    "CoupledTargets",
+    "DecoupledTargets",
+    "decoupled_kd_loss",
+    "effective_teachers",
+    "entropy",
+    "entropy_weights",
+    "fuse_coupled",
+    "fuse_decoupled",
+    "hint_loss",
+    "kd_loss",
+    "mask_wrong_teachers",
+    "non_target_class_entropy",
+    "target_class_entropy",
+    "uniform_weights",
+    "wrong_and_trusted",
+]

@@ -1,0 +1,41 @@
+"""Logits taken apart into "the label or not" and "which of the others" (Zhao et al., Decoupled KD, CVPR 2022).
+
+For p = softmax(z / T) and label y:  b = (p_y, 1 - p_y),  q = softmax over the classes other than y.
+Everything is a difference of logsumexps: 1 - p_y, or a sum of probabilities under a logarithm, would lose the rest of
+an over-confident answer to rounding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LogParts(NamedTuple):
+    """log b (B, 2), and log q (B, C) with 0 in the label's place, where q is 0."""
+
+    binary: Tensor
+    others: Tensor
+
+
+def working_precision(logits: Tensor) -> Tensor:
+    """float64 stays; everything else is computed in float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def log_parts(logits: Tensor, labels: Tensor, *, temperature: float) -> LogParts:
+    """Decouple logits (B, C) with respect to labels (B,)."""
+    scaled = working_precision(logits) / temperature
+    of_label = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, labels[:, None], value=True)
+    everything = scaled.logsumexp(1)
+    rest = scaled.masked_fill(of_label, -torch.inf).logsumexp(1)
+    label_logit = scaled.gather(1, labels[:, None]).squeeze(1)
+    return LogParts(
+        binary=torch.stack((label_logit - everything, rest - everything), dim=1),
+        others=(scaled - rest[:, None]).masked_fill(of_label, 0.0),
+    )
+
+
+def probabilities(log_q: Tensor, labels: Tensor) -> Tensor:
+    """q (B, C) of log q, 0 in the label's place."""
+    return log_q.exp().scatter(1, labels[:, None], 0.0)

@@ -1,0 +1,61 @@
+"""The layers the architectures are made of, how they are stacked, and the weights they start from."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+def conv1x1(inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A pointwise convolution; without a bias, because batch normalisation follows."""
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, groups=groups, bias=False)
+
+
+def conv3x3(inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size at stride 1; without a bias, because batch normalisation follows."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, bias=False)
+
+
+def normalised(convolution: nn.Conv2d) -> list[nn.Module]:
+    """The convolution and its batch normalisation."""
+    return [convolution, nn.BatchNorm2d(convolution.out_channels)]
+
+
+def rectified(convolution: nn.Conv2d) -> list[nn.Module]:
+    """The convolution, its batch normalisation and ReLU."""
+    return [*normalised(convolution), nn.ReLU()]
+
+
+class Block(Protocol):
+    """What builds one block of a stage."""
+
+    def __call__(self, inputs: int, outputs: int, /, *, stride: int) -> nn.Module: ...
+
+
+def stage(block: Block, inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
+    """Equal blocks in a row, of which the first changes the channels and the size."""
+    first = block(inputs, outputs, stride=stride)
+    return nn.Sequential(first, *(block(outputs, outputs, stride=1) for _ in range(blocks - 1)))
+
+
+def through(stages: Iterable[nn.Module], maps: Tensor) -> list[Tensor]:
+    """The maps on their way: as they come, then after each stage."""
+    way = [maps]
+    for each in stages:
+        way.append(each(way[-1]))
+    return way
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """Draw every convolution from N(0, 2 / fan-out), with biases of zero (He et al. 2015, arXiv:1502.01852)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def initialise_linear(layer: nn.Linear) -> None:
+    """Draw a classifier from N(0, 0.01^2), with biases of zero, as the published distillation code does."""
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)

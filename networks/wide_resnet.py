@@ -1,0 +1,78 @@
+"""Wide residual networks: wrn_16_1 to wrn_40_2, named by depth and width.
+
+Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146. Blocks are pre-activated (He et al. 2016,
+arXiv:1603.05027): normalisation and ReLU come before a convolution, and sums leave a block as they are. So unlike a
+plain residual network's, the maps handed out may be negative, and the last one is rectified only before pooling.
+
+B views of H x W pixels.
+"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demkd.networks.classifier import Classifier
+from demkd.networks.layers import conv1x1, conv3x3, initialise_convolutions, stage, through
+
+
+class WideBlock(nn.Module):
+    """Two pre-activated 3x3 convolutions and a shortcut, without dropout.
+
+    Where the channels change, the shortcut is a 1x1 convolution of the *activated* input; else it is the input itself.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = conv3x3(inputs, outputs, stride=stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv3x3(outputs, outputs)
+        self.convShortcut = None if inputs == outputs else conv1x1(inputs, outputs, stride=stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps in, maps out: both (B, channels, height, width)."""
+        active = F.relu(self.bn1(maps))
+        residual: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return residual + (maps if self.convShortcut is None else self.convShortcut(active))
+
+
+class WideResNet(Classifier):
+    """Three stages of n blocks, depth 6n + 4, and `width` times the channels of a thin network (table 1).
+
+    Args:
+        classes: C.
+        depth: the number of convolutions, with one shortcut counted in every stage.
+        width: the widening factor.
+    """
+
+    hint_layer = "stage3"
+
+    def __init__(self, classes: int, *, depth: int, width: int) -> None:
+        super().__init__()
+        assert depth % 6 == 4
+        blocks = depth // 6
+        self.conv1 = conv3x3(3, 16)
+        self.block1 = _named_stage(16, 16 * width, blocks=blocks, stride=1)
+        self.block2 = _named_stage(16 * width, 32 * width, blocks=blocks, stride=2)
+        self.block3 = _named_stage(32 * width, 64 * width, blocks=blocks, stride=2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, classes)
+        initialise_convolutions(self)
+        nn.init.zeros_(self.fc.bias)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.fc
+
+    def forward_maps(self, views: Tensor) -> list[Tensor]:
+        stem = self.conv1(views)  # (B, 16, H, W)
+        return through([self.block1, self.block2, self.block3], stem)  # H, H/2, H/4
+
+    def before_pooling(self, maps: Tensor) -> Tensor:
+        return F.relu(self.bn1(maps))
+
+
+def _named_stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
+    """A stage whose blocks the published checkpoints call `layer.0`, `layer.1`, ..."""
+    return nn.Sequential(OrderedDict(layer=stage(WideBlock, inputs, outputs, blocks=blocks, stride=stride)))

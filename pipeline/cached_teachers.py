@@ -1,0 +1,135 @@
+"""Cached teachers: an epoch is one slab, read and fused once; no teacher is loaded.
+
+N samples, K teachers, B in a batch, C classes.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demkd.cache import Cache, Slab
+from demkd.dataset import schedule
+from demkd.pipeline.methods import Method
+from demkd.pipeline.reports import TeacherStatistics
+from demkd.pipeline.supervision import EpochViews, Guidance, SoftTargets, as_tensor, fuse, hint_layer
+from demkd.pipeline.weighing import (
+    Shuffle,
+    TeacherWeights,
+    Uncertainty,
+    is_default,
+    measure_teachers,
+    measure_uncertainty,
+    share_out,
+    teacher_statistics,
+    uses_cached_entropy,
+    weigh,
+)
+
+_ROWS_AT_ONCE = 4096  # bounds what fusing a slab needs beside its result
+
+
+class CachedTeachers:
+    """Stage two's source: an epoch reads one slab, fuses its targets once, and batches are rows of them."""
+
+    def __init__(
+        self, cache: Cache, labels: Tensor, method: Method, *, views: int, run_seed: int, device: torch.device
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            labels: (N,), on the device: those of the data, or corrupted ones.
+            views: train on the first `views` slots.
+        """
+        self._cache, self._labels, self._method = cache, labels, method
+        self._views, self._run_seed, self._device = views, run_seed, device
+        self._layers = {file.name: hint_layer(file) for file in cache.teachers} if method.needs_features else {}
+        self._targets: SoftTargets | None = None
+        self._hints: list[NDArray[np.float16] | Tensor] = []
+        self._hint_weights: Tensor | None = None
+        self._measures: Tensor | None = None
+
+    def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:  # noqa: ARG002
+        return [teacher.shape.features[self._layers[teacher.name]] for teacher in self._cache.teachers if self._layers]
+
+    def start_epoch(self, epoch: int) -> EpochViews:
+        slot = schedule.slot_of_epoch(run_seed=self._run_seed, epoch=epoch, slots=self._views)
+        slab = self._cache.slab(slot)
+        weights = self._weigh(slab)
+        self._targets = self._fuse(slab, weights)
+        if self._method.needs_features:
+            self._hints = [self._resident(slab) for slab in self._cache.features(slot, self._layers)]
+            self._hint_weights = weights.hint
+        entropy = as_tensor(slab.entropy).to(self._device)
+        self._measures = measure_teachers(entropy, self._predictions(slab), self._labels, weights)
+        return EpochViews(view=as_tensor(slab.view), slot=slot)
+
+    def guide(self, indices: Tensor, views: Tensor) -> Guidance:  # noqa: ARG002 - the teachers saw them already
+        assert self._targets is not None, "start_epoch comes first"
+        return Guidance(
+            targets=self._targets.rows(indices),
+            hints=[self._take(hint, indices) for hint in self._hints],
+            hint_weights=None if self._hint_weights is None else self._hint_weights[:, indices],
+        )
+
+    def statistics(self) -> TeacherStatistics | None:
+        return None if self._measures is None else teacher_statistics(self._cache.names, self._measures)
+
+    def _weigh(self, slab: Slab) -> TeacherWeights:
+        """Precomputed weights where they fit, else weights of the cached entropies, or of the logits."""
+        if slab.weights is not None and is_default(self._method):
+            weights = as_tensor(slab.weights).to(self._device)
+            return share_out(weights, weights, self._method)
+        if uses_cached_entropy(self._method) or self._method.weight_source in ("uniform", "fixed"):
+            entropy = as_tensor(slab.entropy).to(self._device)
+            uncertainty = Uncertainty(tckd=entropy, nckd=entropy)
+        else:
+            parts = [
+                measure_uncertainty(self._logits(slab, rows), self._labels[rows], self._method)
+                for rows in self._blocks()
+            ]
+            tckd = torch.cat([part.tckd for part in parts], dim=1)
+            decoupled = self._method.entropy_scope == "decoupled"
+            uncertainty = Uncertainty(
+                tckd=tckd, nckd=torch.cat([part.nckd for part in parts], dim=1) if decoupled else tckd
+            )
+        shuffle = Shuffle.draw(
+            self._method,
+            seed=self._run_seed,
+            slot=slab.slot,
+            teachers=len(slab.logits),
+            samples=self._cache.samples,
+        )
+        return weigh(uncertainty, self._predictions(slab), self._labels, self._method, shuffle=shuffle)
+
+    def _fuse(self, slab: Slab, weights: TeacherWeights) -> SoftTargets:
+        parts = [
+            fuse(
+                self._logits(slab, rows),
+                self._labels[rows],
+                self._method,
+                TeacherWeights(tckd=weights.tckd[:, rows], nckd=weights.nckd[:, rows], hint=weights.hint[:, rows]),
+            )
+            for rows in self._blocks()
+        ]
+        return type(parts[0]).concatenate(parts)  # type: ignore[arg-type]
+
+    def _blocks(self) -> list[slice]:
+        samples = self._cache.samples
+        return [slice(start, min(start + _ROWS_AT_ONCE, samples)) for start in range(0, samples, _ROWS_AT_ONCE)]
+
+    def _logits(self, slab: Slab, rows: slice) -> list[Tensor]:
+        """Some rows of the K teachers' logits as float32."""
+        return [as_tensor(logits[rows]).to(self._device).float() for logits in slab.logits]
+
+    def _predictions(self, slab: Slab) -> Tensor:
+        return as_tensor(slab.prediction).to(self._device)
+
+    def _resident(self, features: NDArray[np.float16]) -> NDArray[np.float16] | Tensor:
+        """A slab of features stays mapped on the CPU, and is uploaded once for a GPU."""
+        return features if self._device.type == "cpu" else as_tensor(features).to(self._device)
+
+    def _take(self, features: NDArray[np.float16] | Tensor, indices: Tensor) -> Tensor:
+        if isinstance(features, Tensor):
+            return features[indices].float()
+        return torch.from_numpy(features[indices.numpy()]).float()

@@ -1,0 +1,265 @@
+"""Stage one: every teacher looks once at every view, and its answers go to the cache.
+
+    dataset   index, slot       -> view: the same crop and flip, today and tomorrow
+    teachers  views (B, 3, H, W) -> logits (B, C), features
+    losses    logits            -> entropy (B,)
+    cache     slot, rows        -> bytes at their place in <teacher>.h5
+    pipeline  entropy of all K  -> weights (K, V, N) in weights.h5
+
+B in a batch, N samples, C classes, K teachers, V slots.
+"""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demkd.cache import CacheMismatchError, CacheShape, CacheWriter, Provenance, TeacherCache, open_cache, write_weights
+from demkd.cache.teacher_file import cache_file
+from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
+from demkd.losses import entropy, entropy_weights
+from demkd.pipeline.compute import Compute
+from demkd.pipeline.description import describe_data, describe_device, describe_views
+from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_split, load_teacher
+from demkd.pipeline.progress import Progress
+from demkd.pipeline.reports import CachingReport, TeacherCachingReport
+from demkd.pipeline.weighing import DEFAULT_WEIGHTING
+from demkd.teachers import Teacher, feature_key
+
+Array = NDArray[Any]
+
+_USUAL_VIEWS = 16
+_CHANCE_MARGIN = 2.0  # a top-1 below twice that of chance is worth a warning
+# As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
+RECOMPUTE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachingRequest:
+    """What `cache-teachers` is asked for.
+
+    Attributes:
+        views: V; None for 16, or as many as there are.
+        layers: whose features are kept; "last" is each teacher's hint layer.
+        normalisations: by teacher name, what was given on the command line; "" stands for all others.
+    """
+
+    data: str
+    teachers: tuple[TeacherSpec, ...]
+    folder: Path
+    views: int | None
+    view_seed: int
+    layers: tuple[str, ...]
+    grid: int
+    batch_size: int
+    normalisations: Mapping[str, Normalisation]
+
+
+def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
+    """Answer what is missing, teacher by teacher, then compute the weights.
+
+    Raises:
+        UserError: of any room, in words for the user; what was written stays, and the same call goes on.
+    """
+    progress.note(f"reading the training pictures of {request.data}")
+    pictures = load_split(request.data, "train")
+    orbit = pictures.policy.orbit
+    views = min(_USUAL_VIEWS, orbit) if request.views is None else request.views
+    schedule.require_slots(views, orbit)
+    studio = _Studio(request=request, pictures=pictures, views=views, compute=compute)
+    reports = tuple(_cache_teacher(studio, spec, progress) for spec in request.teachers)
+    return CachingReport(
+        folder=request.folder,
+        samples=len(pictures),
+        views=views,
+        orbit=orbit,
+        precision=compute.precision,
+        teachers=reports,
+        weighted=precompute_weights(request.folder, progress),
+    )
+
+
+class _Studio:
+    """What all teachers share: the pictures, cut into views, and their description."""
+
+    def __init__(self, *, request: CachingRequest, pictures: Pictures, views: int, compute: Compute) -> None:
+        self.request, self.pictures, self.views, self.compute = request, pictures, views, compute
+        self.cutter = ViewCutter(pictures.pixels, pictures.policy, device=compute.device)
+        self._data = describe_data(pictures)
+
+    def view_table(self, slots: int) -> NDArray[np.uint16]:
+        """The view (V, N) of every slot and sample."""
+        return schedule.view_table(
+            view_seed=self.request.view_seed,
+            samples=len(self.pictures),
+            orbit=self.pictures.policy.orbit,
+            slots=slots,
+        )
+
+    def cut(self, rows: slice, numbers: NDArray[np.uint16]) -> Tensor:
+        """Views (B, 3, H, W) of consecutive samples, in the views that the numbers (B,) name."""
+        indices = torch.arange(rows.start, rows.stop, device=self.compute.device)
+        return self.cutter.cut(indices, torch.from_numpy(numbers.astype(np.int64)).to(self.compute.device))
+
+    def provenance(self, teacher: Teacher, network: LoadedNetwork) -> Provenance:
+        """What this teacher's answers are made from."""
+        return Provenance(
+            bound={
+                "teacher": {
+                    "network": network.name,
+                    "weights_sha256": teacher.weights_sha256(),
+                    "mean": list(network.normalisation.mean),
+                    "deviation": list(network.normalisation.deviation),
+                },
+                "data": self._data,
+                "views": describe_views(self.pictures.policy, self.request.view_seed),
+                "precision": self.compute.precision,
+            },
+            noted={
+                "data": self.pictures.name,
+                "parameters": teacher.parameters,
+                "hint_layer": teacher.hint_layer,
+                "batch_size": self.request.batch_size,
+                "device": describe_device(self.compute),
+                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            },
+        )
+
+
+def _cache_teacher(studio: _Studio, spec: TeacherSpec, progress: Progress) -> TeacherCachingReport:
+    """Everything about one teacher: load, describe, check, answer, finish."""
+    started = time.perf_counter()
+    request, pictures = studio.request, studio.pictures
+    normalisation = chosen_for(request.normalisations, spec)
+    teacher, network = load_teacher(spec, pictures=pictures, compute=studio.compute, normalisation=normalisation)
+    some = studio.cut(slice(0, min(64, len(pictures))), studio.view_table(1)[0, :64])
+    teacher.require_pure(some)
+    shape = CacheShape(
+        views=studio.views,
+        samples=len(pictures),
+        classes=pictures.classes,
+        features=_feature_shapes(request, teacher, some),
+    )
+    labels = pictures.labels.numpy()
+    provenance = studio.provenance(teacher, network)
+    with CacheWriter(request.folder, spec.name, shape=shape, provenance=provenance, labels=labels) as writer:
+        answered = _answer_pending(studio, teacher, writer, progress)
+        writer.finish()
+    file = TeacherCache(cache_file(request.folder, spec.name))
+    top1 = float((file.slab("prediction", 0) == labels).mean())
+    if top1 < _CHANCE_MARGIN / pictures.classes:
+        progress.warn(
+            f"teacher {spec.name} is right about {top1:.1%} of {pictures.name}, near chance "
+            f"({1 / pictures.classes:.1%}): are its classes in another order, or its normalisation another one?"
+        )
+    return TeacherCachingReport(
+        name=spec.name,
+        network=network.name,
+        parameters=teacher.parameters,
+        views=file.shape.views,
+        answered=answered,
+        top1=top1,
+        mean_entropy=float(file.slab("entropy", 0).mean()),
+        file_bytes=file.path.stat().st_size,
+        seconds=time.perf_counter() - started,
+        features=file.shape.features,
+    )
+
+
+def _answer_pending(studio: _Studio, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
+    """Answer every block that lacks something; how many views that took."""
+    pending = writer.pending()
+    if not pending:
+        return 0
+    table = studio.view_table(writer.shape.views)
+    _require_same_answers(studio, teacher, writer, table)
+    samples = writer.shape.samples
+    rows_of = [writer.shape.rows(block) for _, block in pending]
+    total = sum(int(rows.stop) - int(rows.start) for rows in rows_of)
+    with progress.task(
+        f"teacher {teacher.name}",
+        total=writer.shape.views * samples,
+        unit="views",
+        done=writer.shape.views * samples - total,
+    ) as task:
+        for position, ((slot, block), rows) in enumerate(zip(pending, rows_of, strict=True)):
+            writer.write(slot, block, _answer(studio, teacher, rows, table[slot], writer.missing(slot, block)))
+            task.advance(rows.stop - rows.start)
+            if position + 1 == len(pending) or pending[position + 1][0] != slot:
+                writer.sync()
+    return total
+
+
+def _answer(
+    studio: _Studio, teacher: Teacher, rows: slice, numbers: NDArray[np.uint16], names: Sequence[str]
+) -> dict[str, Array]:
+    """The named data sets of consecutive samples; batches never cross a block, so that a resumed file is the same."""
+    keys = [name.removeprefix("features/") for name in names if name.startswith("features/")]
+    parts = [
+        teacher.answer(studio.cut(batch, numbers[batch]), features=keys)
+        for batch in _batches(rows, studio.request.batch_size)
+    ]
+    logits = torch.cat([part.logits for part in parts])
+    answers = {
+        "logits": logits,
+        "entropy": entropy(logits),
+        "prediction": logits.argmax(1),
+        **{f"features/{key}": torch.cat([part.features[key] for part in parts]) for key in keys},
+    }
+    arrays = {name: answer.cpu().numpy() for name, answer in answers.items()}
+    return {**arrays, "view": numbers[rows]}
+
+
+def _require_same_answers(studio: _Studio, teacher: Teacher, writer: CacheWriter, table: NDArray[np.uint16]) -> None:
+    """Before rows join earlier ones, answer one earlier block again: it also catches changed code of the network.
+
+    Raises:
+        CacheMismatchError: if the answers differ by more than rounding.
+    """
+    place = writer.first_written()
+    if place is None:
+        return
+    slot, block = place
+    rows = writer.shape.rows(block)
+    earlier = writer.written(slot, block)["logits"].astype(np.float32)
+    now = _answer(studio, teacher, rows, table[slot], ["logits"])["logits"]
+    change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
+    if change > RECOMPUTE_TOLERANCE * max(scale, 1.0):
+        raise CacheMismatchError(
+            f"teacher {teacher.name} answers slot {slot}, rows {rows.start} to {rows.stop - 1}, otherwise than when "
+            f"the cache was started (logits differ by up to {change:.3g}): its network's code has changed since; "
+            "choose another --out"
+        )
+
+
+def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
+    """Write weights.h5 for all whole teachers of a cache, if they fit together; the names of those weighted."""
+    try:
+        cache = open_cache(folder, weights=False)
+    except CacheMismatchError as error:
+        progress.warn(f"no weights were computed: {error}")
+        return ()
+    entropies = [[teacher.slab("entropy", slot) for teacher in cache.teachers] for slot in range(cache.views)]
+    weights = np.empty((len(cache.teachers), cache.views, cache.samples), np.float32)
+    for slot, of_teachers in enumerate(entropies):
+        weights[:, slot] = entropy_weights(torch.from_numpy(np.stack(of_teachers))).numpy()
+    write_weights(folder, cache.teachers, weights, weighting=DEFAULT_WEIGHTING)
+    return cache.names
+
+
+def _feature_shapes(request: CachingRequest, teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shape of one sample's features, by key."""
+    layers = [teacher.hint_layer if layer == "last" else layer for layer in request.layers]
+    keys = [feature_key(layer, request.grid) for layer in layers]
+    return {key: tuple(features.shape[1:]) for key, features in teacher.answer(views, features=keys).features.items()}
+
+
+def _batches(rows: slice, size: int) -> list[slice]:
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]

@@ -1,0 +1,76 @@
+"""Where and how precisely networks compute."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from demkd.errors import UserError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ComputeError(UserError, ValueError):
+    """A device or precision that this machine does not have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compute:
+    """A device and a precision; networks and views are channels-last in memory, which convolutions like best."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of a forward pass; weights, losses and entropies stay float32."""
+        dtype = PRECISIONS[self.precision]
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32
+        )
+        return context
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Put a network on the device, in the memory layout of the views."""
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def wait(self) -> None:
+        """Wait for the device, before a clock is read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
+    """Resolve "auto": the GPU if there is one; bfloat16 where the processor multiplies in it.
+
+    Raises:
+        ComputeError: if the device or precision is unknown or absent.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ComputeError(f"there is no device {device!r}: choose auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ComputeError(f"the device {device!r} is not supported: choose auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ComputeError(f"the device {device!r} is not there: this machine has {torch.cuda.device_count()} GPUs")
+    if precision == "auto":
+        precision = "bfloat16" if _multiplies_bfloat16(chosen) else "float32"
+    if precision not in PRECISIONS:
+        raise ComputeError(f"there is no precision {precision!r}: choose auto, {' or '.join(PRECISIONS)}")
+    return Compute(device=chosen, precision=precision)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 units; elsewhere bfloat16 is emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    probes: list[Callable[[], bool]] = [
+        probe
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if (probe := getattr(torch.cpu, name, None)) is not None
+    ]
+    return any(probe() for probe in probes)

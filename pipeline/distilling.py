@@ -1,0 +1,245 @@
+"""Stage two: a student learns from cached teachers. Also its two relatives, live teachers and no teachers at all.
+
+    cache     slot              -> K slabs of logits (N, C), memory-mapped; weights (K, N)
+    losses    slabs, weights    -> fused targets of the epoch
+    pipeline  a batch of indices -> views, labels, targets; the student's step; an epoch report
+
+N samples, C classes, K teachers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from demkd.cache import Cache, Provenance, TeacherCache, open_cache
+from demkd.dataset import Normalisation, Pictures, ViewsError, schedule
+from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.pipeline.compute import Compute
+from demkd.pipeline.description import describe_data, describe_views
+from demkd.pipeline.live_teachers import LiveTeachers
+from demkd.pipeline.loading import TeacherSpec, chosen_for, load_split, load_teacher
+from demkd.pipeline.methods import Method, MethodError
+from demkd.pipeline.progress import Progress
+from demkd.pipeline.recipe import Recipe, Teaching, Training
+from demkd.pipeline.reports import RunReport
+from demkd.pipeline.runs import open_run
+from demkd.pipeline.supervision import LabelsOnly, Supervision, ViewPlan, independent_views, scheduled_views
+from demkd.pipeline.training import Trainer, fit
+
+_OTHER_DATA = "Give the --data that the teachers were cached with, or cache them again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingOptions:
+    """The choices that `train` and `distill` share; see `recipe.Training`."""
+
+    data: str
+    network: str
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    normalisation: Normalisation | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillRequest:
+    """What `distill` is asked for.
+
+    Attributes:
+        cache: the cache's folder, or None with live teachers or none.
+        teachers: which cached ones; all if empty.
+        live: teachers to run in every step.
+        normalisations: of live teachers, by name; "" stands for all others.
+        views: how many slots, "random" for independent views, or None for all that the cache has.
+    """
+
+    options: TrainingOptions
+    method: Method
+    folder: Path
+    cache: Path | None
+    teachers: tuple[str, ...]
+    live: tuple[TeacherSpec, ...]
+    normalisations: Mapping[str, Normalisation]
+    views: int | str | None
+    view_seed: int
+
+
+def train(options: TrainingOptions, folder: Path, compute: Compute, progress: Progress) -> RunReport:
+    """Supervised training on labels, every epoch with independent views.
+
+    Raises:
+        UserError: of any room; the run goes on when called again.
+    """
+    pictures, test = _load(options.data, progress)
+    plan = independent_views(run_seed=options.seed, samples=len(pictures), orbit=pictures.policy.orbit)
+    recipe = Recipe(training=_settings(options, pictures, compute), teaching=None, sources=_sources(pictures))
+    return _run(recipe, folder, pictures, test, LabelsOnly(plan), compute, progress)
+
+
+def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
+    """Train a student as the method says.
+
+    Raises:
+        UserError: of any room; the run goes on when called again.
+    """
+    pictures, test = _load(request.options.data, progress)
+    if request.method.decouple == "dkd" and pictures.classes == 2:
+        progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
+    if request.cache is not None:
+        return _distill_cached(request, request.cache, pictures, test, compute, progress)
+    return _distill_live(request, pictures, test, compute, progress)
+
+
+def _distill_cached(
+    request: DistillRequest, folder: Path, pictures: Pictures, test: Pictures, compute: Compute, progress: Progress
+) -> RunReport:
+    with open_cache(folder, request.teachers or None) as cache:
+        require_same_data(cache.teachers[0], pictures)
+        if isinstance(request.views, str):
+            raise ViewsError("--views random needs --online: a cache has answers for its own views only")
+        views = cache.views if request.views is None else request.views
+        if not 1 <= views <= cache.views:
+            raise ViewsError(
+                f"--views is {views}, but the cache in {folder} has {cache.views}: choose 1 to {cache.views}, "
+                "or run cache-teachers with more --views, which keeps what is there"
+            )
+        recipe = _recipe(request, pictures, compute, names=cache.names, views=views, sources=_cache_sources(cache))
+        seed = request.options.seed
+        labels = pictures.labels.to(compute.device)
+        supervision: Supervision
+        if request.method.needs_teachers:
+            supervision = CachedTeachers(
+                cache, labels, request.method, views=views, run_seed=seed, device=compute.device
+            )
+        else:
+            supervision = LabelsOnly(scheduled_views(cache.view, slots=views, run_seed=seed))
+        return _run(recipe, request.folder, pictures, test, supervision, compute, progress)
+
+
+def _distill_live(
+    request: DistillRequest, pictures: Pictures, test: Pictures, compute: Compute, progress: Progress
+) -> RunReport:
+    if request.method.needs_teachers and not request.live:
+        raise MethodError(f"--method {request.method.name} has no teachers: give --cache, or --online with --teacher")
+    views = _view_count(request, pictures)
+    plan = _live_plan(request, pictures, views)
+    loaded = [
+        load_teacher(spec, pictures=pictures, compute=compute, normalisation=chosen_for(request.normalisations, spec))
+        for spec in request.live
+    ]
+    sources = {f"teacher_{teacher.name}": teacher.weights_sha256() for teacher, _ in loaded}
+    names = tuple(spec.name for spec in request.live)
+    recipe = _recipe(request, pictures, compute, names=names, views=views, sources=sources)
+    labels = pictures.labels.to(compute.device)
+    supervision: Supervision = LabelsOnly(plan)
+    if request.method.needs_teachers:
+        supervision = LiveTeachers([teacher for teacher, _ in loaded], labels, request.method, plan)
+    return _run(recipe, request.folder, pictures, test, supervision, compute, progress)
+
+
+def require_same_data(cached: TeacherCache, pictures: Pictures) -> None:
+    """Refuse pictures, labels or views other than those that the teachers saw.
+
+    Raises:
+        CacheMismatchError: naming every field that differs, with both values.
+    """
+    seed = cached.provenance.bound["views"]["seed"]
+    now = Provenance(bound={"data": describe_data(pictures), "views": describe_views(pictures.policy, seed)})
+    cached.provenance.require(now, cached=str(cached.path), cure=_OTHER_DATA, tables=("data", "views"))
+
+
+def _load(data: str, progress: Progress) -> tuple[Pictures, Pictures]:
+    progress.note(f"reading the pictures of {data}")
+    return load_split(data, "train"), load_split(data, "test")
+
+
+def _view_count(request: DistillRequest, pictures: Pictures) -> int | str:
+    orbit = pictures.policy.orbit
+    if request.views is None:
+        return orbit
+    if isinstance(request.views, int):
+        schedule.require_slots(request.views, orbit)
+    return request.views
+
+
+def _live_plan(request: DistillRequest, pictures: Pictures, views: int | str) -> ViewPlan:
+    """The view plan of a run without a cache: the slots a cache would have, or independent views."""
+    samples, orbit, seed = len(pictures), pictures.policy.orbit, request.options.seed
+    if isinstance(views, str):
+        return independent_views(run_seed=seed, samples=samples, orbit=orbit)
+    table = schedule.view_table(view_seed=request.view_seed, samples=samples, orbit=orbit, slots=views)
+    return scheduled_views(lambda slot: table[slot], slots=views, run_seed=seed)
+
+
+def _recipe(
+    request: DistillRequest,
+    pictures: Pictures,
+    compute: Compute,
+    *,
+    names: tuple[str, ...],
+    views: int | str,
+    sources: dict[str, str],
+) -> Recipe:
+    fixed = request.method.fixed_weights
+    if fixed and len(fixed) != len(names):
+        raise MethodError(f"fixed_weights has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
+    return Recipe(
+        training=_settings(request.options, pictures, compute),
+        teaching=Teaching(
+            method=request.method,
+            teachers=names if request.method.needs_teachers else (),
+            online=bool(request.live),
+            views=views,
+            view_seed=request.view_seed,
+        ),
+        sources={**_sources(pictures), **sources},
+    )
+
+
+def _settings(options: TrainingOptions, pictures: Pictures, compute: Compute) -> Training:
+    """The options with everything resolved that depends on the data and the machine."""
+    normalisation = options.normalisation or pictures.usual_normalisation()
+    return Training(
+        data=options.data,
+        network=options.network,
+        seed=options.seed,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        precision=compute.precision,
+        mean=normalisation.mean,
+        deviation=normalisation.deviation,
+        padding=pictures.policy.padding,
+        flip=pictures.policy.flip,
+    )
+
+
+def _sources(pictures: Pictures) -> dict[str, str]:
+    return {"pixels_sha256": pictures.pixels_sha256(), "labels_sha256": pictures.labels_sha256()}
+
+
+def _cache_sources(cache: Cache) -> dict[str, str]:
+    return {f"teacher_{teacher.name}": teacher.provenance.fingerprint() for teacher in cache.teachers}
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    pictures: Pictures,
+    test: Pictures,
+    supervision: Supervision,
+    compute: Compute,
+    progress: Progress,
+) -> RunReport:
+    with open_run(folder, recipe) as run:
+        trainer = Trainer(recipe, pictures, pictures.labels, supervision, compute)
+        return fit(trainer, recipe, run, test, compute, progress)

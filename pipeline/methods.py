@@ -1,0 +1,164 @@
+"""The methods: what each preset of `--method` means, as one set of options that one training loop understands.
+
+Every option and its formula is described in docs/methods.md; the defaults are DE-MKD's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from demkd.errors import UserError
+
+
+class MethodError(UserError, ValueError):
+    """A method that does not exist, or options that contradict each other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """How the student learns from its teachers.
+
+    Attributes:
+        decouple: "dkd" (TCKD and NCKD with weights of their own), "coupled" (Hinton's loss) or "none" (labels only).
+        kd_weight: the factor of the logit loss as a whole.
+        temperature: T of the logit loss.
+        tckd_weight, nckd_weight: DKD's alpha and beta.
+        warmup: the share of the schedule over which the logit loss is faded in; 0 for none.
+        hint_weight: gamma, divided by K; 0 for no features.
+        weight_source: "entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers" or "shuffled_samples".
+        weight_form: a name in `losses.WEIGHT_FORMS`.
+        weight_tau: the temperature of the form's softmax.
+        entropy_temperature: the temperature at which teachers are asked how sure they are.
+        weight_level: "sample", or "dataset": uncertainties are averaged over a slot first.
+        weight_on: "both", or only "nckd" or "tckd"; the other part gets 1 / K.
+        entropy_scope: "full", or "decoupled": the entropy of b for TCKD, of q for NCKD.
+        wrong_teacher: "keep", or "mask": a teacher whose prediction is wrong gets no weight.
+        feature_weighting: "shared" (the logits' weights) or "uniform".
+        fixed_weights: the weights by teacher for the source "fixed".
+        reduction: "normalised", or "released": the loss scales of CA-MKD's repository.
+    """
+
+    name: str
+    decouple: str = "dkd"
+    kd_weight: float = 1.0
+    temperature: float = 4.0
+    tckd_weight: float = 1.0
+    nckd_weight: float = 8.0
+    warmup: float = 20 / 240
+    hint_weight: float = 0.0
+    weight_source: str = "entropy"
+    weight_form: str = "one_minus_softmax"
+    weight_tau: float = 1.0
+    entropy_temperature: float = 1.0
+    weight_level: str = "sample"
+    weight_on: str = "both"
+    entropy_scope: str = "full"
+    wrong_teacher: str = "keep"
+    feature_weighting: str = "shared"
+    fixed_weights: tuple[float, ...] = ()
+    reduction: str = "normalised"
+
+    @property
+    def needs_teachers(self) -> bool:
+        return self.decouple != "none"
+
+    @property
+    def needs_features(self) -> bool:
+        return self.hint_weight > 0
+
+
+_HINT_WEIGHT = 50.0  # CA-MKD's, divided by K where it is used
+
+METHODS: dict[str, Method] = {
+    "ce": Method(name="ce", decouple="none", weight_source="uniform", warmup=0.0),
+    "kd": Method(name="kd", decouple="coupled", weight_source="uniform", warmup=0.0),
+    "dkd": Method(name="dkd", weight_source="uniform"),
+    "ebkd": Method(name="ebkd", decouple="coupled", weight_form="one_minus_share", warmup=0.0),
+    "ca-mkd": Method(
+        name="ca-mkd", decouple="coupled", weight_source="cross_entropy", warmup=0.0, hint_weight=_HINT_WEIGHT
+    ),
+    "de-mkd-logits": Method(name="de-mkd-logits"),
+    "de-mkd": Method(name="de-mkd", hint_weight=_HINT_WEIGHT),
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "decouple": ("dkd", "coupled", "none"),
+    "weight_source": ("entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers", "shuffled_samples"),
+    "weight_form": ("one_minus_softmax", "softmax", "one_minus_share", "inverse"),
+    "weight_level": ("sample", "dataset"),
+    "weight_on": ("both", "nckd", "tckd"),
+    "entropy_scope": ("full", "decoupled"),
+    "wrong_teacher": ("keep", "mask"),
+    "feature_weighting": ("shared", "uniform"),
+    "reduction": ("normalised", "released"),
+}
+_POSITIVE = ("temperature", "weight_tau", "entropy_temperature")
+_NOT_NEGATIVE = ("kd_weight", "tckd_weight", "nckd_weight", "warmup", "hint_weight")
+
+
+def choose_method(name: str, **options: Any) -> Method:
+    """A preset with some options changed; None leaves the preset's value.
+
+    Raises:
+        MethodError: if there is no such preset or value, or if options contradict each other.
+    """
+    if name not in METHODS:
+        raise MethodError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
+    method = replace(METHODS[name], **{key: value for key, value in options.items() if value is not None})
+    for key, choices in CHOICES.items():
+        if getattr(method, key) not in choices:
+            raise MethodError(f"{key} cannot be {getattr(method, key)!r}: choose one of {', '.join(choices)}")
+    for key in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = getattr(method, key)
+        if value < 0 or (value == 0 and key in _POSITIVE):
+            raise MethodError(
+                f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0"
+            )
+    for is_contradiction, why in _CONTRADICTIONS:
+        if is_contradiction(method):
+            raise MethodError(f"these options contradict each other: {why}")
+    return method
+
+
+def _has_options_of_entropy(method: Method) -> bool:
+    return method.entropy_scope != "full" or method.entropy_temperature != 1.0
+
+
+# Options that would silently do nothing, or have no meaning, are refused with the reason.
+_CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
+    (
+        lambda m: m.decouple == "none" and m.needs_features,
+        "the method ce has no teachers, so there are no features to match",
+    ),
+    (
+        lambda m: m.decouple != "dkd" and m.weight_on != "both",
+        "weight_on names a part of DKD's loss, and the loss is not decoupled",
+    ),
+    (
+        lambda m: m.decouple != "dkd" and m.entropy_scope == "decoupled",
+        "entropy_scope decoupled gives TCKD and NCKD weights of their own, and the loss is not decoupled",
+    ),
+    (
+        lambda m: m.weight_source in ("uniform", "fixed", "cross_entropy") and _has_options_of_entropy(m),
+        "entropy_scope and entropy_temperature need a weight_source of entropies",
+    ),
+    (
+        lambda m: m.weight_source in ("uniform", "fixed") and m.weight_level == "dataset",
+        "weight_level dataset averages uncertainties, and this weight_source has none",
+    ),
+    (
+        lambda m: (m.weight_source == "fixed") != bool(m.fixed_weights),
+        "fixed_weights and weight_source fixed go together",
+    ),
+    (
+        lambda m: m.reduction == "released" and m.name not in RELEASED_SCALES,
+        "reduction released is known for kd, ebkd and ca-mkd",
+    ),
+)
+
+# The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (method.md).
+RELEASED_SCALES: dict[str, Callable[[int], float]] = {
+    "kd": lambda _teachers: 1.0,
+    "ebkd": lambda teachers: (teachers - 1) / teachers,
+    "ca-mkd": lambda teachers: 1 / teachers,
+}

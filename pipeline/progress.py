@@ -1,0 +1,56 @@
+"""How a stage tells what it is doing, without knowing how it is shown; `console.py` shows it."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from demkd.pipeline.reports import EpochReport
+
+
+class Task(Protocol):
+    """One long piece of work."""
+
+    def advance(self, count: int) -> None:
+        """`count` more units are done."""
+
+    def tell(self, facts: str) -> None:
+        """Show the latest figures beside the bar."""
+
+
+class Progress(Protocol):
+    """Where a stage reports to."""
+
+    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
+        """Show a bar while the context lasts."""
+
+    def epoch(self, report: EpochReport) -> None:
+        """An epoch is over."""
+
+    def note(self, text: str) -> None:
+        """Say something in passing."""
+
+    def warn(self, text: str) -> None:
+        """Say what may be wrong, though the work goes on."""
+
+
+class SilentProgress:
+    """Shows nothing: for library use, and `--quiet`."""
+
+    @contextmanager
+    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["SilentProgress"]:  # noqa: ARG002
+        yield self
+
+    def advance(self, count: int) -> None:
+        """Nothing to show."""
+
+    def tell(self, facts: str) -> None:
+        """Nothing to show."""
+
+    def epoch(self, report: EpochReport) -> None:
+        """Nothing to show."""
+
+    def note(self, text: str) -> None:
+        """Nothing to show."""
+
+    def warn(self, text: str) -> None:
+        """Nothing to show."""

@@ -1,0 +1,128 @@
+"""Recipes: a run's choices as a flat TOML file, the same names as the options of the command line."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from demkd.errors import UserError
+from demkd.pipeline.methods import Method
+
+
+class RecipeError(UserError, ValueError):
+    """A recipe that cannot be read, or does not fit what is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """How a network is trained, whatever it learns from.
+
+    Attributes:
+        schedule: "step" (x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs, as 150, 180, 210 of 240), "cosine", or
+            "one-cycle" (linear up over 30 %, linear down to 0).
+        precision: "float32" or "bfloat16", resolved.
+        mean, deviation: of the network's input.
+        padding, flip: of the data's views.
+    """
+
+    data: str
+    network: str
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    precision: str
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    padding: int
+    flip: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teaching:
+    """What a student learns from.
+
+    Attributes:
+        teachers: names in the cache, or `NAME=NETWORK@CHECKPOINT` live.
+        views: how many slots, or "random" for independent views.
+    """
+
+    method: Method
+    teachers: tuple[str, ...]
+    online: bool
+    views: int | str
+    view_seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides a run's numbers.
+
+    Attributes:
+        teaching: None for plain supervised training on independent views.
+        sources: digests of the pixels, the labels and the teachers.
+    """
+
+    training: Training
+    teaching: Teaching | None
+    sources: Mapping[str, str]
+
+    def to_toml(self) -> str:
+        tables: dict[str, Any] = asdict(self.training)
+        if self.teaching:
+            teaching = asdict(self.teaching)
+            method = teaching.pop("method")
+            tables |= {"method": method.pop("name"), **teaching, **method}
+        tables["student" if self.teaching else "network"] = tables.pop("network")
+        return tomli_w.dumps({**tables, "sources": dict(self.sources)})
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe; `distill --recipe PATH` or `train --recipe PATH` reads it."""
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe as option values.
+
+    Raises:
+        RecipeError: if there is none, or it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read ({error}): repair it") from error
+
+
+def require_same_recipe(recipe: Recipe, path: Path) -> None:
+    """Refuse to go on with a run that was started with other choices.
+
+    Raises:
+        RecipeError: naming every choice that differs, with both values.
+    """
+    started = _flat(read_recipe(path))
+    now = _flat(tomllib.loads(recipe.to_toml()))
+    different = [
+        f"{name} was {started.get(name, '(absent)')} and is {now.get(name, '(absent)')}"
+        for name in sorted(started.keys() | now.keys())
+        if started.get(name) != now.get(name)
+    ]
+    if different:
+        raise RecipeError(
+            f"the run in {path.parent} was started differently: {'; '.join(different)}. "
+            "Choose another --out, or repeat the options it was started with"
+        )
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    sources = tables.get("sources", {})
+    return {**{key: value for key, value in tables.items() if key != "sources"}, **sources}

@@ -1,0 +1,233 @@
+"""The training loop: set up, one epoch, one step, evaluate. Everything that is trained is trained here.
+
+N samples, B in a batch, C classes, K teachers.
+"""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
+from demkd.errors import UserError
+from demkd.networks import Adapter, build_network
+from demkd.networks.classifier import Classifier
+from demkd.pipeline.compute import Compute
+from demkd.pipeline.evaluation import evaluate
+from demkd.pipeline.methods import METHODS
+from demkd.pipeline.objective import Objective
+from demkd.pipeline.progress import Progress, Task
+from demkd.pipeline.recipe import Recipe
+from demkd.pipeline.reports import EpochReport, RunReport, TeacherStatistics
+from demkd.pipeline.runs import RunFolder
+from demkd.pipeline.schedules import SCHEDULES
+from demkd.pipeline.supervision import Supervision
+
+
+class TrainingError(UserError, ArithmeticError):
+    """Training that came to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """What one pass over the data gave."""
+
+    losses: dict[str, float]
+    top1: float
+    seconds: float
+    data_seconds: float
+    slot: int | None
+
+
+class Trainer:
+    """A student in training, with all that changes from step to step; `state` is what a checkpoint keeps."""
+
+    def __init__(
+        self, recipe: Recipe, train: Pictures, labels: Tensor, supervision: Supervision, compute: Compute
+    ) -> None:
+        """Build the student and its adapters from the recipe's seed.
+
+        Args:
+            labels: (N,), what the student learns; those of `train`, or corrupted ones.
+        """
+        settings, method = recipe.training, recipe.teaching.method if recipe.teaching else METHODS["ce"]
+        self._settings, self._supervision, self._compute = settings, supervision, compute
+        self._normalisation = Normalisation(mean=settings.mean, deviation=settings.deviation)
+        self._labels = labels.to(compute.device)
+        self._cutter = ViewCutter(train.pixels, train.policy, device=compute.device)
+        torch.manual_seed(settings.seed)
+        self.student: Classifier = build_network(settings.network, classes=train.classes)
+        self._adapters = self._build_adapters() if method.needs_features else nn.ModuleList()
+        compute.place(self.student)
+        compute.place(self._adapters)
+        self._objective = Objective(
+            method, epochs=settings.epochs, teachers=len(recipe.teaching.teachers) if recipe.teaching else 0
+        )
+        self._optimizer = torch.optim.SGD(
+            [*self.student.parameters(), *self._adapters.parameters()],
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch; a last batch of one is left out, because batch normalisation cannot use it."""
+        full, rest = divmod(len(self._labels), self._settings.batch_size)
+        return full + (rest > 1)
+
+    def train_epoch(self, epoch: int, task: Task) -> Epoch:
+        """One pass over the data, in epoch 1, 2, ...
+
+        Raises:
+            TrainingError: if the loss is no longer finite.
+        """
+        started = time.perf_counter()
+        # Whatever the network draws in this epoch (dropout) depends on the seed and the epoch alone.
+        torch.manual_seed(schedule.epoch_seed(run_seed=self._settings.seed, epoch=epoch))
+        views = self._supervision.start_epoch(epoch)
+        view = views.view.to(self._compute.device)
+        order = torch.from_numpy(
+            schedule.sample_order(run_seed=self._settings.seed, epoch=epoch, samples=len(self._labels))
+        ).to(self._compute.device)
+        self._compute.wait()
+        prepared = time.perf_counter()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._compute.device))
+        seen = 0
+        self.student.train()
+        for step in range(self.steps):
+            indices = order[step * self._settings.batch_size : (step + 1) * self._settings.batch_size]
+            self._set_learning_rate((epoch - 1 + step / self.steps) / self._settings.epochs)
+            for name, value in self._step(indices, view[indices], epoch=epoch).items():
+                sums[name] += value * len(indices)
+            seen += len(indices)
+            task.advance(1)
+        losses = {name: float(total) / seen for name, total in sums.items()}
+        if not all(abs(value) < float("inf") for value in losses.values()):
+            raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower --learning-rate")
+        return Epoch(
+            top1=losses.pop("right"),
+            losses=losses,
+            seconds=time.perf_counter() - started,
+            data_seconds=prepared - started,
+            slot=views.slot,
+        )
+
+    def teacher_statistics(self) -> TeacherStatistics | None:
+        """How the teachers were weighted in the last epoch."""
+        return self._supervision.statistics()
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint needs, besides the epoch."""
+        return {
+            "student": self.student.state_dict(),
+            "adapters": self._adapters.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, dict[str, object]]) -> None:
+        """Go back to a `state`."""
+        self.student.load_state_dict(state["student"])
+        self._adapters.load_state_dict(state["adapters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _step(self, indices: Tensor, numbers: Tensor, *, epoch: int) -> dict[str, Tensor]:
+        """Train on samples (B,) in views (B,); every term of the loss, and the share of right answers."""
+        views = self._cutter.cut(indices, numbers)  # (B, 3, H, W)
+        labels = self._labels[indices]
+        guidance = self._supervision.guide(indices, views)
+        with self._compute.autocast():
+            logits, features = self.student.forward_features(self._normalisation.apply(views))
+            adapted = [adapter(features[self.student.hint_layer]) for adapter in self._adapters]
+        terms = self._objective.terms(logits, labels, guidance, adapted, epoch=epoch)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(terms["loss"])
+        self._optimizer.step()
+        terms["right"] = (logits.argmax(1) == labels).float().mean()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _set_learning_rate(self, done: float) -> None:
+        self._optimizer.param_groups[0]["lr"] = self.learning_rate(done)
+
+    def learning_rate(self, done: float) -> float:
+        """The learning rate when a share `done` of the run is done."""
+        return self._settings.learning_rate * SCHEDULES[self._settings.schedule](done)
+
+    def _build_adapters(self) -> nn.ModuleList:
+        """One adapter a teacher, between the last maps' shapes."""
+        some = torch.zeros(2, dtype=torch.int64, device=self._compute.device)
+        views = self._cutter.cut_plain(some)
+        self.student.eval()
+        with torch.no_grad():
+            _, features = self.student.forward_features(self._normalisation.apply(views).cpu())
+        shape = tuple(features[self.student.hint_layer].shape[1:])
+        return nn.ModuleList(Adapter(shape, hint) for hint in self._supervision.hint_shapes(views))
+
+
+def fit(
+    trainer: Trainer, recipe: Recipe, run: RunFolder, test: Pictures, compute: Compute, progress: Progress
+) -> RunReport:
+    """Train to the end of the recipe, going on from the run's checkpoint, and write the student."""
+    settings = recipe.training
+    normalisation = Normalisation(mean=settings.mean, deviation=settings.deviation)
+    test_cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
+    checkpoint = run.load_checkpoint()
+    resumed_after = 0
+    if checkpoint:
+        trainer.restore(checkpoint)
+        resumed_after = int(checkpoint["epoch"])
+    run.cut_metrics(resumed_after)
+    total = settings.epochs * trainer.steps
+    title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
+    with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
+        for epoch in range(resumed_after + 1, settings.epochs + 1):
+            trained = trainer.train_epoch(epoch, task)
+            tested = evaluate(trainer.student, test_cutter, test.labels, normalisation, compute)
+            report = EpochReport(
+                epoch=epoch,
+                epochs=settings.epochs,
+                learning_rate=trainer.learning_rate((epoch - 1) / settings.epochs),
+                losses=trained.losses,
+                train_top1=trained.top1,
+                test_top1=tested.top1,
+                test_top5=tested.top5,
+                seconds=trained.seconds,
+                data_seconds=trained.data_seconds,
+                test_seconds=tested.seconds,
+                slot=trained.slot,
+                teachers=trainer.teacher_statistics(),
+            )
+            run.add_metrics(report)
+            run.save_checkpoint({"epoch": epoch, **trainer.state()})
+            progress.epoch(report)
+            task.tell(f"loss {trained.losses['loss']:.3f}, test top-1 {tested.top1:.2%}")
+    facts = {
+        "network": settings.network,
+        "class_names": test.class_names,
+        "mean": settings.mean,
+        "deviation": settings.deviation,
+    }
+    run.save_student(trainer.student.state_dict(), facts)
+    return _summary(recipe, run, len(test), resumed_after)
+
+
+def _summary(recipe: Recipe, run: RunFolder, test_samples: int, resumed_after: int) -> RunReport:
+    lines = run.read_metrics()
+    best = max(lines, key=lambda line: float(line["test_top1"]))
+    return RunReport(
+        folder=run.path,
+        network=recipe.training.network,
+        method=recipe.teaching.method.name if recipe.teaching else "labels only",
+        seed=recipe.training.seed,
+        epochs=recipe.training.epochs,
+        test_samples=test_samples,
+        test_top1=lines[-1]["test_top1"],
+        test_top5=lines[-1]["test_top5"],
+        best_top1=best["test_top1"],
+        best_epoch=best["epoch"],
+        seconds=sum(line["seconds"] for line in lines),
+        resumed_after=resumed_after,
+    )

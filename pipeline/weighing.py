@@ -1,0 +1,167 @@
+"""How much each teacher is listened to: a method's weight options, applied to what the teachers said.
+
+K teachers, B samples (a batch, or a whole slab of N), C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from demkd.dataset import schedule
+from demkd.losses import (
+    UNCERTAINTIES,
+    effective_teachers,
+    entropy_weights,
+    mask_wrong_teachers,
+    non_target_class_entropy,
+    target_class_entropy,
+    uniform_weights,
+    wrong_and_trusted,
+)
+from demkd.pipeline.methods import METHODS, Method
+from demkd.pipeline.reports import TeacherStatistics
+
+_SHUFFLES = ("shuffled_teachers", "shuffled_samples")
+DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Uncertainty:
+    """How unsure the teachers are, (K, B) each: for TCKD and for NCKD; one tensor for both unless decoupled."""
+
+    tckd: Tensor
+    nckd: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherWeights:
+    """Weights (K, B) of the parts of the loss; each sums to 1 over the teachers."""
+
+    tckd: Tensor
+    nckd: Tensor
+    hint: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shuffle:
+    """Whose weights to take instead of one's own, for the controls: (K, N) or (N,); see `dataset/schedule.py`."""
+
+    teachers: Tensor | None = None
+    samples: Tensor | None = None
+
+    @classmethod
+    def draw(cls, method: Method, *, seed: int, slot: int, teachers: int, samples: int) -> "Shuffle":
+        """The shuffle of a slot, the same whenever the slot is met."""
+        if method.weight_source == "shuffled_teachers":
+            order = schedule.shuffled_teachers(seed=seed, slot=slot, samples=samples, teachers=teachers)
+            return cls(teachers=torch.from_numpy(order))
+        if method.weight_source == "shuffled_samples":
+            return cls(samples=torch.from_numpy(schedule.shuffled_samples(seed=seed, slot=slot, samples=samples)))
+        return cls()
+
+    def apply(self, weights: Tensor) -> Tensor:
+        if self.teachers is not None:
+            weights = weights.gather(0, self.teachers.to(weights.device))
+        if self.samples is not None:
+            weights = weights[:, self.samples.to(weights.device)]
+        return weights
+
+
+def is_default(method: Method) -> bool:
+    """Whether the weights are those that stage one precomputes."""
+    plain = METHODS["de-mkd"]
+    keys = ("weight_source", "weight_form", "weight_tau", "entropy_temperature", "weight_level", "entropy_scope")
+    return method.wrong_teacher == "keep" and all(getattr(method, key) == getattr(plain, key) for key in keys)
+
+
+def uses_cached_entropy(method: Method) -> bool:
+    """Whether the weights follow from the entropies that a cache holds, without its logits."""
+    return (
+        method.weight_source in ("entropy", *_SHUFFLES)
+        and method.entropy_temperature == 1.0
+        and method.entropy_scope == "full"
+    )
+
+
+def needs_whole_slab(method: Method) -> bool:
+    """Whether a sample's weights depend on other samples, so that live teachers cannot give them batch by batch."""
+    return method.weight_level == "dataset" or method.weight_source in _SHUFFLES
+
+
+def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method) -> Uncertainty:
+    """Ask K teachers' logits, (B, C) each, how unsure they are."""
+    temperature = method.entropy_temperature
+    if method.entropy_scope == "decoupled":
+        return Uncertainty(
+            tckd=torch.stack([target_class_entropy(z, labels, temperature=temperature) for z in logits]),
+            nckd=torch.stack([non_target_class_entropy(z, labels, temperature=temperature) for z in logits]),
+        )
+    measure = UNCERTAINTIES["cross_entropy" if method.weight_source == "cross_entropy" else "entropy"]
+    values = torch.stack([measure(z, labels, temperature) for z in logits])
+    return Uncertainty(tckd=values, nckd=values)
+
+
+def weigh(
+    uncertainty: Uncertainty, predictions: Tensor, labels: Tensor, method: Method, *, shuffle: Shuffle | None = None
+) -> TeacherWeights:
+    """Turn uncertainty into weights, with the predictions (K, B) and labels (B,) for the wrong-teacher rule."""
+    tckd = _trust(uncertainty.tckd, predictions, labels, method, shuffle)
+    same = uncertainty.nckd is uncertainty.tckd
+    nckd = tckd if same else _trust(uncertainty.nckd, predictions, labels, method, shuffle)
+    return share_out(tckd, nckd, method)
+
+
+def share_out(tckd: Tensor, nckd: Tensor, method: Method) -> TeacherWeights:
+    """Apply `weight_on` and `feature_weighting` to weights (K, B)."""
+    uniform = uniform_weights(tckd)
+    return TeacherWeights(
+        tckd=uniform if method.weight_on == "nckd" else tckd,
+        nckd=uniform if method.weight_on == "tckd" else nckd,
+        hint=uniform if method.feature_weighting == "uniform" else nckd,
+    )
+
+
+def _trust(uncertainty: Tensor, predictions: Tensor, labels: Tensor, method: Method, shuffle: Shuffle | None) -> Tensor:
+    """Weights (K, B) of one uncertainty (K, B)."""
+    if method.weight_level == "dataset":
+        uncertainty = uncertainty.mean(1, keepdim=True).expand_as(uncertainty)
+    if method.weight_source == "uniform":
+        weights = uniform_weights(uncertainty)
+    elif method.weight_source == "fixed":
+        weights = torch.tensor(method.fixed_weights, device=uncertainty.device)[:, None].expand_as(uncertainty)
+    else:
+        weights = entropy_weights(uncertainty, form=method.weight_form, tau=method.weight_tau)
+    if method.wrong_teacher == "mask":
+        weights = mask_wrong_teachers(weights, predictions, labels)
+    return weights if shuffle is None else shuffle.apply(weights)
+
+
+def measure_teachers(entropy: Tensor, predictions: Tensor, labels: Tensor, weights: TeacherWeights) -> Tensor:
+    """How K teachers did on B samples: means of top-1, entropy, weight, wrong-and-trusted, effective number: (5, K).
+
+    Of the two parts of a decoupled loss, the weights of NCKD count, which is where the teachers' knowledge is.
+    """
+    trust = weights.nckd
+    rows = [
+        (predictions == labels).float().mean(1),
+        entropy.mean(1),
+        trust.mean(1),
+        wrong_and_trusted(trust, predictions, labels).float().mean(1),
+        effective_teachers(trust).mean().expand(len(trust)),
+    ]
+    return torch.stack(rows)
+
+
+def teacher_statistics(names: tuple[str, ...], measures: Tensor) -> TeacherStatistics:
+    """`measure_teachers`'s table (5, K) as a report."""
+    top1, mean_entropy, mean_weight, trusted, effective = (tuple(row) for row in measures.tolist())
+    return TeacherStatistics(
+        names=names,
+        top1=top1,
+        mean_entropy=mean_entropy,
+        mean_weight=mean_weight,
+        wrong_and_trusted=trusted,
+        effective_teachers=effective[0],
+    )
