@@ -11,7 +11,6 @@ import click
 from demkd.errors import UserError
 
 if TYPE_CHECKING:
-    from demkd.dataset import Normalisation
     from demkd.pipeline.distilling import TrainingOptions
     from demkd.pipeline.progress import Progress
 
@@ -192,7 +191,7 @@ def cache_teachers(as_json: bool, quiet: bool, **options: Any) -> None:
     from demkd import console
     from demkd.pipeline.caching import CachingRequest
     from demkd.pipeline.caching import cache_teachers as run_caching
-    from demkd.pipeline.loading import parse_teachers
+    from demkd.pipeline.loading import parse_normalisations, parse_teachers
 
     layers = tuple(layer for layer in options["features"] if layer != "none")
     request = CachingRequest(
@@ -204,7 +203,7 @@ def cache_teachers(as_json: bool, quiet: bool, **options: Any) -> None:
         layers=layers,
         grid=options["feature_grid"],
         batch_size=options["batch_size"],
-        normalisations=_normalisations(options["normalise"]),
+        normalisations=parse_normalisations(options["normalise"]),
     )
     report = run_caching(request, _compute(options), _progress(quiet))
     (console.show_json if as_json else console.show_caching)(report)
@@ -274,7 +273,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     from demkd import console
     from demkd.pipeline.distilling import DistillRequest
     from demkd.pipeline.distilling import distill as run_distillation
-    from demkd.pipeline.loading import parse_teachers
+    from demkd.pipeline.loading import parse_normalisations, parse_teachers
     from demkd.pipeline.methods import choose_method
 
     if options["online"] == (options["cache"] is not None):
@@ -296,7 +295,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         cache=options["cache"],
         teachers=_names(options["teachers"]) or (),
         live=tuple(parse_teachers(options["live"])),
-        normalisations=_normalisations(options["normalise"]),
+        normalisations=parse_normalisations(options["normalise"]),
         views=_views(options["views"]),
         view_seed=options["view_seed"],
     )
@@ -320,12 +319,13 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
     """
     from demkd import console
     from demkd.pipeline.evaluation import evaluate_run
+    from demkd.pipeline.loading import parse_normalisations
 
     report = evaluate_run(
         run,
         data=data,
         network=network,
-        normalisation=_normalisations(options["normalise"]).get(""),
+        normalisation=parse_normalisations(options["normalise"]).get(""),
         compute=_compute(options),
         progress=_progress(quiet),
     )
@@ -368,6 +368,7 @@ def _progress(quiet: bool) -> "Progress":
 
 def _training_options(options: dict[str, Any], network: str) -> "TrainingOptions":
     from demkd.pipeline.distilling import TrainingOptions
+    from demkd.pipeline.loading import parse_normalisations
 
     names = (
         "data",
@@ -380,16 +381,8 @@ def _training_options(options: dict[str, Any], network: str) -> "TrainingOptions
         "nesterov",
         "weight_decay",
     )
-    normalisation = _normalisations(options["normalise"]).get("")
+    normalisation = parse_normalisations(options["normalise"]).get("")
     return TrainingOptions(network=network, normalisation=normalisation, **{name: options[name] for name in names})
-
-
-def _normalisations(texts: tuple[str, ...]) -> dict[str, "Normalisation"]:
-    """By teacher; "" is for all others, and for the student."""
-    from demkd.pipeline.loading import parse_normalisation
-
-    pairs = (text.rpartition("=") for text in texts)
-    return {name: parse_normalisation(figures) for name, _, figures in pairs}
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -221,10 +221,10 @@ def show_demo(report: DemoReport) -> None:
         right = str(round(run.test_top1 * report.test_samples))
         table.add_row(who, run.network, f"{run.test_top1:.2%}", right, f"{run.seconds:.1f} s")
     console.print(table)
+    cost = f"{report.cached_passes} teacher passes, {report.caching_seconds:.1f} s and {_bytes(report.cache_bytes)}"
     console.print(
-        f"The cache cost {report.cached_passes} teacher passes over the training pictures "
-        f"({report.caching_seconds:.1f} s, {_bytes(report.cache_bytes)}). With live teachers, these students would have cost {report.live_passes}; "
-        f"from the cache they cost none, and neither does the next one. All of this took {report.seconds:.0f} s."
+        f"The cache cost {cost}. With live teachers, these students would have cost {report.live_passes} passes; from "
+        f"the cache they cost none, and neither does the next one. All of this took {report.seconds:.0f} s."
     )
     folder = escape(str(report.folder))
     console.print(

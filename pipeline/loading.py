@@ -87,6 +87,12 @@ def parse_normalisation(text: str) -> Normalisation:
     return Normalisation(mean=(m0, m1, m2), deviation=(d0, d1, d2))
 
 
+def parse_normalisations(texts: Sequence[str]) -> dict[str, Normalisation]:
+    """`[TEACHER=]FIGURES`, by teacher; "" is for all others, and for the student."""
+    pairs = (text.rpartition("=") for text in texts)
+    return {name: parse_normalisation(figures) for name, _, figures in pairs}
+
+
 @functools.lru_cache(maxsize=4)
 def load_split(data: str, split: str) -> Pictures:
     """Load a split once per process; the demo and sweeps use it many times."""

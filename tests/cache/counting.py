@@ -1,0 +1,65 @@
+"""A cache whose every value follows from its teacher, slot and sample, so that no shuffle or off-by-one can hide."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demkd.cache import CacheShape, CacheWriter, Provenance
+
+SAMPLES, CLASSES, BLOCK_ROWS = 50, 7, 16
+LABELS = np.arange(SAMPLES, dtype=np.int64) % CLASSES
+
+
+def shape(*, views: int = 3, **features: tuple[int, ...]) -> CacheShape:
+    return CacheShape(views=views, samples=SAMPLES, classes=CLASSES, features=features, block_rows=BLOCK_ROWS)
+
+
+def provenance(**changes: Any) -> Provenance:
+    bound: dict[str, Any] = {
+        "teacher": {"network": "resnet8", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5]},
+        "data": {"samples": SAMPLES, "class_names": list("abcdefg"), "pixels_sha256": "cd" * 32},
+        "views": {"padding": 4, "flip": True, "seed": 0},
+        "precision": "float32",
+    }
+    for name, value in changes.items():
+        table, _, key = name.partition("__")
+        bound[table] = {**bound[table], key: value} if key else value
+    return Provenance(bound=bound, noted={"data": "counting"})
+
+
+def answers(
+    names: Iterable[str], slot: int, rows: slice, *, teacher: int = 0, features: CacheShape | None = None
+) -> dict[str, NDArray[Any]]:
+    """What a teacher says about some samples in a slot; every value is exact in its type."""
+    index = np.arange(rows.start, rows.stop)
+    made: dict[str, NDArray[Any]] = {
+        # float16 counts to 2,048; within that, neighbours in every direction differ.
+        "logits": ((index[:, None] * CLASSES + np.arange(CLASSES) + slot * 350 + teacher * 131) % 2048).astype(
+            np.float32
+        ),
+        "entropy": (index / 128 + slot + teacher * 8).astype(np.float32),
+        "prediction": (index + slot + teacher) % CLASSES,
+        "view": (index * 3 + slot).astype(np.uint16),
+    }
+    for name in names:
+        if name.startswith("features/"):
+            width = features.features[name.removeprefix("features/")] if features else (4,)
+            made[name] = np.broadcast_to((index + slot * 64).reshape(-1, *[1] * len(width)), (len(index), *width))
+    return {name: made[name] for name in names}
+
+
+def fill(folder: Path, wanted: CacheShape, *, teacher: str = "a", number: int = 0, blocks: int | None = None) -> int:
+    """Write a counting teacher, or the first `blocks` pending blocks of it; how many were pending."""
+    with CacheWriter(folder, teacher, shape=wanted, provenance=provenance(), labels=LABELS) as writer:
+        pending = writer.pending()
+        for slot, block in pending[:blocks]:
+            rows = writer.shape.rows(block)
+            names = writer.missing(slot, block)
+            writer.write(slot, block, answers(names, slot, rows, teacher=number, features=writer.shape))
+        writer.sync()
+        if blocks is None or blocks >= len(pending):
+            writer.finish()
+    return len(pending)

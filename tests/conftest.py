@@ -1,0 +1,73 @@
+"""What all tests share: one thread, no network of the world, and tiny data whose values say where they belong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SHARED = CHECKOUT.parent / "shared"
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Two busy threads on two busy cores wait for each other; one is faster, and its sums always add up the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real checkpoints and pictures, where the checkout has them beside it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared: real checkpoints and pictures, which are not part of the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run the command line as a user does: a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        result = subprocess.run(
+            [sys.executable, str(CHECKOUT / "cli.py"), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+            timeout=280,
+        )
+        if check:
+            assert result.returncode == 0, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder data set of 3 classes, 60 + 12 pictures of 16 x 16, each pixel telling its picture and its place."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 20), ("test", 4)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(counting_picture(label, number)).save(folder / split / name / f"{number:03}.png")
+    return folder
+
+
+def counting_picture(label: int, number: int, side: int = 16) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
+    """A picture (side, side, 3) whose channels are its number, its row and its column (and none of them 0)."""
+    rows, columns = np.mgrid[0:side, 0:side]
+    number_plane = np.full((side, side), 1 + label * 40 + number)
+    return np.stack([number_plane, 1 + rows, 1 + columns + label * 64], axis=2).astype(np.uint8)

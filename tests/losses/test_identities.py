@@ -1,0 +1,218 @@
+"""The identities of the method (method.md), in float64, against formulas written out naively."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from demkd.losses import (
+    WEIGHT_FORMS,
+    decoupled_kd_loss,
+    entropy,
+    fuse_coupled,
+    fuse_decoupled,
+    kd_loss,
+    mask_wrong_teachers,
+    non_target_class_entropy,
+    target_class_entropy,
+    uniform_weights,
+    wrong_and_trusted,
+)
+from demkd.losses.weights import entropy_weights
+
+K, B, C, T = 3, 16, 10, 4.0
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def draw(generator: torch.Generator, *shape: int, scale: float = 3.0) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+
+
+def draw_labels(generator: torch.Generator) -> Tensor:
+    return torch.randint(0, C, (B,), generator=generator)
+
+
+def draw_weights(generator: torch.Generator) -> Tensor:
+    return torch.softmax(draw(generator, K, B), dim=0)
+
+
+def naive_parts(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """b (B, 2) and q (B, C - 1), class by class."""
+    p = torch.softmax(logits / temperature, dim=1)
+    p_label = p[torch.arange(len(labels)), labels]
+    others = torch.stack(
+        [torch.cat((row[:y], row[y + 1 :])) for row, y in zip(logits / temperature, labels, strict=True)]
+    )
+    return torch.stack((p_label, 1 - p_label), dim=1), torch.softmax(others, dim=1)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum(1)
+
+
+def test_decoupled_parts_add_up_to_the_coupled_divergence(generator: torch.Generator) -> None:
+    """T^2 KL(p^T || p^S) = T^2 [TCKD + (1 - p_y^T) NCKD], per sample."""
+    teacher, student, labels = draw(generator, B, C), draw(generator, B, C), draw_labels(generator)
+    one = torch.ones(1, B, dtype=torch.float64)
+    decoupled = fuse_decoupled([teacher], labels, tckd_weights=one, nckd_weights=one, temperature=T)
+    tckd, nckd = decoupled_kd_loss(student, labels, decoupled, temperature=T)
+    coupled = kd_loss(student, fuse_coupled([teacher], weights=one, temperature=T), temperature=T)
+    p_label = torch.softmax(teacher / T, dim=1)[torch.arange(B), labels]
+    torch.testing.assert_close(coupled, tckd + (1 - p_label) * nckd, rtol=0, atol=1e-12)
+
+
+def test_fused_equals_unfused_in_value_and_gradient(generator: torch.Generator) -> None:
+    """sum_k w_k KL(t_k || s) through fused targets is the sum written out, for any weights of the two parts."""
+    teachers = [draw(generator, B, C) for _ in range(K)]
+    labels, w_t, w_n = draw_labels(generator), draw_weights(generator), draw_weights(generator)
+    student = draw(generator, B, C).requires_grad_()
+    targets = fuse_decoupled(teachers, labels, tckd_weights=w_t, nckd_weights=w_n, temperature=T)
+    tckd, nckd = decoupled_kd_loss(student, labels, targets, temperature=T)
+    (fused_gradient,) = torch.autograd.grad((tckd + 8 * nckd).sum(), student)
+
+    b_s, q_s = naive_parts(student, labels, T)
+    parts = [naive_parts(teacher, labels, T) for teacher in teachers]
+    naive_tckd = sum(T**2 * w_t[k] * kl(parts[k][0], b_s) for k in range(K))
+    naive_nckd = sum(T**2 * w_n[k] * kl(parts[k][1], q_s) for k in range(K))
+    assert isinstance(naive_tckd, Tensor)
+    assert isinstance(naive_nckd, Tensor)
+    (naive_gradient,) = torch.autograd.grad((naive_tckd + 8 * naive_nckd).sum(), student)
+    torch.testing.assert_close(tckd, naive_tckd, rtol=0, atol=1e-12)
+    torch.testing.assert_close(nckd, naive_nckd, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fused_gradient, naive_gradient, rtol=0, atol=1e-12)
+
+
+def test_fused_equals_unfused_when_coupled(generator: torch.Generator) -> None:
+    teachers, weights = [draw(generator, B, C) for _ in range(K)], draw_weights(generator)
+    student = draw(generator, B, C)
+    fused = kd_loss(student, fuse_coupled(teachers, weights=weights, temperature=T), temperature=T)
+    p_s = torch.softmax(student / T, dim=1)
+    naive = sum(T**2 * weights[k] * kl(torch.softmax(teachers[k] / T, dim=1), p_s) for k in range(K))
+    torch.testing.assert_close(fused, naive, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", WEIGHT_FORMS)
+def test_identical_teachers_are_one_teacher(form: str, generator: torch.Generator) -> None:
+    """K copies give the loss of one, whatever the form: equal entropies weigh 1 / K."""
+    teacher, student, labels = draw(generator, B, C), draw(generator, B, C), draw_labels(generator)
+    weights = entropy_weights(entropy(teacher).expand(K, B), form=form)
+    torch.testing.assert_close(weights, torch.full((K, B), 1 / K, dtype=torch.float64), rtol=0, atol=1e-12)
+    one = torch.ones(1, B, dtype=torch.float64)
+    many = fuse_decoupled([teacher] * K, labels, tckd_weights=weights, nckd_weights=weights, temperature=T)
+    single = fuse_decoupled([teacher], labels, tckd_weights=one, nckd_weights=one, temperature=T)
+    for a, b in zip(
+        decoupled_kd_loss(student, labels, many, temperature=T),
+        decoupled_kd_loss(student, labels, single, temperature=T),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", WEIGHT_FORMS)
+def test_weights_sum_to_one_and_a_surer_teacher_weighs_more(form: str, generator: torch.Generator) -> None:
+    uncertainty = draw(generator, K, B).abs()
+    weights = entropy_weights(uncertainty, form=form)
+    torch.testing.assert_close(weights.sum(0), torch.ones(B, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (weights >= 0).all()
+    assert torch.equal(weights.argsort(0), uncertainty.argsort(0, descending=True))
+
+
+@pytest.mark.parametrize("form", WEIGHT_FORMS)
+def test_a_single_teacher_weighs_one(form: str) -> None:
+    """K = 1: DE-MKD is DKD, and 1 / (K - 1) is not asked for."""
+    assert torch.equal(entropy_weights(torch.rand(1, B), form=form), torch.ones(1, B))
+
+
+@pytest.mark.parametrize("form", WEIGHT_FORMS)
+def test_teachers_who_are_all_certain_share_equally(form: str) -> None:
+    """All entropies 0: 1 / K, no 0 / 0."""
+    torch.testing.assert_close(entropy_weights(torch.zeros(K, B), form=form), torch.full((K, B), 1 / K))
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(generator: torch.Generator) -> None:
+    teacher, labels = draw(generator, B, C), draw_labels(generator)
+    one = torch.ones(1, B, dtype=torch.float64)
+    student = teacher.clone().requires_grad_()
+    targets = fuse_decoupled([teacher], labels, tckd_weights=one, nckd_weights=one, temperature=T)
+    tckd, nckd = decoupled_kd_loss(student, labels, targets, temperature=T)
+    (gradient,) = torch.autograd.grad((tckd + nckd).sum(), student)
+    for value in (tckd, nckd, gradient):
+        torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("over_confident", ["teacher", "student", "both"])
+def test_over_confident_logits_stay_finite(over_confident: str, generator: torch.Generator) -> None:
+    """800 on the label and 0 elsewhere, in float32: loss and gradient are finite."""
+    labels = draw_labels(generator)
+    extreme = torch.zeros(B, C).scatter_(1, labels[:, None], 800.0)
+    ordinary = draw(generator, B, C).float()
+    teacher = ordinary if over_confident == "student" else extreme
+    student = (ordinary if over_confident == "teacher" else extreme).clone().requires_grad_()
+    one = torch.ones(1, B)
+    targets = fuse_decoupled([teacher], labels, tckd_weights=one, nckd_weights=one, temperature=1.0)
+    tckd, nckd = decoupled_kd_loss(student, labels, targets, temperature=1.0)
+    (gradient,) = torch.autograd.grad((tckd + nckd).sum(), student)
+    assert torch.isfinite(tckd).all()
+    assert torch.isfinite(nckd).all()
+    assert torch.isfinite(gradient).all()
+    for measure in (entropy(teacher), target_class_entropy(teacher, labels), non_target_class_entropy(teacher, labels)):
+        assert torch.isfinite(measure).all()
+
+
+def test_two_classes_have_no_other_classes_to_learn(generator: torch.Generator) -> None:
+    """C = 2: NCKD is identically 0."""
+    teacher, student = draw(generator, B, 2), draw(generator, B, 2)
+    labels = torch.randint(0, 2, (B,), generator=generator)
+    one = torch.ones(1, B, dtype=torch.float64)
+    targets = fuse_decoupled([teacher], labels, tckd_weights=one, nckd_weights=one, temperature=T)
+    _, nckd = decoupled_kd_loss(student, labels, targets, temperature=T)
+    torch.testing.assert_close(nckd, torch.zeros_like(nckd), rtol=0, atol=1e-12)
+
+
+def test_entropies_are_those_of_the_definition(generator: torch.Generator) -> None:
+    """-sum p log p of the whole, of b and of q; the chain rule ties them together."""
+    logits, labels = draw(generator, B, C), draw_labels(generator)
+    p = torch.softmax(logits, dim=1)
+    torch.testing.assert_close(entropy(logits), -(p * p.log()).sum(1), rtol=0, atol=1e-12)
+    rest = 1 - p[torch.arange(B), labels]
+    chained = target_class_entropy(logits, labels) + rest * non_target_class_entropy(logits, labels)
+    torch.testing.assert_close(entropy(logits), chained, rtol=0, atol=1e-12)
+
+
+def test_entropies_crowd_at_distillations_temperature() -> None:
+    """Margins of 4 to 8 over 99 equal classes spread the entropy by 3 nats at T = 1, and by less than 0.1 at T = 4."""
+    logits = torch.zeros(2, 100, dtype=torch.float64)
+    logits[:, 0] = torch.tensor([4.0, 8.0])
+    assert entropy(logits).diff().abs().item() > 3
+    assert entropy(logits, temperature=4.0).diff().abs().item() < 0.1
+
+
+def test_wrong_teachers_can_be_masked() -> None:
+    """w = 0 where argmax is not the label, renormalised; all wrong: uniform."""
+    weights = torch.tensor([[0.5, 0.2], [0.3, 0.3], [0.2, 0.5]])
+    predictions, labels = torch.tensor([[1, 0], [1, 0], [2, 0]]), torch.tensor([1, 9])
+    masked = mask_wrong_teachers(weights, predictions, labels)
+    torch.testing.assert_close(masked, torch.tensor([[0.625, 1 / 3], [0.375, 1 / 3], [0.0, 1 / 3]]))
+
+
+def test_uniform_weights_trust_no_wrong_teacher_more_than_others() -> None:
+    weights = uniform_weights(torch.zeros(K, B))
+    assert not wrong_and_trusted(weights, torch.zeros(K, B, dtype=torch.int64), torch.ones(B, dtype=torch.int64)).any()
+
+
+def test_entropy_trusts_a_certain_wrong_teacher_and_cross_entropy_does_not() -> None:
+    """Wrong at 0.99 beside right at 0.60, C = 100: weights 0.92 and 0.0002 (method.md)."""
+    wrong = torch.full((1, 100), 0.01 / 99, dtype=torch.float64)
+    wrong[0, 1] = 0.99
+    right = torch.full((1, 100), 0.40 / 99, dtype=torch.float64)
+    right[0, 0] = 0.60
+    logits, label = [wrong.log(), right.log()], torch.tensor([0])
+    by_entropy = entropy_weights(torch.stack([entropy(z) for z in logits]))
+    by_label = entropy_weights(
+        torch.stack([torch.nn.functional.cross_entropy(z, label, reduction="none") for z in logits])
+    )
+    assert by_entropy[0, 0].item() == pytest.approx(0.92, abs=0.005)
+    assert by_label[0, 0].item() == pytest.approx(0.0002, abs=0.00005)

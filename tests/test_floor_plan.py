@@ -1,0 +1,86 @@
+"""The floor plan of docs/architecture.md: which room may import which, and which room owns which library."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+ROOMS = ("cache", "dataset", "losses", "networks", "pipeline", "teachers")
+MAY_IMPORT = {
+    "cache": {"errors"},
+    "dataset": {"errors"},
+    "losses": set(),
+    "networks": {"errors"},
+    "teachers": {"errors"},
+    "pipeline": {"errors", "cache", "dataset", "losses", "networks", "teachers"},
+    "console": {"pipeline", "cache"},
+    "cli": {"errors", "console", "pipeline", "cache"},
+}
+OWNERS = {
+    "click": {"cli"},
+    "rich": {"console"},
+    "h5py": {"cache"},
+    "tomli_w": {"pipeline"},
+    "PIL": {"dataset"},
+    "sklearn": {"dataset"},
+    "torchvision": {"dataset", "networks"},
+}
+KNOWS = {"losses": {"torch", "collections", "dataclasses", "typing"}}
+
+
+def sources() -> list[Path]:
+    return [
+        CHECKOUT / "cli.py",
+        CHECKOUT / "console.py",
+        *(f for room in ROOMS for f in (CHECKOUT / room).rglob("*.py")),
+    ]
+
+
+def imported_modules(file: Path) -> Iterator[str]:
+    """Every module a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            assert node.module
+            yield from (f"demkd.{alias.name}" for alias in node.names) if node.module == "demkd" else [node.module]
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(CHECKOUT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(CHECKOUT)))
+def test_a_room_imports_only_what_the_floor_plan_allows(file: Path) -> None:
+    room = room_of(file)
+    for module in imported_modules(file):
+        top, *rest = module.split(".")
+        if top == "demkd" and rest[0] != room:
+            assert rest[0] in MAY_IMPORT[room], f"{file} imports {module}"
+        if top in OWNERS:
+            assert room in OWNERS[top], f"{file} imports {module}"
+        if room in KNOWS and top != "demkd":
+            assert top in KNOWS[room], f"{file} imports {module}"
+
+
+def test_the_cache_never_imports_torch() -> None:
+    for file in (CHECKOUT / "cache").glob("*.py"):
+        assert not any(module.startswith("torch") for module in imported_modules(file)), file
+
+
+@pytest.mark.parametrize("command", [["--help"], ["distill", "--help"], ["inspect", "no-such-folder"]])
+def test_help_and_inspect_start_without_torch(command: list[str]) -> None:
+    """`--help` and `inspect` are for looking, and answer at once."""
+    code = (
+        "import sys; from demkd.cli import main\n"
+        f"try: main({command!r})\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
