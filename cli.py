@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from demkd.errors import UserError
+from demkd.pipeline.methods import CHOICES, METHODS
 
 if TYPE_CHECKING:
     from demkd.pipeline.distilling import TrainingOptions
@@ -60,15 +61,17 @@ def _combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
     """Let a recipe fill in what the command line leaves out."""
     if path is None:
         return
-    from demkd.pipeline.recipe import RecipeError, read_recipe
+    from demkd.pipeline.recipe import RecipeError, option_values, read_recipe
 
-    values = read_recipe(path)
-    for ignored in ("sources", "precision", "mean", "deviation", "padding", "flip"):
-        values.pop(ignored, None)
+    values = option_values(read_recipe(path))
     known = {parameter.name for parameter in ctx.command.params}
     unknown = sorted(values.keys() - known)
     if unknown:
@@ -117,6 +120,22 @@ training_options = _combine(
     click.option("--momentum", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True)),
     click.option("--nesterov/--no-nesterov", default=True, show_default=True),
     click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(min=0)),
+)
+_METHOD_NUMBERS = {
+    "kd_weight": "Factor of the whole logit loss.",
+    "temperature": "T of the logit loss.",
+    "tckd_weight": "DKD's alpha, of the target-class part.",
+    "nckd_weight": "DKD's beta, of the non-target-class part.",
+    "hint_weight": "Of the feature loss, divided by the number of teachers.",
+    "warmup": "Share of the epochs over which the logit loss fades in.",
+    "weight_tau": "Temperature of the weight form's softmax.",
+    "entropy_temperature": "At which teachers are asked how sure they are.",
+}
+method_options = _combine(
+    click.option("--method", default="de-mkd", show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."),
+    *(click.option(_flag(name), type=float, help=text) for name, text in _METHOD_NUMBERS.items()),
+    *(click.option(_flag(name), metavar="WORD", help=f"{', '.join(words)}.") for name, words in CHOICES.items()),
+    click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
 )
 normalise_option = click.option(
     "--normalise",
@@ -242,16 +261,8 @@ def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as
 @click.option("--out", required=True, type=_FOLDER, help="The run folder; an unfinished run there goes on.")
 @click.option("--cache", type=_FOLDER, help="What cache-teachers wrote.")
 @click.option("--teachers", help="Some of the cache's, separated by commas; all by default.")
-@click.option(
-    "--method", default="de-mkd", show_default=True, help="ce, kd, dkd, ebkd, ca-mkd, de-mkd-logits or de-mkd."
-)
 @click.option("--views", help="Train on the first so many slots, all by default; or random, with --online.")
-@click.option("--kd-weight", type=float, help="Factor of the whole logit loss.")
-@click.option("--temperature", type=float, help="Of the logit loss.")
-@click.option("--tckd-weight", type=float, help="DKD's alpha.")
-@click.option("--nckd-weight", type=float, help="DKD's beta.")
-@click.option("--hint-weight", type=float, help="Of the feature loss, divided by the number of teachers.")
-@click.option("--warmup", type=float, help="Share of the epochs over which the logit loss fades in.")
+@method_options
 @click.option("--online", is_flag=True, help="Run live teachers in every step instead of reading a cache.")
 @click.option(
     "--teacher", "live", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online."
@@ -286,10 +297,8 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         options=_training_options(options, options["student"]),
         method=choose_method(
             options["method"],
-            **{
-                name: options[name]
-                for name in ("kd_weight", "temperature", "tckd_weight", "nckd_weight", "hint_weight", "warmup")
-            },
+            **{name: options[name] for name in (*_METHOD_NUMBERS, *CHOICES)},
+            fixed_weights=_numbers(options["fixed_weights"]),
         ),
         folder=options["out"],
         cache=options["cache"],
@@ -383,6 +392,15 @@ def _training_options(options: dict[str, Any], network: str) -> "TrainingOptions
     )
     normalisation = parse_normalisations(options["normalise"]).get("")
     return TrainingOptions(network=network, normalisation=normalisation, **{name: options[name] for name in names})
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint="--fixed-weights") from None
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

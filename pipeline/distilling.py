@@ -240,6 +240,6 @@ def _run(
     compute: Compute,
     progress: Progress,
 ) -> RunReport:
+    trainer = Trainer(recipe, pictures, pictures.labels, supervision, compute)
     with open_run(folder, recipe) as run:
-        trainer = Trainer(recipe, pictures, pictures.labels, supervision, compute)
         return fit(trainer, recipe, run, test, compute, progress)

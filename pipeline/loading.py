@@ -164,7 +164,8 @@ def _own_normalisation(checkpoint: Checkpoint) -> Normalisation | None:
 
 def _require_classes(checkpoint: Checkpoint, network: Classifier, pictures: Pictures) -> None:
     """Compare the classes before the tensors: it is the commonest mismatch, and deserves its own words."""
-    expected, found = list(network.state_dict().values())[-1], list(checkpoint.state.values())[-1]
+    name, expected = list(network.state_dict().items())[-1]  # the bias of the last layer
+    found = checkpoint.state.get(name, expected)
     if expected.dim() == found.dim() == 1 and len(expected) != len(found) and len(expected) == pictures.classes:
         raise CheckpointError(
             f"{checkpoint.path} was trained for {len(found)} classes, and {pictures.name} has {pictures.classes}: "

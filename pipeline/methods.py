@@ -147,6 +147,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
         "weight_level dataset averages uncertainties, and this weight_source has none",
     ),
     (
+        lambda m: bool(m.fixed_weights) and abs(sum(m.fixed_weights) - 1) > 1e-6,
+        "fixed_weights do not sum to 1",
+    ),
+    (
         lambda m: (m.weight_source == "fixed") != bool(m.fixed_weights),
         "fixed_weights and weight_source fixed go together",
     ),

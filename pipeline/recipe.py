@@ -103,6 +103,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} cannot be read ({error}): repair it") from error
 
 
+def option_values(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as the command line's options: lists separated by commas, a resolved run's figures as `--normalise`.
+
+    What follows from the data, and digests, which are compared when a run goes on, are no options.
+    """
+    values = {key: value for key, value in tables.items() if key not in ("sources", "padding", "flip")}
+    mean, deviation = values.pop("mean", None), values.pop("deviation", None)
+    if mean and deviation:
+        values.setdefault("normalise", [f"{_commas(mean)}/{_commas(deviation)}"])
+    if values.get("online"):
+        values.pop("teachers", None)  # names of live teachers, whose checkpoints a recipe does not know
+    for key in ("teachers", "fixed_weights"):
+        if isinstance(values.get(key), list):
+            values[key] = _commas(values[key]) or None
+    return values
+
+
+def _commas(values: list[Any]) -> str:
+    return ",".join(str(value) for value in values)
+
+
 def require_same_recipe(recipe: Recipe, path: Path) -> None:
     """Refuse to go on with a run that was started with other choices.
 
