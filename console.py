@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -104,17 +105,18 @@ def show_json(report: object) -> None:
 def show_caching(report: CachingReport) -> None:
     """What stage one did."""
     console = _stdout()
-    table = Table(title=f"{report.folder}: {report.views} of {report.orbit} views of {report.samples:,} samples")
+    console.print(f"{escape(str(report.folder))}: {report.views} of {report.orbit} views of {report.samples:,} samples")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("teacher", "network"):
         table.add_column(heading)
-    for heading in ("top-1", "entropy", "views answered", "time", "size"):
+    for heading in ("top-1", "entropy", "answered", "time", "size"):
         table.add_column(heading, justify="right")
     for teacher in report.teachers:
         table.add_row(
             teacher.name,
             teacher.network,
             f"{teacher.top1:.2%}",
-            f"{teacher.mean_entropy:.3f} nats",
+            f"{teacher.mean_entropy:.3f}",
             f"{teacher.answered:,}",
             f"{teacher.seconds:.1f} s",
             _bytes(teacher.file_bytes),
@@ -127,34 +129,37 @@ def show_caching(report: CachingReport) -> None:
 def show_cache(summary: CacheSummary) -> None:
     """What a cache holds, a line a teacher."""
     console = _stdout()
+    size = _bytes(sum(teacher.file_bytes for teacher in summary.teachers))
     console.print(
         f"[bold]{escape(str(summary.folder))}[/]: {len(summary.teachers)} teachers on {escape(summary.data)}, "
-        f"{summary.samples:,} samples x {summary.views} views, {summary.classes} classes, {summary.precision}"
+        f"{summary.samples:,} samples x {summary.views} views, {summary.classes} classes, {summary.precision}, {size}"
     )
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("teacher", no_wrap=True)
-    for heading in ("top-1", "entropy", "25 %", "50 %", "75 %"):
+    for heading in ("top-1", "entropy", "quartiles"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("0 to ln C nats", no_wrap=True)
-    for heading in ("weight", "wrong, trusted", "size"):
-        table.add_column(heading, justify="right")
+    table.add_column("histogram", no_wrap=True)
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("wrong, trusted", justify="right", min_width=7)
     for teacher in summary.teachers:
-        table.add_row(*_teacher_cells(teacher))
+        table.add_row(*_teacher_cells(teacher, bins=20 if console.width >= 100 else 10))
     console.print(table)
+    console.print("[dim]entropies in nats, their histogram from 0 to ln C[/]")
     if summary.weighting:
         console.print(f"[dim]weights: {escape(summary.weighting)}; trusted: weighs more than 1/K[/]")
 
 
-def _teacher_cells(teacher: TeacherSummary) -> Sequence[str]:
+def _teacher_cells(teacher: TeacherSummary, *, bins: int) -> Sequence[str]:
+    width = len(teacher.histogram) // bins
+    histogram = [sum(teacher.histogram[start : start + width]) for start in range(0, len(teacher.histogram), width)]
     return (
         teacher.name,
         f"{teacher.top1:.2%}",
         f"{teacher.mean_entropy:.3f}",
-        *(f"{quartile:.3f}" for quartile in teacher.quartiles),
-        sparkline(teacher.histogram),
+        " ".join(f"{quartile:.2f}" for quartile in teacher.quartiles),
+        sparkline(histogram),
         "-" if teacher.mean_weight is None else f"{teacher.mean_weight:.3f}",
         "-" if teacher.wrong_and_trusted is None else f"{teacher.wrong_and_trusted:.2%}",
-        _bytes(teacher.file_bytes),
     )
 
 
@@ -165,7 +170,7 @@ def show_sample(sample: SampleSummary) -> None:
         f"sample [bold]{sample.index}[/], label [bold]{escape(sample.label)}[/], "
         f"slot {sample.slot} (view {sample.view})"
     )
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("teacher", "likeliest classes"):
         table.add_column(heading)
     for heading in ("entropy", "weight"):
@@ -208,7 +213,7 @@ def show_demo(report: DemoReport) -> None:
     """Teachers, students, and what the cache cost and saved."""
     console = _stdout()
     show_caching(report.caching)
-    table = Table(title=f"test pictures: {report.test_samples}; one is {1 / report.test_samples:.2%}")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "network"):
         table.add_column(heading)
     for heading in ("top-1", "right", "training"):
@@ -221,6 +226,7 @@ def show_demo(report: DemoReport) -> None:
         right = str(round(run.test_top1 * report.test_samples))
         table.add_row(who, run.network, f"{run.test_top1:.2%}", right, f"{run.seconds:.1f} s")
     console.print(table)
+    console.print(f"[dim]of {report.test_samples} test pictures; one is {1 / report.test_samples:.2%}[/]")
     cost = f"{report.cached_passes} teacher passes, {report.caching_seconds:.1f} s and {_bytes(report.cache_bytes)}"
     console.print(
         f"The cache cost {cost}. With live teachers, these students would have cost {report.live_passes} passes; from "

@@ -1,0 +1,1 @@
+"""What the speed promises are worth, measured: `python -m benchmarks --quick`."""

@@ -1,0 +1,423 @@
+"""The measurements, one function a line of the table; `docs/performance.md` says what limits each.
+
+N samples, K teachers, V slots, C classes.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.synthetic import NORMALISATION, random_pictures, write_cache
+from benchmarks.timing import Measurement, compare, seconds
+from demkd.cache import open_cache
+from demkd.cache.summary import summarise
+from demkd.dataset import Pictures, ViewCutter, schedule
+from demkd.losses import entropy
+from demkd.networks import build_network
+from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.pipeline.compute import Compute, choose_compute
+from demkd.pipeline.live_teachers import LiveTeachers
+from demkd.pipeline.methods import METHODS, Method
+from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.recipe import Recipe, Teaching, Training
+from demkd.pipeline.supervision import LabelsOnly, Supervision, independent_views, scheduled_views
+from demkd.pipeline.training import Trainer
+from demkd.teachers import Teacher
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+HINTS = {"stage3": (256,)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """How much is measured."""
+
+    samples: int
+    views: int
+    repetitions: int
+    batch_size: int = 128
+
+
+QUICK = Scale(samples=6_400, views=4, repetitions=5)
+FULL = Scale(samples=50_000, views=162, repetitions=5)
+
+
+class Bench:
+    """The pictures and caches that the measurements share."""
+
+    def __init__(self, scale: Scale, folder: Path, compute: Compute) -> None:
+        self.scale, self.folder, self.compute = scale, folder, compute
+        self.pictures = random_pictures(scale.samples)
+        self.labels = self.pictures.labels.to(compute.device)
+
+    def cache(self, teachers: int, *, features: bool = False, views: int = 4) -> Path:
+        """A cache, made when it is first asked for."""
+        folder = self.folder / f"cache-{teachers}-{views}{'-features' if features else ''}"
+        if not folder.exists():
+            write_cache(folder, self.pictures, teachers=teachers, views=views, features=HINTS if features else None)
+        return folder
+
+    def trainer(self, network: str, supervision: Supervision, method: Method, *, teachers: int) -> Trainer:
+        recipe = _recipe(network, method, teachers=teachers, scale=self.scale, compute=self.compute)
+        return Trainer(recipe, self.pictures, self.pictures.labels, supervision, self.compute)
+
+    def plain(self, network: str) -> Trainer:
+        """`train`: labels alone, independent views."""
+        plan = independent_views(run_seed=0, samples=len(self.pictures), orbit=self.pictures.policy.orbit)
+        return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
+
+    def cached(self, network: str, *, teachers: int, method: str = "de-mkd-logits") -> Trainer:
+        """`distill` from a cache."""
+        features = METHODS[method].needs_features
+        cache = open_cache(self.cache(teachers, features=features))
+        supervision = CachedTeachers(
+            cache, self.labels, METHODS[method], views=4, run_seed=0, device=self.compute.device
+        )
+        return self.trainer(network, supervision, METHODS[method], teachers=teachers)
+
+
+def cached_epoch_over_plain(bench: Bench, network: str) -> Measurement:
+    """1: reading, checking, weighing and fusing included."""
+    target = "<= 1.05" if bench.compute.device.type == "cuda" else "<= 1.03"
+    return compare(
+        "1",
+        f"distill epoch, K = 3, logits / train epoch, {network}",
+        target,
+        _epoch_of(bench.cached(network, teachers=3)),
+        _epoch_of(bench.plain(network)),
+        repetitions=bench.scale.repetitions,
+    )
+
+
+def eight_teachers_over_one(bench: Bench) -> Measurement:
+    """2: does the number of teachers matter?"""
+    return compare(
+        "2",
+        "distill epoch, K = 8 / K = 1, logits, resnet8",
+        "<= 1.03",
+        _epoch_of(bench.cached("resnet8", teachers=8)),
+        _epoch_of(bench.cached("resnet8", teachers=1)),
+        repetitions=bench.scale.repetitions,
+    )
+
+
+def online_step_of_ideal(bench: Bench) -> Measurement:
+    """3: how close both loops are to the bare cost of a student's step and three forward passes."""
+    networks = ("resnet20", "wrn_16_2", "vgg8")
+    small = Bench(replace(bench.scale, samples=20 * bench.scale.batch_size), bench.folder / "online", bench.compute)
+    teachers = [_random_teacher(name, bench.compute) for name in networks]
+    table = schedule.view_table(view_seed=0, samples=small.scale.samples, orbit=162, slots=4)
+    plan = scheduled_views(lambda slot: table[slot], slots=4, run_seed=0)
+    method = METHODS["de-mkd-logits"]
+    live = small.trainer("resnet8", LiveTeachers(teachers, small.labels, method, plan), method, teachers=3)
+    run_live, run_cached = _epoch_of(live), _epoch_of(small.cached("resnet8", teachers=3))
+    student, bare = _bare_step(small), _bare_forward(small, teachers)
+    for work in (run_live, run_cached, student, bare):
+        work()
+    shares, times = [], []
+    for _ in range(bench.scale.repetitions):
+        online, cached, step, forward = (seconds(work) for work in (run_live, run_cached, student, bare))
+        shares.append((online / cached) / ((step + forward) / step))
+        times.append((online, cached, step, forward))
+    names = ("online_epoch_s", "cached_epoch_s", "bare_student_s", "bare_teachers_s")
+    return Measurement(
+        number="3",
+        what="(online step / cached step) as a share of (S + sum T) / S, K = 3, resnet8",
+        target="0.95 to 1.05",
+        ratios=tuple(shares),
+        facts={name: median(column) for name, column in zip(names, zip(*times, strict=True), strict=True)},
+    )
+
+
+def caching_over_bare_forward(bench: Bench) -> Measurement:
+    """4: throughput of stage one, with entropies, features and writing, against the forward passes alone."""
+    from demkd.pipeline import caching
+    from demkd.pipeline.loading import LoadedNetwork, TeacherSpec
+
+    samples = min(bench.scale.samples, 12_800)
+    pictures = random_pictures(samples)
+    batch = 256
+    teacher = _random_teacher("resnet20", bench.compute)
+    cutter = ViewCutter(pictures.pixels, pictures.policy, device=bench.compute.device)
+    views = [
+        cutter.cut(indices, torch.zeros_like(indices))
+        for indices in torch.split(torch.arange(samples, device=bench.compute.device), batch)
+    ]
+    original = caching.load_teacher
+    counter = iter(range(1_000))
+
+    def stage_one() -> None:
+        network = LoadedNetwork(network=teacher._network, name="resnet20", normalisation=NORMALISATION)
+        caching.load_teacher = lambda *_arguments, **_options: (teacher, network)
+        caching.load_split, load_split = (lambda *_arguments: pictures), caching.load_split
+        try:
+            request = caching.CachingRequest(
+                data="synthetic",
+                teachers=(TeacherSpec(name="resnet20", network="resnet20", checkpoint=Path()),),
+                folder=bench.folder / f"stage-one-{next(counter)}",
+                views=1,
+                view_seed=0,
+                layers=("last",),
+                grid=1,
+                batch_size=batch,
+                normalisations={},
+            )
+            caching.cache_teachers(request, bench.compute, SilentProgress())
+        finally:
+            caching.load_teacher, caching.load_split = original, load_split
+
+    def forward() -> None:
+        for some in views:
+            teacher.answer(some)
+        bench.compute.wait()
+
+    measured = compare(
+        "4",
+        "cache-teachers throughput / bare forward loop, resnet20, features, writing, everything",
+        ">= 0.95",
+        forward,
+        stage_one,
+        repetitions=bench.scale.repetitions,
+    )
+    return replace(measured, facts={**measured.facts, "views": samples})
+
+
+def batch_over_step(bench: Bench) -> Measurement:
+    """5: cutting and normalising a batch of views, as a share of a training step on it."""
+    cutter = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device)
+    order = torch.from_numpy(schedule.sample_order(run_seed=0, epoch=1, samples=len(bench.pictures)))
+    numbers = torch.from_numpy(
+        schedule.random_views(run_seed=0, epoch=1, samples=len(bench.pictures), orbit=162).astype("int64")
+    )
+    chosen = [indices.to(bench.compute.device) for indices in torch.split(order, 128)[:20]]
+    step = _bare_step(bench, steps=20)
+
+    def make() -> None:
+        for _ in range(10):
+            for indices in chosen:
+                NORMALISATION.apply(cutter.cut(indices, numbers.to(indices.device)[indices]))
+        bench.compute.wait()
+
+    measured = compare("5", "making 128 views / a resnet8 step on them", "<= 0.05 on CPU", make, step,
+                       repetitions=bench.scale.repetitions)  # fmt: skip
+    return replace(measured, ratios=tuple(ratio / 10 for ratio in measured.ratios),
+                   facts={"batch_ms": float(measured.facts["numerator_s"]) * 5, "step_ms": float(measured.facts["denominator_s"]) * 50})  # fmt: skip
+
+
+def default_precision_over_float32(bench: Bench) -> Measurement:
+    """6: how much faster training is in the default precision and layout than in float32 NCHW."""
+    small = Bench(replace(bench.scale, samples=10 * bench.scale.batch_size), bench.folder / "precision", bench.compute)
+    fast = _epoch_of(small.plain("resnet8x4"))
+    return compare(
+        "6",
+        f"float32 NCHW / default ({bench.compute.precision}, channels last), training resnet8x4",
+        ">= 3",
+        _bare_step(small, network="resnet8x4", precision="float32", layout=torch.contiguous_format, steps=10),
+        fast,
+        repetitions=bench.scale.repetitions,
+    )
+
+
+def file_over_payload(bench: Bench) -> Measurement:
+    """7: what the format adds to the answers."""
+    file = open_cache(bench.cache(3)).teachers[0]
+    size = file.path.stat().st_size
+    return Measurement(
+        number="7",
+        what="file size / payload bytes",
+        target="<= 1.01",
+        ratios=(size / file.shape.payload_bytes(),),
+        facts={"file_bytes": size, "payload_bytes": file.shape.payload_bytes()},
+    )
+
+
+def peak_anonymous_memory(bench: Bench) -> Measurement:
+    """8: the most anonymous memory of a process that distils from three teachers."""
+    cache = bench.cache(3, views=bench.scale.views)
+    code = (
+        "import sys, pathlib, torch\n"
+        "from benchmarks.measures import Bench, Scale, METHODS, CachedTeachers, anonymous_bytes, open_cache\n"
+        "from demkd.pipeline.compute import choose_compute\n"
+        f"bench = Bench(Scale(samples={bench.scale.samples}, views={bench.scale.views}, repetitions=1), "
+        "pathlib.Path(sys.argv[1]), choose_compute(device='cpu'))\n"
+        f"cache = open_cache(sys.argv[1]); method = METHODS['de-mkd-logits']\n"
+        "source = CachedTeachers(cache, bench.labels, method, views=cache.views, run_seed=0, device=bench.compute.device)\n"
+        "trainer = bench.trainer('resnet8', source, method, teachers=3)\n"
+        "peak = 0\n"
+        "class Watch:\n"
+        "    def advance(self, count):\n"
+        "        global peak; peak = max(peak, anonymous_bytes())\n"
+        "    def tell(self, facts): pass\n"
+        "for epoch in (1, 2): trainer.train_epoch(epoch, Watch())\n"
+        "print(peak)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code, str(cache)], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    ).stdout
+    return Measurement(
+        number="8",
+        what=f"peak anonymous memory of distill, GB, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3",
+        target="<= 1.5",
+        ratios=(int(printed) / 1e9,),
+    )
+
+
+def anonymous_bytes() -> int:
+    """RssAnon of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def start_of_help(bench: Bench) -> Measurement:
+    """9a: `--help` above a bare start of Python."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def start(*command: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=environment)
+
+    measured = compare("9a", "seconds of --help above a bare Python", "<= 0.2", start(str(CHECKOUT / "cli.py"), "--help"),
+                       start("-c", "pass"), repetitions=2 * bench.scale.repetitions)  # fmt: skip
+    above = float(measured.facts["numerator_s"]) - float(measured.facts["denominator_s"])
+    return replace(measured, ratios=(above,))
+
+
+def inspect_seconds(bench: Bench) -> Measurement:
+    """9b: `inspect` of the largest cache, after imports."""
+    cache = bench.cache(3, views=bench.scale.views)
+    times = tuple(seconds(lambda: summarise(open_cache(cache))) for _ in range(bench.scale.repetitions))
+    return Measurement(
+        number="9b",
+        what=f"seconds of inspect, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3, after imports",
+        target="<= 2",
+        ratios=times,
+    )
+
+
+def features_over_none(bench: Bench) -> Measurement:
+    """10: what matching features (grid 1) adds."""
+    return compare(
+        "10",
+        "distill epoch with features, grid 1, K = 3 / without, resnet8",
+        "<= 1.25",
+        _epoch_of(bench.cached("resnet8", teachers=3, method="de-mkd")),
+        _epoch_of(bench.cached("resnet8", teachers=3)),
+        repetitions=bench.scale.repetitions,
+    )
+
+
+def measure_all(scale: Scale, device: str) -> Iterator[Measurement]:
+    """Every line of the table, as it is measured."""
+    compute = choose_compute(device=device)
+    with _workplace() as folder:
+        bench = Bench(scale, folder, compute)
+        yield cached_epoch_over_plain(bench, "resnet8")
+        yield cached_epoch_over_plain(bench, "resnet8x4")
+        yield eight_teachers_over_one(bench)
+        yield online_step_of_ideal(bench)
+        yield caching_over_bare_forward(bench)
+        yield batch_over_step(bench)
+        yield default_precision_over_float32(bench)
+        yield file_over_payload(bench)
+        yield peak_anonymous_memory(bench)
+        yield start_of_help(bench)
+        yield inspect_seconds(bench)
+        yield features_over_none(bench)
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="demkd-benchmark-") as folder:
+        yield Path(folder)
+
+
+def _epoch_of(trainer: Trainer) -> Callable[[], object]:
+    """One epoch after the other."""
+    epochs = iter(range(1, 1_000_000))
+    return lambda: trainer.train_epoch(next(epochs), SilentProgress())
+
+
+def _bare_step(
+    bench: Bench,
+    *,
+    network: str = "resnet8",
+    precision: str | None = None,
+    layout: torch.memory_format = torch.channels_last,
+    steps: int = 20,
+) -> Callable[[], object]:
+    """Training steps on views that are there already, written as plainly as PyTorch allows."""
+    compute = replace(bench.compute, precision=precision or bench.compute.precision)
+    model = build_network(network, classes=100).to(compute.device, memory_format=layout).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    views = torch.randn(bench.scale.batch_size, 3, 32, 32, device=compute.device).to(memory_format=layout)
+    labels = torch.arange(bench.scale.batch_size, device=compute.device) % 100
+
+    def run() -> None:
+        for _ in range(steps):
+            with compute.autocast():
+                logits = model(views)
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        compute.wait()
+
+    return run
+
+
+def _bare_forward(bench: Bench, teachers: list[Teacher], *, steps: int = 20) -> Callable[[], object]:
+    """The teachers' forward passes on one batch."""
+    indices = torch.arange(bench.scale.batch_size, device=bench.compute.device)
+    views = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device).cut_plain(indices)
+
+    def run() -> None:
+        for _ in range(steps):
+            for teacher in teachers:
+                entropy(teacher.answer(views).logits)
+        bench.compute.wait()
+
+    return run
+
+
+def _random_teacher(network: str, compute: Compute) -> Teacher:
+    torch.manual_seed(0)
+    model = compute.place(build_network(network, classes=100))
+    return Teacher(network, model, prepare=NORMALISATION.apply, autocast=compute.autocast)
+
+
+def _recipe(network: str, method: Method, *, teachers: int, scale: Scale, compute: Compute) -> Recipe:
+    return Recipe(
+        training=Training(
+            data="synthetic",
+            network=network,
+            seed=0,
+            epochs=1_000_000,
+            batch_size=scale.batch_size,
+            learning_rate=0.01,
+            schedule="step",
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            precision=compute.precision,
+            mean=NORMALISATION.mean,
+            deviation=NORMALISATION.deviation,
+            padding=4,
+            flip=True,
+        ),
+        teaching=Teaching(
+            method=method, teachers=tuple(f"t{n}" for n in range(teachers)), online=False, views=4, view_seed=0
+        ),
+        sources={},
+    )
+
+
+__all__ = ["FULL", "METHODS", "QUICK", "Bench", "CachedTeachers", "Pictures", "Scale", "measure_all", "open_cache"]

@@ -1,0 +1,58 @@
+"""Alternating repetitions and their ratios: what stays true while the machine's speed drifts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One line of the table.
+
+    Attributes:
+        target: what the ratio should be, in words; empty where it is only reported.
+        ratios: one per repetition, or a single figure that was computed.
+        facts: seconds, bytes and what else explains the ratio.
+    """
+
+    number: str
+    what: str
+    target: str
+    ratios: tuple[float, ...]
+    facts: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        return median(self.ratios)
+
+
+def seconds(work: Work) -> float:
+    """How long some work takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def alternate(first: Work, second: Work, *, repetitions: int) -> tuple[list[float], list[float]]:
+    """Time two works in turn, A B A B ..., after one uncounted turn of each."""
+    first()
+    second()
+    pairs = [(seconds(first), seconds(second)) for _ in range(repetitions)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def compare(
+    number: str, what: str, target: str, first: Work, second: Work, *, repetitions: int, per: int = 1
+) -> Measurement:
+    """The ratio first / second, pair by pair; `per` divides the times in the facts."""
+    a, b = alternate(first, second, repetitions=repetitions)
+    return Measurement(
+        number=number,
+        what=what,
+        target=target,
+        ratios=tuple(x / y for x, y in zip(a, b, strict=True)),
+        facts={"numerator_s": median(a) / per, "denominator_s": median(b) / per},
+    )
