@@ -2,11 +2,12 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from demkd.errors import UserError
 from demkd.pipeline.methods import CHOICES, METHODS
@@ -32,6 +33,10 @@ class _Commands(click.Group):
             _fail("interrupted; nothing is lost, the same command goes on where it stopped", 130)
         except BrokenPipeError:
             sys.exit(1)  # the reader of a pipe has seen enough
+        except OSError as error:  # a folder that may not be written, a disk that fails
+            if error.filename is None:
+                raise
+            _fail(f"{error.filename}: {error.strerror}", 1)
 
 
 def _fail(text: str, code: int) -> None:
@@ -72,14 +77,30 @@ def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None)
     from demkd.pipeline.recipe import RecipeError, option_values, read_recipe
 
     values = option_values(read_recipe(path))
-    known = {parameter.name for parameter in ctx.command.params}
-    unknown = sorted(values.keys() - known)
+    known = {parameter.name: parameter for parameter in ctx.command.params}
+    unknown = sorted(values.keys() - known.keys())
     if unknown:
         raise RecipeError(
             f"the recipe {path} has an unknown option {unknown[0]!r}; "
             f"known are {', '.join(sorted(filter(None, known)))}"
         )
+    for name, value in values.items():
+        if not _fits(known[name], value):
+            raise RecipeError(f"the recipe {path} gives {name} a value of the wrong kind: correct it ({_flag(name)})")
     ctx.default_map = values
+
+
+def _fits(parameter: click.Parameter, value: object) -> bool:
+    """Whether a recipe's value is of a kind that the option's type can judge."""
+    if parameter.multiple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool) or isinstance(parameter.type, click.types.BoolParamType):
+        return isinstance(value, bool) and isinstance(parameter.type, click.types.BoolParamType)
+    if isinstance(parameter.type, click.types.IntParamType):
+        return isinstance(value, int)
+    if isinstance(parameter.type, click.types.FloatParamType):
+        return isinstance(value, int | float)
+    return value is None or isinstance(value, str | int | float)
 
 
 data_option = click.option(
@@ -144,6 +165,12 @@ normalise_option = click.option(
     help="Mean and deviation a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
     "By default what its run folder says, else the data's.",
 )
+input_size_option = click.option(
+    "--input-size",
+    multiple=True,
+    metavar="[TEACHER=]PIXELS",
+    help="Resize the views to this side for a network that was trained on larger pictures.",
+)
 
 
 @main.command()
@@ -165,6 +192,7 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     from demkd import console
     from demkd.pipeline.distilling import train as run_training
 
+    _refuse_code_of_recipe("network", [network])
     compute = _compute(options)
     report = run_training(_training_options(options, network), out, compute, _progress(quiet))
     (console.show_json if as_json else console.show_run)(report)
@@ -196,10 +224,12 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     "--feature-grid", default=1, show_default=True, type=click.IntRange(min=1), help="Average maps down to this side."
 )
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
 @normalise_option
+@input_size_option
 @compute_options
 @output_options
-def cache_teachers(as_json: bool, quiet: bool, **options: Any) -> None:
+def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     """Stage one: run each teacher once, and keep its answers.
 
     \b
@@ -210,8 +240,9 @@ def cache_teachers(as_json: bool, quiet: bool, **options: Any) -> None:
     from demkd import console
     from demkd.pipeline.caching import CachingRequest
     from demkd.pipeline.caching import cache_teachers as run_caching
-    from demkd.pipeline.loading import parse_normalisations, parse_teachers
+    from demkd.pipeline.loading import parse_input_sizes, parse_normalisations, parse_teachers
 
+    _refuse_code_of_recipe("teachers", options["teachers"])
     layers = tuple(layer for layer in options["features"] if layer != "none")
     request = CachingRequest(
         data=options["data"],
@@ -223,7 +254,14 @@ def cache_teachers(as_json: bool, quiet: bool, **options: Any) -> None:
         grid=options["feature_grid"],
         batch_size=options["batch_size"],
         normalisations=parse_normalisations(options["normalise"]),
+        input_sizes=parse_input_sizes(options["input_size"]),
     )
+    if dry_run:
+        from demkd.pipeline.planning import plan_caching
+
+        plan = plan_caching(request, _compute(options), _progress(quiet))
+        (console.show_json if as_json else console.show_plan)(plan)
+        return
     report = run_caching(request, _compute(options), _progress(quiet))
     (console.show_json if as_json else console.show_caching)(report)
 
@@ -255,6 +293,67 @@ def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as
 
 
 @main.command()
+@click.argument("cache", type=_FOLDER)
+@click.option("--teachers", help="Some of them, separated by commas; all by default.")
+@click.option(
+    "--recompute", type=click.IntRange(min=1), metavar="N", help="Ask the teachers again about N pictures each."
+)
+@click.option("--repair", is_flag=True, help="Let the teachers redo the blocks that fail, and those alone.")
+@click.option("--data", help="With --recompute and --repair: the data that the teachers were cached with.")
+@click.option(
+    "--teacher",
+    "witnesses",
+    multiple=True,
+    metavar="[NAME=]NETWORK@CHECKPOINT",
+    help="With --recompute and --repair: the teachers to ask, as for cache-teachers.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which pictures, --recompute.")
+@normalise_option
+@compute_options
+@output_options
+def verify(cache: Path, teachers: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Check every byte of CACHE; exit with 1 if anything is wrong.
+
+    \b
+    Examples:
+        demkd verify runs/cache
+        demkd verify runs/cache --recompute 200 --data cifar100 --teacher resnet20@resnet20.pth
+    """
+    from demkd import console
+    from demkd.pipeline.verification import recompute, repair
+    from demkd.pipeline.verification import verify as run_verification
+
+    asks = options["repair"] or options["recompute"] is not None
+    if asks != bool(options["data"] and options["witnesses"]):
+        raise click.UsageError("--recompute and --repair need --data and --teacher, and nothing else does")
+    if options["repair"] and teachers:
+        raise click.UsageError("--repair looks at the whole cache: leave --teachers out")
+    progress = _progress(quiet)
+    if options["repair"]:
+        report = repair(cache, _witnesses(options), progress)
+    else:
+        report = run_verification(cache, _names(teachers), progress)
+    if options["recompute"] is not None:
+        report = recompute(report, _witnesses(options), progress, pairs=options["recompute"], seed=options["seed"])
+    (console.show_json if as_json else console.show_verification)(report)
+    if not report.sound:
+        sys.exit(1)
+
+
+def _witnesses(options: dict[str, Any]) -> Any:
+    from demkd.pipeline.loading import parse_normalisations, parse_teachers
+    from demkd.pipeline.verification import Witnesses
+
+    return Witnesses(
+        data=options["data"],
+        teachers=tuple(parse_teachers(options["witnesses"])),
+        normalisations=parse_normalisations(options["normalise"]),
+        device=options["device"],
+        precision=options["precision"],
+    )
+
+
+@main.command()
 @recipe_option
 @data_option
 @click.option("--student", required=True, metavar="NETWORK", help="The network to train.")
@@ -272,6 +371,7 @@ def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as
 )
 @training_options
 @normalise_option
+@input_size_option
 @compute_options
 @output_options
 def distill(as_json: bool, quiet: bool, **options: Any) -> None:
@@ -284,7 +384,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     from demkd import console
     from demkd.pipeline.distilling import DistillRequest
     from demkd.pipeline.distilling import distill as run_distillation
-    from demkd.pipeline.loading import parse_normalisations, parse_teachers
+    from demkd.pipeline.loading import parse_input_sizes, parse_normalisations, parse_teachers
     from demkd.pipeline.methods import choose_method
 
     if options["online"] == (options["cache"] is not None):
@@ -293,6 +393,10 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         raise click.UsageError(
             "--teacher runs live teachers, which needs --online; a cache's are chosen with --teachers"
         )
+    if options["input_size"] and not options["online"]:
+        raise click.UsageError("--input-size is for live teachers, which needs --online; a cache knows its own")
+    _refuse_code_of_recipe("student", [options["student"]])
+    _refuse_code_of_recipe("live", options["live"])
     request = DistillRequest(
         options=_training_options(options, options["student"]),
         method=choose_method(
@@ -307,6 +411,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         normalisations=parse_normalisations(options["normalise"]),
         views=_views(options["views"]),
         view_seed=options["view_seed"],
+        input_sizes=parse_input_sizes(options["input_size"]),
     )
     report = run_distillation(request, _compute(options), _progress(quiet))
     (console.show_json if as_json else console.show_run)(report)
@@ -317,6 +422,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
 @data_option
 @click.option("--network", help="The network's name, for a checkpoint that does not know it.")
 @normalise_option
+@input_size_option
 @compute_options
 @output_options
 def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -328,17 +434,113 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
     """
     from demkd import console
     from demkd.pipeline.evaluation import evaluate_run
-    from demkd.pipeline.loading import parse_normalisations
+    from demkd.pipeline.loading import parse_input_sizes, parse_normalisations
 
     report = evaluate_run(
         run,
         data=data,
         network=network,
         normalisation=parse_normalisations(options["normalise"]).get(""),
+        input_size=parse_input_sizes(options["input_size"]).get(""),
         compute=_compute(options),
         progress=_progress(quiet),
     )
     (console.show_json if as_json else console.show_evaluation)(report)
+
+
+@main.command()
+@click.option("--classes", default=100, show_default=True, type=click.IntRange(min=1), help="Of the last layer.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def networks(classes: int, as_json: bool) -> None:
+    """List the networks: parameters, multiply-accumulates for a 32 x 32 picture, features and their shapes.
+
+    \b
+    Example:
+        demkd networks
+    Beside these, torchvision:NAME, timm:NAME and your own my_module:function are networks; see docs/networks.md.
+    """
+    from demkd import console
+    from demkd.pipeline.listing import list_networks
+
+    listing = list_networks(classes=classes)
+    (console.show_json if as_json else console.show_networks)(listing)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "file_format", required=True, metavar="FORMAT", help="safetensors, onnx or torch-export.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write.")
+@click.option("--data", help="Whose test pictures it is checked on; by default the data of the run's recipe.")
+@click.option("--network", help="The network's name, for a checkpoint that does not know it.")
+@output_options
+def export(
+    run: Path, file_format: str, out: Path, data: str | None, network: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Write the network of a finished RUN for use elsewhere, and check the file by loading it in a fresh process.
+
+    \b
+    Example:
+        demkd export runs/student --format onnx --out student.onnx
+    """
+    from demkd import console
+    from demkd.pipeline.exporting import ExportRequest
+    from demkd.pipeline.exporting import export as run_export
+
+    request = ExportRequest(run=run, network=network, data=data, format=file_format, out=out)
+    report = run_export(request, _progress(quiet))
+    (console.show_json if as_json else console.show_export)(report)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.option(
+    "--baseline", metavar="GROUP", help="Compare the groups with this one: its name, or one of its run folders."
+)
+@click.option(
+    "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
+)
+def compare(runs: tuple[Path, ...], baseline: str | None, form: str) -> None:
+    """Compare finished RUNS: means over seeds, and paired differences to a baseline.
+
+    \b
+    Example:
+        demkd compare runs/sweep/* --baseline runs/sweep/kd-seed0
+    """
+    _show_comparison(runs, baseline, form)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=_FOLDER, help="The folder of the runs' folders; finished ones are kept.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
+@click.option("--baseline", metavar="GROUP", help="As compare's.")
+@click.option(
+    "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, quiet: bool) -> None:
+    """Run every combination of RECIPE's options that is missing, then compare them all.
+
+    \b
+    Example:
+        demkd sweep recipes/digits-sweep.toml --out runs/sweep
+    """
+    from demkd.pipeline.sweeping import plan_sweep, run_sweep
+
+    runs = plan_sweep(recipe, out)
+    run_sweep(runs, jobs=jobs, progress=_progress(quiet))
+    _show_comparison(tuple(run.folder for run in runs), baseline, form)
+
+
+def _show_comparison(folders: tuple[Path, ...], baseline: str | None, form: str) -> None:
+    from demkd import console
+    from demkd.report.comparison import compare_runs, read_run
+
+    comparison = compare_runs([read_run(folder) for folder in folders], baseline=baseline)
+    if form == "json":
+        console.show_json(comparison)
+    else:
+        console.show_comparison(comparison, form=form)
 
 
 @main.command()
@@ -357,6 +559,14 @@ def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
     report = run_demo(out, _compute(options), _progress(quiet))
     (console.show_json if as_json else console.show_demo)(report)
+
+
+def _refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
+    """The user's own code is imported where its name was typed, and not because a recipe from elsewhere names it."""
+    if click.get_current_context().get_parameter_source(parameter) is ParameterSource.DEFAULT_MAP:
+        from demkd.pipeline.loading import refuse_own_code
+
+        refuse_own_code(networks)
 
 
 def _compute(options: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """How progress, tables and errors look: the only place that knows rich. Progress goes to stderr, results to stdout."""
 
+import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,21 @@ from rich.table import Table
 from rich.text import Text
 
 from demkd.cache.summary import CacheSummary, SampleSummary, TeacherSummary
-from demkd.pipeline.reports import CachingReport, DemoReport, EpochReport, EvaluationReport, RunReport
+from demkd.pipeline.reports import (
+    CachingPlan,
+    CachingReport,
+    DemoReport,
+    EpochReport,
+    EvaluationReport,
+    ExportReport,
+    NetworkListing,
+    RunReport,
+    VerificationReport,
+)
+from demkd.report.comparison import Comparison, Group
 
 _BARS = " ▁▂▃▄▅▆▇█"
+_FAULTS_SHOWN = 10
 
 
 class _Rate(ProgressColumn):
@@ -126,6 +139,66 @@ def show_caching(report: CachingReport) -> None:
         console.print(f"weights.h5 has the entropy weights of {', '.join(report.weighted)}")
 
 
+def show_plan(plan: CachingPlan) -> None:
+    """What stage one would cost."""
+    console = _stdout()
+    console.print(f"{escape(str(plan.folder))}: {plan.views} of {plan.orbit} views of {plan.samples:,} samples")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("teacher", "network"):
+        table.add_column(heading)
+    for heading in ("to answer", "time", "file", "new on disk"):
+        table.add_column(heading, justify="right")
+    for teacher in plan.teachers:
+        table.add_row(
+            teacher.name,
+            teacher.network,
+            f"{teacher.pending:,}",
+            f"{teacher.seconds:,.1f} s",
+            _bytes(teacher.file_bytes),
+            _bytes(teacher.new_bytes),
+        )
+    console.print(table)
+    console.print(
+        f"{_bytes(sum(teacher.new_bytes for teacher in plan.teachers))} of {_bytes(plan.free_bytes)} free on the disk; "
+        f"about {plan.seconds:,.0f} s of answering, by a short probe. It costs as many teacher passes as "
+        f"{plan.break_even_epochs:.3g} epochs of one online student, which is {plan.break_even_runs:.2g} runs of "
+        f"{plan.student_epochs} epochs; every epoch after those is free. Nothing was written.",
+        soft_wrap=True,
+    )
+
+
+def show_verification(report: VerificationReport) -> None:
+    """A verdict a file, and whatever is wrong."""
+    console = _stdout()
+    for file in report.files:
+        colour = {"damaged": "red", "unfinished": "yellow"}.get(file.verdict, "green")
+        checked = f"{file.blocks:,} blocks, " if file.blocks else ""
+        share = f" ({file.done:.0%} done)" if file.done < 1 and file.verdict != "damaged" else ""
+        console.print(
+            f"[{colour}]{file.verdict}[/]{share}  [bold]{escape(file.name)}[/]: {checked}{_bytes(file.file_bytes)}"
+        )
+        for fault in file.faults[:_FAULTS_SHOWN]:
+            console.print(f"    {escape(fault.text)}", soft_wrap=True)
+        if len(file.faults) > _FAULTS_SHOWN:
+            console.print(f"    and {len(file.faults) - _FAULTS_SHOWN} more; --json lists them all")
+        if file.cure:
+            console.print(f"    {escape(file.cure)}", soft_wrap=True)
+    for repaired in report.repaired:
+        again = f", {repaired.answered:,} answers given again" if repaired.answered else ""
+        console.print(f"redone  [bold]{escape(repaired.name)}[/]{again}:")
+        for place in repaired.redone[:_FAULTS_SHOWN]:
+            console.print(f"    {escape(place)}", soft_wrap=True)
+    for found in report.recomputed:
+        verdict = "[green]agrees[/]" if found.agrees else "[red]differs[/]"
+        console.print(
+            f"{verdict}  [bold]{escape(found.teacher)}[/]: {found.pairs} answers given again in {found.precision}; "
+            f"logits differ by up to {found.largest_difference:.3g} (sample {found.sample}, slot {found.slot}; "
+            f"tolerance {found.tolerance:.3g}), top-1 is the same for {found.top1_agreement:.2%}",
+            soft_wrap=True,
+        )
+    console.print(f"{escape(str(report.folder))} is {'sound' if report.sound else '[bold red]not sound[/]'}")
+
+
 def show_cache(summary: CacheSummary) -> None:
     """What a cache holds, a line a teacher."""
     console = _stdout()
@@ -209,6 +282,51 @@ def show_evaluation(report: EvaluationReport) -> None:
     )
 
 
+def show_comparison(comparison: Comparison, *, form: str) -> None:
+    """Groups of runs, best mean in bold: as a table of text or Markdown, or as CSV."""
+    headings = ["runs", "seeds", "last top-1 %", "best top-1 %"]
+    if comparison.baseline:
+        headings += [f"against {comparison.baseline}", "95 % interval", "detectable"]
+    rows = [_comparison_cells(group, with_difference=comparison.baseline is not None) for group in comparison.groups]
+    best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerows([headings, *rows])
+    elif form == "markdown":
+        shown = [[f"**{cell}**" if i == best and cell else cell for cell in row] for i, row in enumerate(rows)]
+        for line in (headings, ["---"] * len(headings), *shown):
+            sys.stdout.write(f"| {' | '.join(line)} |\n")
+    else:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for position, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if position == 0 else "right")
+        for position, row in enumerate(rows):
+            table.add_row(*map(escape, row), style="bold" if position == best else None)
+        _stdout().print(table)
+
+
+def _comparison_cells(group: Group, *, with_difference: bool) -> list[str]:
+    cells = [
+        group.name,
+        str(len(group.seeds)),
+        _with_deviation(group.last, group.last_deviation),
+        _with_deviation(group.best, group.best_deviation),
+    ]
+    if not with_difference:
+        return cells
+    difference = group.difference
+    if difference is None:
+        return [*cells, "", "", ""]
+    if difference.low is None or difference.high is None or difference.detectable is None:
+        return [*cells, f"{100 * difference.mean:+.2f}", "", ""]
+    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+    return [*cells, f"{100 * difference.mean:+.2f}", interval, f"{100 * difference.detectable:.2f}"]
+
+
+def _with_deviation(share: float, deviation: float | None) -> str:
+    return f"{100 * share:.2f}" if deviation is None else f"{100 * share:.2f} ± {100 * deviation:.2f}"
+
+
 def show_demo(report: DemoReport) -> None:
     """Teachers, students, and what the cache cost and saved."""
     console = _stdout()
@@ -235,6 +353,34 @@ def show_demo(report: DemoReport) -> None:
     folder = escape(str(report.folder))
     console.print(
         f"[dim]Look closer: demkd inspect {folder}/cache, demkd evaluate {folder}/student-de-mkd --data digits[/]"
+    )
+
+
+def show_networks(listing: NetworkListing) -> None:
+    """What networks there are."""
+    console = _stdout()
+    _, height, width = listing.picture
+    console.print(f"{listing.classes} classes; multiply-accumulates and features of one {height} x {width} picture")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("network", no_wrap=True)
+    for heading in ("parameters", "MACs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("features (channels x height x width)")
+    for network in listing.networks:
+        shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in network.features.items())
+        table.add_row(network.name, f"{network.parameters:,}", f"{network.macs / 1e6:,.1f} M", shapes)
+    console.print(table)
+    console.print("Others: torchvision:NAME, timm:NAME, or my_module:function of your own")
+
+
+def show_export(report: ExportReport) -> None:
+    """What was written, and how it was checked."""
+    shape = ", ".join(str(side) for side in report.input_shape)
+    _stdout().print(
+        f"{escape(str(report.file))}: {report.network} as {report.format}, {_bytes(report.file_bytes)}, "
+        f"input (B, {shape}), {report.classes} classes. Loaded in a fresh process, its logits of {report.pictures} "
+        f"test pictures differ from the student's by {report.largest_difference:.2g} at most",
+        soft_wrap=True,
     )
 
 

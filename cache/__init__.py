@@ -6,9 +6,10 @@
         slab = cache.slab(0)                 # every sample's first view
         slab.logits[0], slab.entropy, slab.view, slab.weights
 
-`layout.py` says which byte is where, `writer.py` fills a file, `teacher_file.py` reads it, `reader.py`
-reads those of several teachers side by side, `provenance.py` says what it was
-made from, `weights.py` keeps the weights, `summary.py` describes a cache in numbers. NumPy and h5py only; never torch.
+`layout.py` says which byte is where, `writer.py` fills a file, `plan.py` says before what that will take,
+`teacher_file.py` reads it, `reader.py` reads those of several teachers side by side, `provenance.py` says what it was
+made from, `weights.py` keeps the weights, `summary.py` describes a cache in numbers, `verify.py` checks every byte of
+it, and `hdf5_view.py` asks HDF5 whether it sees the same. NumPy and h5py only; never torch.
 """
 
 from demkd.cache.errors import (
@@ -26,6 +27,7 @@ from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.reader import Cache, Slab, open_cache
 from demkd.cache.teacher_file import TeacherCache
+from demkd.cache.verify import Verification, verify_cache
 from demkd.cache.weights import write_weights
 from demkd.cache.writer import CacheWriter
 
@@ -44,7 +46,9 @@ __all__ = [
     "Provenance",
     "Slab",
     "TeacherCache",
+    "Verification",
     "exclusive",
     "open_cache",
+    "verify_cache",
     "write_weights",
 ]

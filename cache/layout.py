@@ -16,7 +16,9 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheMissingError, CacheSpaceError
+from demkd.cache.hdf5_view import hdf5_extent
 from demkd.cache.provenance import Provenance
 
 FORMAT_VERSION = 1
@@ -34,6 +37,9 @@ _MAGIC = b"demkd cache, format "
 _USER_BLOCK = 4096
 _LARGEST_USER_BLOCK = 1 << 20
 _LARGEST_METADATA = 1 << 24
+_LARGEST_NUMBER = 1 << 62
+_MOST_DIMENSIONS = 8
+_PAGE = 4096  # data sets begin on pages, so that what is sealed and what is written never share one
 _TYPES = frozenset({"<f2", "<f4", "<u2", "<u8", "<i8", "|u1"})
 
 Array = NDArray[Any]
@@ -99,15 +105,19 @@ class CacheShape:
         return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.answers().values())
 
     def union(self, other: "CacheShape") -> "CacheShape":
-        """The smallest shape that covers both; samples and classes must be the same."""
-        assert (self.samples, self.classes, self.block_rows) == (other.samples, other.classes, other.block_rows)
+        """The smallest shape that covers both, in the other's blocks; samples and classes must be the same."""
+        assert (self.samples, self.classes) == (other.samples, other.classes)
         return CacheShape(
             views=max(self.views, other.views),
             samples=self.samples,
             classes=self.classes,
             features={**self.features, **other.features},
-            block_rows=self.block_rows,
+            block_rows=other.block_rows,
         )
+
+    def covers(self, wanted: "CacheShape") -> bool:
+        """Whether a file of this shape has everything that is wanted."""
+        return wanted.union(self) == self
 
 
 # A ledger entry is 0 for a block that nobody wrote, else this bit and the block's checksum: one 8-byte write says both.
@@ -156,7 +166,7 @@ class Header:
             found = {name: (extent.shape, extent.dtype) for name, extent in self.contents.items()}
             if found.items() - {("provenance", found["provenance"])} == expected.items():
                 return shape
-        raise CacheDamagedError("the file does not hold what a teacher's cache holds: make the cache again")
+        raise CacheDamagedError("the file does not hold what a teacher's cache holds: remove it and make it again")
 
 
 def create_file(
@@ -170,17 +180,24 @@ def create_file(
     """Create a file whose sealed data sets are written and whose open ones are reserved, all zero.
 
     HDF5 lays the file out, in its 1.10 format with checksummed metadata, and is done with it; the space is reserved
-    before anything is computed.
+    before anything is computed. HDF5 itself writes no more than those metadata, and only where there is room: on a full
+    disk it reports an error late, and then ends the process.
 
     Raises:
         CacheSpaceError: if the disk cannot hold it; nothing is left behind.
     """
     user_block = _user_block_size(len(sealed) + len(opened) + 1)
-    try:
-        contents = _lay_out(path, sealed, opened, provenance, user_block=user_block)
+    origin = np.bytes_(provenance.to_json().encode())
+    shapes = {name: (array.shape, array.dtype.str) for name, array in sealed.items()} | dict(opened)
+    with disk_errors_in_words(path, remove=True):
+        with path.open("wb") as file:
+            _reserve(file.fileno(), file_bytes(shapes, origin.nbytes))
+        contents = _lay_out(path, shapes, origin, user_block=user_block)
         with path.open("r+b") as file:
             size = max(os.fstat(file.fileno()).st_size, *(extent.end for extent in contents.values()))
             _reserve(file.fileno(), size)
+            for name, array in sealed.items():
+                write_fully(file.fileno(), np.ascontiguousarray(array), contents[name].offset)
             header = Header(size=size, block_rows=block_rows, contents=contents, sha256="")
             text = _contents_json(header)
             digest = _digest(file.fileno(), header, text, user_block)
@@ -188,10 +205,14 @@ def create_file(
             assert len(filled) <= user_block
             write_fully(file.fileno(), filled, 0)
             os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise space_error(path, error) from error
     return Header(size=size, block_rows=block_rows, contents=contents, sha256=digest)
+
+
+def file_bytes(shapes: Mapping[str, tuple[tuple[int, ...], str]], provenance_bytes: int) -> int:
+    """How large a file gets at most: a page is lost at each data set, and HDF5's own notes are a few pages."""
+    user_block = _user_block_size(len(shapes) + 1)
+    payload = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+    return user_block + payload + provenance_bytes + (2 * len(shapes) + 8) * _PAGE
 
 
 def read_header(path: Path) -> Header:
@@ -202,56 +223,77 @@ def read_header(path: Path) -> Header:
         CacheDamagedError: if it is not a cache file, truncated, of another format, or changed.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise CacheDamagedError(f"{path} is no file: remove it, or choose another folder")
         with path.open("rb") as file:
-            header, text = _parse_user_block(path, file.read(_LARGEST_USER_BLOCK))
-            actual = os.fstat(file.fileno()).st_size
-            if actual != header.size:
-                raise CacheDamagedError(
-                    f"{path} has {actual:,} bytes instead of {header.size:,}: it was cut or altered"
-                )
-            user_block = _user_block_size(len(header.contents))
-            _check_extents(path, header, user_block)
-            if _digest(file.fileno(), header, text, user_block) != header.sha256:
-                raise CacheDamagedError(f"the metadata of {path} do not match their digest: the file was altered")
+            return _read_header(path, file.fileno(), file.read(_LARGEST_USER_BLOCK))
     except FileNotFoundError:
         raise CacheMissingError(f"there is no file {path}") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except CacheDamagedError:
+        raise
+    except OSError as error:
         raise CacheDamagedError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_header(path: Path, descriptor: int, user_block: bytes) -> Header:
+    header, text = _parse_user_block(path, user_block)
+    _require_size(path, os.fstat(descriptor).st_size, header)
+    size = _user_block_size(len(header.contents))
+    _check_extents(path, header, size)
+    if _digest(descriptor, header, text, size) != header.sha256:
+        raise CacheDamagedError(
+            f"the metadata of {path} do not match their digest: the file was altered; remove it and make it again"
+        )
     return header
+
+
+def _require_size(path: Path, actual: int, header: Header) -> None:
+    if actual != header.size:
+        raise CacheDamagedError(
+            f"{path} has {actual:,} bytes instead of {header.size:,}: it was cut or altered; "
+            "remove it and make it again"
+        )
 
 
 def map_file(path: Path, header: Header) -> dict[str, Array]:
     """Memory-map every data set, read-only; nothing is read yet."""
     memory = np.memmap(path, mode="r", dtype=np.uint8)
-    if len(memory) != header.size:
-        # Beyond the end of a file that shrank, a map ends the process (SIGBUS) instead of raising.
-        raise CacheDamagedError(f"{path} has {len(memory):,} bytes instead of {header.size:,}: it was cut or altered")
+    # Beyond the end of a file that shrank, a map ends the process (SIGBUS) instead of raising.
+    _require_size(path, len(memory), header)
     return {
         name: memory[extent.offset : extent.end].view(extent.dtype).reshape(extent.shape)
         for name, extent in header.contents.items()
     }
 
 
-def space_error(path: Path, error: OSError) -> OSError:
-    """Say a full disk in words; other errors pass through."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
-    free = shutil.disk_usage(path.parent).free
-    return CacheSpaceError(
-        f"the disk cannot hold {path.name} ({os.strerror(error.errno)}; {free:,} bytes are free at {path.parent}): "
-        "free some space or choose another folder, then run the same command again"
-    )
+@contextmanager
+def disk_errors_in_words(path: Path, *, remove: bool = False) -> Iterator[None]:
+    """Say a full disk in words; other errors pass through.
+
+    Args:
+        remove: whatever the error, take away what was written of the file.
+
+    Raises:
+        CacheSpaceError: instead of an OSError that means that there is no room.
+    """
+    try:
+        yield
+    except OSError as error:
+        if remove:
+            path.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise CacheSpaceError(
+            f"the disk cannot hold {path.name} ({os.strerror(error.errno)}; {free:,} bytes are free at {path.parent}): "
+            "free some space or choose another folder, then run the same command again"
+        ) from error
 
 
 def _lay_out(
-    path: Path,
-    sealed: Mapping[str, Array],
-    opened: Mapping[str, tuple[tuple[int, ...], str]],
-    provenance: Provenance,
-    *,
-    user_block: int,
+    path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]], provenance: np.bytes_, *, user_block: int
 ) -> dict[str, Extent]:
-    """Let HDF5 create the file, and ask it where the data sets are."""
+    """Let HDF5 create the file with room for every data set, and ask it where they are."""
     import h5py
 
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -264,22 +306,14 @@ def _lay_out(
         libver=("v110", "v110"),
         userblock_size=user_block,
         alignment_threshold=64,
-        alignment_interval=4096,
+        alignment_interval=_PAGE,
         locking=False,
     ) as file:
         file.attrs["format"] = f"demkd cache, format {FORMAT_VERSION}"
-        file.create_dataset("provenance", data=np.bytes_(provenance.to_json().encode()))
-        for name, array in sealed.items():
-            file.create_dataset(name, data=array)
-        for name, (shape, dtype) in opened.items():
+        file.create_dataset("provenance", data=provenance)
+        for name, (shape, dtype) in shapes.items():
             file.create_dataset(name, shape=shape, dtype=dtype, dcpl=early.copy())
-        return {name: _extent(file[name]) for name in ("provenance", *sealed, *opened)}
-
-
-def _extent(dataset: Any) -> Extent:
-    if dataset.dtype.kind == "S":  # the provenance: to HDF5 a text, to us bytes
-        return Extent(dataset.id.get_offset(), (dataset.dtype.itemsize,), "|u1")
-    return Extent(dataset.id.get_offset(), dataset.shape, dataset.dtype.str)
+        return {name: Extent(*hdf5_extent(file[name])) for name in ("provenance", *shapes)}
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -294,7 +328,7 @@ def _reserve(descriptor: int, size: int) -> None:
     os.ftruncate(descriptor, size)
 
 
-def write_fully(descriptor: int, data: Array | bytes, offset: int) -> None:
+def write_fully(descriptor: int, data: Array | bytes | memoryview, offset: int) -> None:
     """`pwrite` until everything is written: one call may write less than it is asked to."""
     rest = memoryview(data).cast("B")  # type: ignore[arg-type]
     while rest:
@@ -343,31 +377,44 @@ def _parse_user_block(path: Path, user_block: bytes) -> tuple[Header, bytes]:
         digest, length, rest = rest.split(b"\n", 2)
         text = rest[: int(length)]
         tables = json.loads(text)
-        contents = {
-            str(name): Extent(_natural(offset), tuple(_natural(n) for n in shape), str(dtype))
-            for name, (offset, shape, dtype) in tables["contents"].items()
-        }
+        contents = {_printable(name): _parse_extent(*entry) for name, entry in tables["contents"].items()}
         size, block_rows = _natural(tables["size"]), _natural(tables["block_rows"])
         return Header(size=size, block_rows=block_rows, contents=contents, sha256=digest.decode()), text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise foreign from None
 
 
+def _parse_extent(offset: Any, shape: Any, dtype: Any) -> Extent:
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or dtype not in _TYPES:
+        raise ValueError((shape, dtype))
+    return Extent(_natural(offset), tuple(_natural(n) for n in shape), dtype)
+
+
 def _natural(value: Any) -> int:
-    if type(value) is not int or value <= 0:
+    if type(value) is not int or not 0 < value < _LARGEST_NUMBER:
         raise ValueError(value)
     return value
 
 
+def _printable(name: str) -> str:
+    """A name that may stand in a message."""
+    if not name.isprintable() or len(name) > 200:
+        raise ValueError(name)
+    return name
+
+
 def _check_extents(path: Path, header: Header, user_block: int) -> None:
-    """Every data set has a known type and lies in the file, none over another, none over the user block."""
+    """Every data set lies in the file, none over another, none over the user block."""
     extents = sorted(header.contents.values())
-    known = all(extent.dtype in _TYPES for extent in extents)
     apart = all(before.end <= after.offset for before, after in itertools.pairwise(extents))
     inside = not extents or (extents[0].offset >= user_block and extents[-1].end <= header.size)
     small = header.size - sum(extent.end - extent.offset for extent in extents) <= _LARGEST_METADATA
-    if not (known and apart and inside and small and "provenance" in header.contents):
-        raise CacheDamagedError(f"{path} describes data that it cannot hold: the file was altered")
+    origin = header.contents.get("provenance")
+    modest = origin is not None and origin.dtype == "|u1" and origin.end - origin.offset <= _LARGEST_METADATA
+    if not (apart and inside and small and modest):
+        raise CacheDamagedError(
+            f"{path} describes data that it cannot hold: the file was altered; remove it and make it again"
+        )
 
 
 def _digest(descriptor: int, header: Header, text: bytes, user_block: int) -> str:

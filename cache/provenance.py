@@ -9,6 +9,19 @@ from typing import Any
 from demkd.cache.errors import CacheDamagedError, CacheMismatchError
 
 _ABSENT = "(absent)"
+_DEEPEST = 8
+
+# What readers of a teacher's file rely on, and what they use if it is there.
+_BOUND_TYPES = {
+    ("teacher", "network"): str,
+    ("teacher", "weights_sha256"): str,
+    ("data", "samples"): int,
+    ("data", "class_names"): list,
+    ("data", "labels_sha256"): str,
+    ("views", "seed"): int,
+    ("precision",): str,
+}
+_NOTED_TYPES = {"data": str, "parameters": int, "hint_layer": str, "batch_size": int}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +53,30 @@ class Provenance:
         """
         try:
             tables = json.loads(text)
-            bound, noted = dict(tables["bound"]), dict(tables["noted"])
+            read = cls(bound=dict(tables["bound"]), noted=dict(tables["noted"]))
+            if _depth(tables) <= _DEEPEST and read.to_json().encode() == text:
+                return read
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise CacheDamagedError("the provenance of the cache file cannot be read: make the cache again") from None
-        return cls(bound=bound, noted=noted)
+            pass
+        raise CacheDamagedError("the provenance of the cache file cannot be read: remove the file and make it again")
+
+    def require_teacher(self, *, samples: int, classes: int) -> None:
+        """Check that this is the provenance of a teacher's answers about so many samples and classes.
+
+        Raises:
+            CacheDamagedError: naming what is absent or of another kind.
+        """
+        for path, expected in _BOUND_TYPES.items():
+            if type(_look_up(self.bound, path)) is not expected:
+                raise _nonsense(".".join(path))
+        for name, expected in _NOTED_TYPES.items():
+            if name in self.noted and type(self.noted[name]) is not expected:
+                raise _nonsense(name)
+        names = self.bound["data"]["class_names"]
+        if len(names) != classes or not all(isinstance(name, str) for name in names):
+            raise _nonsense("data.class_names")
+        if self.bound["data"]["samples"] != samples:
+            raise _nonsense("data.samples")
 
     def require(self, other: "Provenance", *, cached: str, cure: str, tables: tuple[str, ...] | None = None) -> None:
         """Refuse to combine this cached provenance with another one whose bound part differs.
@@ -83,5 +116,29 @@ def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, value if isinstance(value, str) else json.dumps(value)
 
 
+def _look_up(tables: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if not isinstance(tables, Mapping) or key not in tables:
+            return None
+        tables = tables[key]
+    return tables
+
+
+def _depth(value: Any, reached: int = 0) -> int:
+    """How deeply tables are nested; beyond the deepest that are ours, nobody looks."""
+    if reached > _DEEPEST or not isinstance(value, dict | list):
+        return reached
+    inner = value.values() if isinstance(value, dict) else value
+    return max((_depth(item, reached + 1) for item in inner), default=reached)
+
+
+def _nonsense(field_name: str) -> CacheDamagedError:
+    return CacheDamagedError(
+        f"the provenance of the cache file says nothing sensible of {field_name}: remove the file and make it again"
+    )
+
+
 def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value that fits in a message."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:81])
+    return printable if len(printable) <= 80 else f"{printable[:77]}..."

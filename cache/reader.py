@@ -153,10 +153,8 @@ def open_cache(folder: Path | str, teachers: Sequence[str] | None = None, *, wei
 def _absent(folder: Path, name: str, present: Sequence[str], started: Sequence[str]) -> CacheError:
     if name in started:
         partial = TeacherCache(partial_file(folder, name))
-        total = partial.shape.views * partial.shape.blocks
         return CacheIncompleteError(
-            f"teacher {name} in {folder} is {partial.blocks_written() / total:.0%} done: "
-            "run the same cache-teachers again to go on"
+            f"teacher {name} in {folder} is {partial.progress():.0%} done: run the same cache-teachers again to go on"
         )
     have = ", ".join(present) or "none"
     return CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {have}")

@@ -5,6 +5,8 @@ processes.
 """
 
 import hashlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,11 @@ class TeacherCache:
         self.path = path
         header = read_header(path)
         self.shape: CacheShape = header.shape()
+        self.header = header
         self._arrays = map_file(path, header)
         self.provenance = Provenance.from_json(self._arrays["provenance"].tobytes())
+        self.provenance.require_teacher(samples=self.shape.samples, classes=self.shape.classes)
+        self._require_labels()
 
     def __reduce__(self) -> tuple[type["TeacherCache"], tuple[Path]]:
         return TeacherCache, (self.path,)  # pickling the memory maps would copy their bytes
@@ -56,6 +61,11 @@ class TeacherCache:
     def labels(self) -> NDArray[np.int64]:
         """(N,), as the data set said when the teacher was asked."""
         return self._arrays["label"]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the file is still being filled."""
+        return self.path.suffix == ".partial"
 
     def slab(self, name: str, slot: int) -> Array:
         """A data set's answers for every sample in one slot, (N, ...), mapped read-only.
@@ -82,26 +92,64 @@ class TeacherCache:
         entry = int(self._arrays[f"ledger/{name}"][slot, block])
         return entry == ledger_entry(name, slot, block, self.block(name, slot, block))
 
+    def is_written(self, name: str, slot: int, block: int) -> bool:
+        """Whether the ledger says anything of a block."""
+        return bool(self._arrays[f"ledger/{name}"][slot, block])
+
+    def blocks(self) -> Iterator[tuple[str, int, int]]:
+        """Every data set, slot and block, in the order of the file."""
+        return itertools.product(self.shape.answers(), range(self.shape.views), range(self.shape.blocks))
+
+    def is_whole(self) -> bool:
+        """Whether every block of every data set is sound; reads the whole file."""
+        return all(self.is_sound(*place) for place in self.blocks())
+
     def check_all(self) -> None:
         """Check every block of every data set; raises as `slab` does."""
-        for name in self.shape.answers():
-            for slot in range(self.shape.views):
-                self.slab(name, slot)
+        for place in self.blocks():
+            self._check(*place)
 
     def blocks_written(self) -> int:
         """How many of the V x blocks pairs are in the ledger, in all data sets."""
         done = [self._arrays[f"ledger/{name}"] != 0 for name in self.shape.answers()]
         return int(np.all(done, axis=0).sum())
 
-    def content_sha256(self) -> str:
-        """Digest of what was answered: of the ledger of the entropies, and so of every entropy."""
-        return hashlib.sha256(self._arrays["ledger/entropy"].tobytes()).hexdigest()
+    def progress(self) -> float:
+        """The share of blocks that are written, in 0..1."""
+        return self.blocks_written() / (self.shape.views * self.shape.blocks)
+
+    def ledger(self, name: str) -> Array:
+        """A data set's ledger (V, blocks)."""
+        return self._arrays[f"ledger/{name}"]
+
+    def content_sha256(self, slots: int) -> str:
+        """Digest of what was answered in the first slots: of the ledger of the entropies, and so of every entropy.
+
+        A file that grew keeps it.
+        """
+        return hashlib.sha256(self.ledger("entropy")[:slots].tobytes()).hexdigest()
+
+    def place(self, name: str, slot: int, block: int) -> str:
+        """A block in words."""
+        rows = self.shape.rows(block)
+        return f"{name} of teacher {self.name}, slot {slot}, rows {rows.start} to {rows.stop - 1}"
+
+    def _require_labels(self) -> None:
+        labels = self.labels
+        digest = hashlib.sha256(labels.tobytes()).hexdigest()
+        inside = labels.min() >= 0 and labels.max() < self.shape.classes
+        if not inside or digest != self.provenance.bound["data"]["labels_sha256"]:
+            raise CacheDamagedError(
+                f"the labels in {self.path} are not those of its provenance: remove it and make it again"
+            )
 
     def _check(self, name: str, slot: int, block: int) -> None:
         if self.is_sound(name, slot, block):
             return
-        rows = self.shape.rows(block)
-        place = f"{name} of teacher {self.name}, slot {slot}, rows {rows.start} to {rows.stop - 1}"
-        if self._arrays[f"ledger/{name}"][slot, block] == 0:
+        place = self.place(name, slot, block)
+        if self.is_partial and not self.is_written(name, slot, block):
             raise CacheIncompleteError(f"{self.path} lacks {place}: run the same cache-teachers again to go on")
-        raise CacheDamagedError(f"{self.path} is damaged: {place} do not match their checksum")
+        what = "do not match their checksum" if self.is_written(name, slot, block) else "were lost"
+        raise CacheDamagedError(
+            f"{self.path} is damaged: {place} {what}; run the same cache-teachers again, which redoes them"
+        )

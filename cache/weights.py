@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.cache.errors import CacheMismatchError
+from demkd.cache.errors import CacheDamagedError, CacheMismatchError
 from demkd.cache.layout import create_file, map_file, read_header, replace_durably
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
@@ -29,7 +29,9 @@ class Weights:
 
     @classmethod
     def of(cls, folder: Path, teachers: Sequence[TeacherCache]) -> "Weights | None":
-        """The weights of exactly these teachers, or None if weights.h5 is absent or of another set of teachers.
+        """The weights of exactly these teachers.
+
+        None if weights.h5 is absent, of another set of teachers, or of fewer slots than the teachers have by now.
 
         Raises:
             CacheDamagedError: if the file is damaged.
@@ -38,23 +40,40 @@ class Weights:
         path = cache_file(folder, WEIGHTS_NAME)
         if not path.exists():
             return None
-        header = read_header(path)
-        arrays = map_file(path, header)
-        provenance = Provenance.from_json(arrays["provenance"].tobytes())
-        recorded: Mapping[str, str] = provenance.bound["teachers"]
-        if list(recorded) != sorted(teacher.name for teacher in teachers) or "weights" not in arrays:
+        values, recorded, weighting = _read(path, samples=teachers[0].shape.samples)
+        if list(recorded) != sorted(teacher.name for teacher in teachers):
             return None
+        slots = values.shape[1]
         for teacher in teachers:
-            if recorded[teacher.name] != teacher.content_sha256():
+            if recorded[teacher.name] != teacher.content_sha256(slots):
                 raise CacheMismatchError(
                     f"{path} was computed from other answers of teacher {teacher.name}: "
                     "run cache-teachers again, which computes the weights anew"
                 )
+        if slots < min(teacher.shape.views for teacher in teachers):
+            return None
         order = [list(recorded).index(teacher.name) for teacher in teachers]
-        values: NDArray[np.float32] = arrays["weights"]
-        if order != sorted(order):
-            values = values[order]
-        return cls(values=values, weighting=str(provenance.bound["weighting"]))
+        return cls(values=values if order == sorted(order) else values[order], weighting=weighting)
+
+
+def _read(path: Path, *, samples: int) -> tuple[NDArray[np.float32], Mapping[str, str], str]:
+    """Weights (K, V, N), the digest of each teacher's answers, and the weighting in words."""
+    header = read_header(path)
+    arrays = map_file(path, header)
+    bound = Provenance.from_json(arrays["provenance"].tobytes()).bound
+    recorded, weighting = bound.get("teachers"), bound.get("weighting")
+    values = arrays.get("weights")
+    if (
+        arrays.keys() == {"provenance", "weights"}
+        and isinstance(recorded, dict)
+        and isinstance(weighting, str)
+        and values is not None
+        and header.contents["weights"].dtype == "<f4"
+        and values.ndim == 3
+        and values.shape[::2] == (len(recorded), samples)
+    ):
+        return values, recorded, weighting
+    raise CacheDamagedError(f"{path} does not hold what it should: run cache-teachers again, which makes it anew")
 
 
 def write_weights(
@@ -73,7 +92,8 @@ def write_weights(
     assert names == sorted(names)
     assert values.shape[0] == len(names)
     path = cache_file(folder, WEIGHTS_NAME)
-    bound = {"teachers": {teacher.name: teacher.content_sha256() for teacher in teachers}, "weighting": weighting}
+    slots = values.shape[1]
+    bound = {"teachers": {teacher.name: teacher.content_sha256(slots) for teacher in teachers}, "weighting": weighting}
     with exclusive(path):
         creating = path.with_name(path.name + ".creating")
         create_file(creating, sealed={"weights": values}, opened={}, provenance=Provenance(bound=bound))

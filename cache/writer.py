@@ -19,11 +19,11 @@ from demkd.cache.layout import (
     CacheShape,
     Header,
     create_file,
+    disk_errors_in_words,
     ledger_entry,
     map_file,
     read_header,
     replace_durably,
-    space_error,
     write_fully,
 )
 from demkd.cache.lock import exclusive
@@ -35,6 +35,15 @@ Array = NDArray[Any]
 _ANOTHER = "Choose another --out folder, or another name for the teacher (--teacher NAME=...), or remove the old file"
 
 
+def require_same_origin(cached: TeacherCache, provenance: Provenance) -> None:
+    """Refuse to add to a file that was made from something else.
+
+    Raises:
+        CacheMismatchError: naming every field that differs, with both values.
+    """
+    cached.provenance.require(provenance, cached=str(cached.path), cure=_ANOTHER)
+
+
 class CacheWriter:
     """Writes the file of one teacher; a context manager that holds the file's lock.
 
@@ -43,8 +52,9 @@ class CacheWriter:
                 writer.write(slot, block, {"logits": ..., "entropy": ..., ...})
             writer.finish()
 
-    It goes on with what is there: a whole file that covers `shape` has nothing pending, a started one has the rest,
-    and a smaller whole one is copied into a larger one, which replaces it when it is whole.
+    It goes on with what is there: a whole file that covers `shape` has nothing pending, a started one has the rest.
+    A smaller one, or one with damaged blocks, is copied into a new one as far as it is sound; the new one replaces it
+    when it is whole.
     """
 
     def __init__(
@@ -70,7 +80,8 @@ class CacheWriter:
             CacheDamagedError: if the file there is damaged.
             CacheSpaceError: if the disk cannot hold the new file.
         """
-        self._final.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors_in_words(self._final):
+            self._final.parent.mkdir(parents=True, exist_ok=True)
         self._lock.__enter__()
         try:
             self._open()
@@ -123,7 +134,8 @@ class CacheWriter:
     def sync(self) -> None:
         """Bring what was written to the disk; once a slab is often enough."""
         if not self.whole:
-            os.fdatasync(self._descriptor)
+            with disk_errors_in_words(self._partial):
+                os.fdatasync(self._descriptor)
 
     def finish(self) -> None:
         """Check every block, sync, and give the file its final name.
@@ -134,38 +146,37 @@ class CacheWriter:
         """
         if self.whole:
             return
-        os.fsync(self._descriptor)
-        TeacherCache(self._partial).check_all()
-        replace_durably(self._partial, self._final)
+        with disk_errors_in_words(self._partial):
+            os.fsync(self._descriptor)
+            TeacherCache(self._partial).check_all()
+            replace_durably(self._partial, self._final)
         self.whole = True
 
     def _open(self) -> None:
         final = self._existing(self._final)
         started = self._existing(self._partial)
+        if final and final.shape.covers(self.shape) and final.is_whole():
+            self.whole, self.shape = True, final.shape
+            self._use(self._final, final.header)
+            return
         for found in (final, started):
             if found:
-                self.shape = self.shape.union(found.shape())
-        if final and final.shape() == self.shape:
-            self.whole = True
-            self._use(self._final, final)
-            return
-        if not (started and started.shape() == self.shape):
-            self._create([path for path, found in ((self._partial, started), (self._final, final)) if found])
-            started = read_header(self._partial)
-        self._use(self._partial, started)
+                self.shape = self.shape.union(found.shape)
+        if not (started and started.shape == self.shape):
+            self._create([found for found in (started, final) if found])
+        self._use(self._partial, read_header(self._partial))
         self._descriptor = os.open(self._partial, os.O_RDWR | os.O_CLOEXEC)
         self._forget_torn_blocks()
 
-    def _existing(self, path: Path) -> Header | None:
-        """The header of an own earlier file, refused if it was made from something else."""
+    def _existing(self, path: Path) -> TeacherCache | None:
+        """An own earlier file, refused if it was made from something else."""
         if not path.exists():
             return None
-        header = read_header(path)
         cached = TeacherCache(path)
-        cached.provenance.require(self._provenance, cached=str(path), cure=_ANOTHER)
-        return header
+        require_same_origin(cached, self._provenance)
+        return cached
 
-    def _create(self, sources: list[Path]) -> None:
+    def _create(self, sources: list[TeacherCache]) -> None:
         """Create the partial file, with every block that an earlier file already has."""
         growing = self._partial.with_name(self._final.name + ".creating")
         header = create_file(
@@ -177,15 +188,18 @@ class CacheWriter:
         )
         self._use(growing, header)
         self._descriptor = os.open(growing, os.O_RDWR | os.O_CLOEXEC)
-        for source in sources:
-            self._inherit(source)
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        try:
+            for source in sources:
+                self._inherit(source)
+            with disk_errors_in_words(growing):
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
         replace_durably(growing, self._partial)
 
-    def _inherit(self, source: Path) -> None:
+    def _inherit(self, earlier: TeacherCache) -> None:
         """Copy the sound blocks of an earlier file."""
-        earlier = TeacherCache(source)
         for slot in range(earlier.shape.views):
             for block in range(earlier.shape.blocks):
                 lacking = [name for name in self.missing(slot, block) if name in earlier.shape.answers()]
@@ -226,7 +240,7 @@ class CacheWriter:
     def _put(self, slot: int, block: int, stored: Mapping[str, Array]) -> None:
         """The data of a block, then its ledger entries."""
         first = self.shape.rows(block).start
-        try:
+        with disk_errors_in_words(self._partial):
             for name, data in stored.items():
                 extent = self._header.contents[name]
                 row_bytes = extent.slab_bytes // self.shape.samples
@@ -240,5 +254,3 @@ class CacheWriter:
                 place = self._header.contents[f"ledger/{name}"].offset + 8 * (slot * self.shape.blocks + block)
                 write_fully(self._descriptor, entry, place)
                 self._ledgers[name][slot, block] = entry[0]
-        except OSError as error:
-            raise space_error(self._partial, error) from error

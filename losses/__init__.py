@@ -6,7 +6,7 @@ one set of soft targets, `distillation.py` compares a student with them, `hint.p
 Shapes: K teachers, B samples, C classes. Everything is computed in float32, or in float64 for float64 logits.
 """
 
-from demkd.losses.distillation import decoupled_kd_loss, kd_loss
+from demkd.losses.distillation import decoupled_kd_loss, kd_loss, label_loss
 from demkd.losses.entropy import entropy, non_target_class_entropy, target_class_entropy
 from demkd.losses.hint import hint_loss
 from demkd.losses.targets import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
@@ -33,6 +33,7 @@ __all__ = [
     "fuse_decoupled",
     "hint_loss",
     "kd_loss",
+    "label_loss",
     "mask_wrong_teachers",
     "non_target_class_entropy",
     "target_class_entropy",

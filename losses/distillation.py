@@ -1,10 +1,19 @@
-"""A student against fused targets: Hinton's loss, and DKD's two, as divergences scaled by the squared temperature."""
+"""A student against labels and fused targets: cross-entropy, Hinton's loss, and DKD's two.
+
+The latter are divergences scaled by the squared temperature.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from demkd.losses.decoupling import log_parts, working_precision
 from demkd.losses.targets import CoupledTargets, DecoupledTargets
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the label, of logits (B, C) and labels (B,): (B,)."""
+    return F.cross_entropy(working_precision(logits), labels, reduction="none")
 
 
 def kd_loss(logits: Tensor, targets: CoupledTargets, *, temperature: float) -> Tensor:

@@ -1,10 +1,18 @@
-"""What can be wrong with a network's name or its pictures, in words a user can act on."""
+"""What can be wrong with a network's name, its source, its layers or its pictures, in words a user can act on."""
 
 from demkd.errors import UserError
 
 
 class UnknownNetworkError(UserError, ValueError):
     """A name that no network has."""
+
+
+class NetworkSourceError(UserError, ValueError):
+    """A network of another maker that cannot be had, or cannot be used as it is."""
+
+
+class UnknownLayerError(UserError, LookupError):
+    """A layer that a network does not have, or that has no features."""
 
 
 class PictureSizeError(UserError, ValueError):

@@ -40,7 +40,7 @@ def profile_network(network: Classifier, picture: tuple[int, int, int] = (3, 32,
     handles = [layer.register_forward_hook(count) for layer in layers]
     some = next(network.parameters())
     try:
-        with _in_eval_mode(network), torch.no_grad():
+        with in_eval_mode(network), torch.no_grad():
             _, features = network.forward_features(some.new_zeros(1, *picture))
     finally:
         for handle in handles:
@@ -53,7 +53,7 @@ def profile_network(network: Classifier, picture: tuple[int, int, int] = (3, 32,
 
 
 @contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
     """Evaluation for a while; afterwards every layer is in the mode it was in, frozen ones included."""
     modes = [(layer, layer.training) for layer in network.modules()]
     network.eval()

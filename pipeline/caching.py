@@ -9,10 +9,11 @@
 B in a batch, N samples, C classes, K teachers, V slots.
 """
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demkd.cache import CacheMismatchError, CacheShape, CacheWriter, Provenance, TeacherCache, open_cache, write_weights
+from demkd.cache import (
+    CacheDamagedError,
+    CacheMismatchError,
+    CacheShape,
+    CacheWriter,
+    Provenance,
+    TeacherCache,
+    open_cache,
+    write_weights,
+)
+from demkd.cache.plan import FilePlan, plan_file, require_space
 from demkd.cache.teacher_file import cache_file
 from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
 from demkd.losses import entropy, entropy_weights
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.description import describe_data, describe_device, describe_views
-from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_split, load_teacher
+from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_split, load_teacher, require_teachers
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.reports import CachingReport, TeacherCachingReport
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
@@ -36,7 +47,6 @@ from demkd.teachers import Teacher, feature_key
 Array = NDArray[Any]
 
 _USUAL_VIEWS = 16
-_CHANCE_MARGIN = 2.0  # a top-1 below twice that of chance is worth a warning
 # As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
 RECOMPUTE_TOLERANCE = 0.05
 
@@ -48,7 +58,7 @@ class CachingRequest:
     Attributes:
         views: V; None for 16, or as many as there are.
         layers: whose features are kept; "last" is each teacher's hint layer.
-        normalisations: by teacher name, what was given on the command line; "" stands for all others.
+        normalisations, input_sizes: by teacher name, what was given on the command line; "" stands for all others.
     """
 
     data: str
@@ -60,6 +70,7 @@ class CachingRequest:
     grid: int
     batch_size: int
     normalisations: Mapping[str, Normalisation]
+    input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
@@ -68,25 +79,22 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
     Raises:
         UserError: of any room, in words for the user; what was written stays, and the same call goes on.
     """
-    progress.note(f"reading the training pictures of {request.data}")
-    pictures = load_split(request.data, "train")
-    orbit = pictures.policy.orbit
-    views = min(_USUAL_VIEWS, orbit) if request.views is None else request.views
-    schedule.require_slots(views, orbit)
-    studio = _Studio(request=request, pictures=pictures, views=views, compute=compute)
+    studio = open_studio(request, compute, progress)
+    # Whatever is wrong with the last teacher, or with the disk, is said now and not after hours of answers.
+    require_space(request.folder, [plan_teacher(studio, prepare(studio, spec)) for spec in request.teachers])
     reports = tuple(_cache_teacher(studio, spec, progress) for spec in request.teachers)
     return CachingReport(
         folder=request.folder,
-        samples=len(pictures),
-        views=views,
-        orbit=orbit,
+        samples=len(studio.pictures),
+        views=studio.views,
+        orbit=studio.pictures.policy.orbit,
         precision=compute.precision,
         teachers=reports,
         weighted=precompute_weights(request.folder, progress),
     )
 
 
-class _Studio:
+class Studio:
     """What all teachers share: the pictures, cut into views, and their description."""
 
     def __init__(self, *, request: CachingRequest, pictures: Pictures, views: int, compute: Compute) -> None:
@@ -105,8 +113,14 @@ class _Studio:
 
     def cut(self, rows: slice, numbers: NDArray[np.uint16]) -> Tensor:
         """Views (B, 3, H, W) of consecutive samples, in the views that the numbers (B,) name."""
-        indices = torch.arange(rows.start, rows.stop, device=self.compute.device)
-        return self.cutter.cut(indices, torch.from_numpy(numbers.astype(np.int64)).to(self.compute.device))
+        return self.cut_any(np.arange(rows.start, rows.stop), numbers)
+
+    def cut_any(self, indices: NDArray[np.int64], numbers: NDArray[np.uint16]) -> Tensor:
+        """Views (B, 3, H, W) of any samples (B,), in the views that the numbers (B,) name."""
+        device = self.compute.device
+        return self.cutter.cut(
+            torch.from_numpy(indices).to(device), torch.from_numpy(numbers.astype(np.int64)).to(device)
+        )
 
     def provenance(self, teacher: Teacher, network: LoadedNetwork) -> Provenance:
         """What this teacher's answers are made from."""
@@ -117,6 +131,8 @@ class _Studio:
                     "weights_sha256": teacher.weights_sha256(),
                     "mean": list(network.normalisation.mean),
                     "deviation": list(network.normalisation.deviation),
+                    # Absent for views as they are, as in caches of before there was a choice.
+                    **({"input_size": network.input_size} if network.input_size else {}),
                 },
                 "data": self._data,
                 "views": describe_views(self.pictures.policy, self.request.view_seed),
@@ -133,12 +149,46 @@ class _Studio:
         )
 
 
-def _cache_teacher(studio: _Studio, spec: TeacherSpec, progress: Progress) -> TeacherCachingReport:
-    """Everything about one teacher: load, describe, check, answer, finish."""
-    started = time.perf_counter()
+def open_studio(request: CachingRequest, compute: Compute, progress: Progress) -> Studio:
+    """Load the pictures and choose the number of views.
+
+    Raises:
+        DataError, ViewsError: if there are no such pictures, or not so many views.
+    """
+    require_teachers(request.normalisations, request.teachers, option="--normalise")
+    require_teachers(request.input_sizes, request.teachers, option="--input-size")
+    progress.note(f"reading the training pictures of {request.data}")
+    pictures = load_split(request.data, "train")
+    orbit = pictures.policy.orbit
+    views = min(_USUAL_VIEWS, orbit) if request.views is None else request.views
+    schedule.require_slots(views, orbit)
+    return Studio(request=request, pictures=pictures, views=views, compute=compute)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedTeacher:
+    """A teacher that passed every check, and what is asked of it."""
+
+    teacher: Teacher
+    network: LoadedNetwork
+    shape: CacheShape
+    provenance: Provenance
+
+
+def prepare(studio: Studio, spec: TeacherSpec) -> PreparedTeacher:
+    """Load a teacher, and check that its answers depend on the picture alone.
+
+    Raises:
+        CheckpointError, TeacherError: if it cannot be used.
+    """
     request, pictures = studio.request, studio.pictures
-    normalisation = chosen_for(request.normalisations, spec)
-    teacher, network = load_teacher(spec, pictures=pictures, compute=studio.compute, normalisation=normalisation)
+    teacher, network = load_teacher(
+        spec,
+        pictures=pictures,
+        compute=studio.compute,
+        normalisation=chosen_for(request.normalisations, spec),
+        input_size=chosen_for(request.input_sizes, spec),
+    )
     some = studio.cut(slice(0, min(64, len(pictures))), studio.view_table(1)[0, :64])
     teacher.require_pure(some)
     shape = CacheShape(
@@ -147,21 +197,41 @@ def _cache_teacher(studio: _Studio, spec: TeacherSpec, progress: Progress) -> Te
         classes=pictures.classes,
         features=_feature_shapes(request, teacher, some),
     )
-    labels = pictures.labels.numpy()
     provenance = studio.provenance(teacher, network)
-    with CacheWriter(request.folder, spec.name, shape=shape, provenance=provenance, labels=labels) as writer:
+    return PreparedTeacher(teacher=teacher, network=network, shape=shape, provenance=provenance)
+
+
+def plan_teacher(studio: Studio, prepared: PreparedTeacher) -> FilePlan:
+    """What remains to be done for a teacher's file.
+
+    Raises:
+        CacheMismatchError, CacheDamagedError: if the file that is there cannot be added to.
+    """
+    folder, name = studio.request.folder, prepared.teacher.name
+    return plan_file(folder, name, shape=prepared.shape, provenance=prepared.provenance)
+
+
+def _cache_teacher(studio: Studio, spec: TeacherSpec, progress: Progress) -> TeacherCachingReport:
+    """Everything about one teacher: load, describe, check, answer, finish."""
+    started = time.perf_counter()
+    request, pictures = studio.request, studio.pictures
+    prepared = prepare(studio, spec)
+    teacher, labels = prepared.teacher, pictures.labels.numpy()
+    with CacheWriter(
+        request.folder, spec.name, shape=prepared.shape, provenance=prepared.provenance, labels=labels
+    ) as writer:
         answered = _answer_pending(studio, teacher, writer, progress)
         writer.finish()
     file = TeacherCache(cache_file(request.folder, spec.name))
     top1 = float((file.slab("prediction", 0) == labels).mean())
-    if top1 < _CHANCE_MARGIN / pictures.classes:
+    if top1 < _near_chance(pictures.classes):
         progress.warn(
             f"teacher {spec.name} is right about {top1:.1%} of {pictures.name}, near chance "
             f"({1 / pictures.classes:.1%}): are its classes in another order, or its normalisation another one?"
         )
     return TeacherCachingReport(
         name=spec.name,
-        network=network.name,
+        network=prepared.network.name,
         parameters=teacher.parameters,
         views=file.shape.views,
         answered=answered,
@@ -173,7 +243,7 @@ def _cache_teacher(studio: _Studio, spec: TeacherSpec, progress: Progress) -> Te
     )
 
 
-def _answer_pending(studio: _Studio, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
+def _answer_pending(studio: Studio, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
     """Answer every block that lacks something; how many views that took."""
     pending = writer.pending()
     if not pending:
@@ -190,15 +260,15 @@ def _answer_pending(studio: _Studio, teacher: Teacher, writer: CacheWriter, prog
         done=writer.shape.views * samples - total,
     ) as task:
         for position, ((slot, block), rows) in enumerate(zip(pending, rows_of, strict=True)):
-            writer.write(slot, block, _answer(studio, teacher, rows, table[slot], writer.missing(slot, block)))
+            writer.write(slot, block, answer_rows(studio, teacher, rows, table[slot], writer.missing(slot, block)))
             task.advance(rows.stop - rows.start)
             if position + 1 == len(pending) or pending[position + 1][0] != slot:
                 writer.sync()
     return total
 
 
-def _answer(
-    studio: _Studio, teacher: Teacher, rows: slice, numbers: NDArray[np.uint16], names: Sequence[str]
+def answer_rows(
+    studio: Studio, teacher: Teacher, rows: slice, numbers: NDArray[np.uint16], names: Sequence[str]
 ) -> dict[str, Array]:
     """The named data sets of consecutive samples; batches never cross a block, so that a resumed file is the same."""
     keys = [name.removeprefix("features/") for name in names if name.startswith("features/")]
@@ -217,7 +287,7 @@ def _answer(
     return {**arrays, "view": numbers[rows]}
 
 
-def _require_same_answers(studio: _Studio, teacher: Teacher, writer: CacheWriter, table: NDArray[np.uint16]) -> None:
+def _require_same_answers(studio: Studio, teacher: Teacher, writer: CacheWriter, table: NDArray[np.uint16]) -> None:
     """Before rows join earlier ones, answer one earlier block again: it also catches changed code of the network.
 
     Raises:
@@ -229,7 +299,7 @@ def _require_same_answers(studio: _Studio, teacher: Teacher, writer: CacheWriter
     slot, block = place
     rows = writer.shape.rows(block)
     earlier = writer.written(slot, block)["logits"].astype(np.float32)
-    now = _answer(studio, teacher, rows, table[slot], ["logits"])["logits"]
+    now = answer_rows(studio, teacher, rows, table[slot], ["logits"])["logits"]
     change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
     if change > RECOMPUTE_TOLERANCE * max(scale, 1.0):
         raise CacheMismatchError(
@@ -241,6 +311,10 @@ def _require_same_answers(studio: _Studio, teacher: Teacher, writer: CacheWriter
 
 def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
     """Write weights.h5 for all whole teachers of a cache, if they fit together; the names of those weighted."""
+    with contextlib.suppress(CacheDamagedError, CacheMismatchError):  # of the weights: they are computed anew
+        present = open_cache(folder)
+        if present.weights is not None and present.weights.weighting == DEFAULT_WEIGHTING:
+            return present.names
     try:
         cache = open_cache(folder, weights=False)
     except CacheMismatchError as error:
@@ -259,6 +333,12 @@ def _feature_shapes(request: CachingRequest, teacher: Teacher, views: Tensor) ->
     layers = [teacher.hint_layer if layer == "last" else layer for layer in request.layers]
     keys = [feature_key(layer, request.grid) for layer in layers]
     return {key: tuple(features.shape[1:]) for key, features in teacher.answer(views, features=keys).features.items()}
+
+
+def _near_chance(classes: int) -> float:
+    """The top-1 below which a warning is due: twice that of chance, or with few classes a fifth of the way to 1."""
+    chance = 1 / classes
+    return min(2 * chance, chance + 0.2 * (1 - chance))
 
 
 def _batches(rows: slice, size: int) -> list[slice]:

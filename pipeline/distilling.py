@@ -7,8 +7,8 @@
 N samples, C classes, K teachers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from demkd.cache import Cache, Provenance, TeacherCache, open_cache
@@ -17,7 +17,14 @@ from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.description import describe_data, describe_views
 from demkd.pipeline.live_teachers import LiveTeachers
-from demkd.pipeline.loading import TeacherSpec, chosen_for, load_split, load_teacher
+from demkd.pipeline.loading import (
+    LoadedNetwork,
+    TeacherSpec,
+    chosen_for,
+    load_split,
+    load_teacher,
+    require_teachers,
+)
 from demkd.pipeline.methods import Method, MethodError
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import Recipe, Teaching, Training
@@ -25,6 +32,7 @@ from demkd.pipeline.reports import RunReport
 from demkd.pipeline.runs import open_run
 from demkd.pipeline.supervision import LabelsOnly, Supervision, ViewPlan, independent_views, scheduled_views
 from demkd.pipeline.training import Trainer, fit
+from demkd.teachers import Teacher
 
 _OTHER_DATA = "Give the --data that the teachers were cached with, or cache them again"
 
@@ -54,7 +62,7 @@ class DistillRequest:
         cache: the cache's folder, or None with live teachers or none.
         teachers: which cached ones; all if empty.
         live: teachers to run in every step.
-        normalisations: of live teachers, by name; "" stands for all others.
+        normalisations, input_sizes: of live teachers, by name; "" stands for all others.
         views: how many slots, "random" for independent views, or None for all that the cache has.
     """
 
@@ -67,6 +75,7 @@ class DistillRequest:
     normalisations: Mapping[str, Normalisation]
     views: int | str | None
     view_seed: int
+    input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def train(options: TrainingOptions, folder: Path, compute: Compute, progress: Progress) -> RunReport:
@@ -126,13 +135,21 @@ def _distill_live(
 ) -> RunReport:
     if request.method.needs_teachers and not request.live:
         raise MethodError(f"--method {request.method.name} has no teachers: give --cache, or --online with --teacher")
+    require_teachers(request.normalisations, request.live, option="--normalise")
+    require_teachers(request.input_sizes, request.live, option="--input-size")
     views = _view_count(request, pictures)
     plan = _live_plan(request, pictures, views)
     loaded = [
-        load_teacher(spec, pictures=pictures, compute=compute, normalisation=chosen_for(request.normalisations, spec))
+        load_teacher(
+            spec,
+            pictures=pictures,
+            compute=compute,
+            normalisation=chosen_for(request.normalisations, spec),
+            input_size=chosen_for(request.input_sizes, spec),
+        )
         for spec in request.live
     ]
-    sources = {f"teacher_{teacher.name}": teacher.weights_sha256() for teacher, _ in loaded}
+    sources = _live_sources(request, loaded)
     names = tuple(spec.name for spec in request.live)
     recipe = _recipe(request, pictures, compute, names=names, views=views, sources=sources)
     labels = pictures.labels.to(compute.device)
@@ -225,6 +242,17 @@ def _settings(options: TrainingOptions, pictures: Pictures, compute: Compute) ->
 
 def _sources(pictures: Pictures) -> dict[str, str]:
     return {"pixels_sha256": pictures.pixels_sha256(), "labels_sha256": pictures.labels_sha256()}
+
+
+def _live_sources(request: DistillRequest, loaded: Sequence[tuple[Teacher, LoadedNetwork]]) -> dict[str, str]:
+    """Digests of the teachers' weights, and their input where it was chosen."""
+    sources = {f"teacher_{teacher.name}": teacher.weights_sha256() for teacher, _ in loaded}
+    for spec, (_, network) in zip(request.live, loaded, strict=True):
+        if chosen_for(request.normalisations, spec) or network.input_size:
+            figures = [*network.normalisation.mean, *network.normalisation.deviation]
+            size = f" at {network.input_size} pixels" if network.input_size else ""
+            sources[f"teacher_{spec.name}_input"] = f"{', '.join(map(str, figures))}{size}"
+    return sources
 
 
 def _cache_sources(cache: Cache) -> dict[str, str]:

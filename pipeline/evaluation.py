@@ -1,6 +1,7 @@
 """How often a network is right about pictures as they are."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +28,19 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, cutter: ViewCutter, labels: Tensor, normalisation: Normalisation, compute: Compute
+    network: nn.Module, cutter: ViewCutter, labels: Tensor, prepare: Callable[[Tensor], Tensor], compute: Compute
 ) -> Accuracy:
-    """Top-1 and top-5 of a network on every sample of a cutter, without augmentation."""
+    """Top-1 and top-5 of a network on every sample of a cutter, without augmentation.
+
+    Args:
+        prepare: turns views (B, 3, H, W), uint8, into the network's input.
+    """
     started = time.perf_counter()
     network.eval()
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
     for indices in torch.split(torch.arange(len(cutter), device=compute.device), _BATCH):
         with compute.autocast():
-            logits: Tensor = network(normalisation.apply(cutter.cut_plain(indices)))
+            logits: Tensor = network(prepare(cutter.cut_plain(indices)))
         hits = logits.topk(min(5, logits.shape[1])).indices == labels.to(compute.device)[indices][:, None]  # (B, 5)
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
     top1, top5 = (right.double() / len(cutter)).tolist()
@@ -48,6 +53,7 @@ def evaluate_run(
     data: str,
     network: str | None,
     normalisation: Normalisation | None,
+    input_size: int | None = None,
     compute: Compute,
     progress: Progress,
 ) -> EvaluationReport:
@@ -58,7 +64,7 @@ def evaluate_run(
     """
     progress.note(f"reading the test pictures of {data}")
     test = load_split(data, "test")
-    loaded = load_network(path, name=network, pictures=test, normalisation=normalisation)
+    loaded = load_network(path, name=network, pictures=test, normalisation=normalisation, input_size=input_size)
     cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
-    accuracy = evaluate(compute.place(loaded.network), cutter, test.labels, loaded.normalisation, compute)
+    accuracy = evaluate(compute.place(loaded.network), cutter, test.labels, loaded.prepare, compute)
     return EvaluationReport(folder=path, network=loaded.name, samples=len(test), top1=accuracy.top1, top5=accuracy.top5)

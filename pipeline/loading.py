@@ -6,16 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from demkd.cache.weights import WEIGHTS_NAME
 from demkd.dataset import DataError, Normalisation, Pictures, load_pictures
 from demkd.dataset.sources import NORMALISATIONS
 from demkd.errors import UserError
-from demkd.networks import build_network
-from demkd.networks.classifier import Classifier
+from demkd.networks import Network, build_network, fetch_published, is_own_code
 from demkd.pipeline.compute import Compute
-from demkd.teachers import Checkpoint, CheckpointError, Teacher, load_weights, read_checkpoint
+from demkd.pipeline.recipe import RecipeError
+from demkd.teachers import Checkpoint, CheckpointError, Teacher, load_weights, read_checkpoint, trained_classes
 
+Choice = TypeVar("Choice")
+
+_LARGEST_INPUT = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -25,7 +32,11 @@ class TeacherSpecError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSpec:
-    """`--teacher [NAME=]NETWORK@CHECKPOINT`, or `[NAME=]RUN` for a run folder, which knows its network."""
+    """`--teacher [NAME=]NETWORK@CHECKPOINT`, or `[NAME=]RUN` for a run folder, which knows its network.
+
+    Attributes:
+        checkpoint: a file, a run folder, or the name of published weights (`torchvision:resnet50@IMAGENET1K_V2`).
+    """
 
     name: str
     network: str | None
@@ -40,7 +51,9 @@ class TeacherSpec:
         """
         head, equals, tail = text.partition("=")
         name, rest = (head, tail) if equals and _NAME.fullmatch(head) else ("", text)
-        network, at, checkpoint = rest.rpartition("@")
+        network, at, checkpoint = rest.partition("@") if not Path(rest).is_dir() else ("", "", rest)
+        if not at:
+            network, checkpoint = "", rest
         if not checkpoint or (at and not network):
             raise TeacherSpecError(f"--teacher {text} lacks a part: write [NAME=]NETWORK@CHECKPOINT, or a run folder")
         if not at and not Path(checkpoint).is_dir():
@@ -93,6 +106,21 @@ def parse_normalisations(texts: Sequence[str]) -> dict[str, Normalisation]:
     return {name: parse_normalisation(figures) for name, _, figures in pairs}
 
 
+def parse_input_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """`[TEACHER=]PIXELS`, by teacher; "" is for all others.
+
+    Raises:
+        TeacherSpecError: if one is no number of pixels.
+    """
+    sizes = {}
+    for text in texts:
+        name, _, pixels = text.rpartition("=")
+        if not pixels.isdecimal() or not 1 <= int(pixels) <= _LARGEST_INPUT:
+            raise TeacherSpecError(f"--input-size {text} is not understood: give [TEACHER=]PIXELS, such as 224")
+        sizes[name] = int(pixels)
+    return sizes
+
+
 @functools.lru_cache(maxsize=4)
 def load_split(data: str, split: str) -> Pictures:
     """Load a split once per process; the demo and sweeps use it many times."""
@@ -101,51 +129,127 @@ def load_split(data: str, split: str) -> Pictures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedNetwork:
-    """A trained network, and what it expects as input."""
+    """A trained network, and what it expects as input.
 
-    network: Classifier
+    Attributes:
+        input_size: height and width in pixels to which views are resized for it; None to leave them as they are.
+    """
+
+    network: Network
     name: str
     normalisation: Normalisation
+    input_size: int | None = None
+
+    def prepare(self, views: Tensor) -> Tensor:
+        """Views (B, 3, H, W), uint8, as the network's input: normalised, then resized bilinearly, in float32.
+
+        Without antialiasing: teachers' inputs are usually larger than the views, where it would change nothing.
+        """
+        normalised = self.normalisation.apply(views)
+        if self.input_size is None:
+            return normalised
+        return F.interpolate(normalised, (self.input_size,) * 2, mode="bilinear", align_corners=False, antialias=False)
 
 
 def load_network(
-    path: Path, *, name: str | None, pictures: Pictures, normalisation: Normalisation | None = None
+    path: Path,
+    *,
+    name: str | None,
+    pictures: Pictures,
+    normalisation: Normalisation | None = None,
+    input_size: int | None = None,
 ) -> LoadedNetwork:
     """Build a network and read its weights.
 
     Args:
-        path: a checkpoint file or a finished run folder.
+        path: a checkpoint file, a finished run folder, or the name of published weights.
         name: the network's; a run folder knows its own.
         pictures: what it shall classify.
-        normalisation: what it was trained with; by default what its run folder says, else the data's.
+        normalisation: what it was trained with; by default what its run folder or publisher says, else the data's.
+        input_size: to which the pictures are resized for it.
 
     Raises:
-        CheckpointError, UnknownNetworkError: if there is no such network, or its weights do not fit.
+        CheckpointError, UnknownNetworkError, NetworkSourceError: if there is no such network, or its weights do not
+            fit.
     """
-    checkpoint = read_checkpoint(path)
-    name = name or checkpoint.facts.get("network")
-    if not name:
-        raise CheckpointError(f"{checkpoint.path} does not say its network: name it (NETWORK@{path})")
-    network = build_network(name, classes=pictures.classes)
+    checkpoint = _read_or_fetch(path, name, pictures)
+    name = name or _own_name(checkpoint, path)
+    size = pictures.picture_size if input_size is None else (input_size, input_size)
+    network = build_network(name, classes=pictures.classes, size=size)
     _require_classes(checkpoint, network, pictures)
     load_weights(network, checkpoint)
     normalisation = normalisation or _own_normalisation(checkpoint) or _usual_normalisation(pictures)
-    return LoadedNetwork(network=network, name=name, normalisation=normalisation)
+    return LoadedNetwork(network=network, name=name, normalisation=normalisation, input_size=input_size)
 
 
 def load_teacher(
-    spec: TeacherSpec, *, pictures: Pictures, compute: Compute, normalisation: Normalisation | None = None
+    spec: TeacherSpec,
+    *,
+    pictures: Pictures,
+    compute: Compute,
+    normalisation: Normalisation | None = None,
+    input_size: int | None = None,
 ) -> tuple[Teacher, LoadedNetwork]:
     """Load a network as `load_network` does, and freeze it."""
-    loaded = load_network(spec.checkpoint, name=spec.network, pictures=pictures, normalisation=normalisation)
-    prepare = loaded.normalisation.apply
-    teacher = Teacher(spec.name, compute.place(loaded.network), prepare=prepare, autocast=compute.autocast)
+    loaded = load_network(
+        spec.checkpoint, name=spec.network, pictures=pictures, normalisation=normalisation, input_size=input_size
+    )
+    teacher = Teacher(spec.name, compute.place(loaded.network), prepare=loaded.prepare, autocast=compute.autocast)
     return teacher, loaded
 
 
-def chosen_for(normalisations: Mapping[str, Normalisation], spec: TeacherSpec) -> Normalisation | None:
+def chosen_for(choices: Mapping[str, Choice], spec: TeacherSpec) -> Choice | None:
     """What the user gave for a teacher: under its name, or under "" for all."""
-    return normalisations.get(spec.name) or normalisations.get("")
+    return choices.get(spec.name) or choices.get("")
+
+
+def require_teachers(choices: Mapping[str, object], specs: Sequence[TeacherSpec], *, option: str) -> None:
+    """Refuse a choice for a teacher that there is not: a misspelt name would go unnoticed, and its answers be wrong.
+
+    Raises:
+        TeacherSpecError: naming it, and the teachers.
+    """
+    names = [spec.name for spec in specs]
+    for name in choices:
+        if name and name not in names:
+            raise TeacherSpecError(f"{option} {name}=... names no teacher: there are {', '.join(names) or 'none'}")
+
+
+def refuse_own_code(networks: Sequence[str]) -> None:
+    """Refuse a recipe's networks that are code of the user's own, as students or in `--teacher`s.
+
+    Raises:
+        RecipeError: naming the network.
+    """
+    for text in networks:
+        name = text.partition("@")[0].rpartition("=")[2]
+        if is_own_code(name):
+            raise RecipeError(
+                f"the recipe names {name}, code of your own, which is only imported when you name it: "
+                "give it on the command line"
+            )
+
+
+def _read_or_fetch(path: Path, name: str | None, pictures: Pictures) -> Checkpoint:
+    """A file or run folder; or, if there is none of this name, weights that the network's library publishes."""
+    if path.exists() or not name or ":" not in name or path.name != str(path):
+        return read_checkpoint(path)
+    published = fetch_published(name, str(path), classes=pictures.classes)
+    facts = {"mean": published.mean, "deviation": published.deviation}
+    return Checkpoint(path=Path(f"{name}@{path}"), state=published.state, facts=facts)
+
+
+def _own_name(checkpoint: Checkpoint, path: Path) -> str:
+    """The network that a checkpoint says it is of; a checkpoint may not say which code of the user's to run."""
+    name = checkpoint.facts.get("network")
+    if not name:
+        raise CheckpointError(f"{checkpoint.path} does not say its network: name it (NETWORK@{path})")
+    if is_own_code(name):
+        raise CheckpointError(
+            f"{checkpoint.path} is of {name}, code of your own, which is only imported when you name it: "
+            f"write {name}@{path} for a teacher, or --network {name}"
+        )
+    return str(name)
 
 
 def _usual_normalisation(pictures: Pictures) -> Normalisation:
@@ -162,20 +266,19 @@ def _own_normalisation(checkpoint: Checkpoint) -> Normalisation | None:
     return Normalisation(mean=tuple(mean), deviation=tuple(deviation))
 
 
-def _require_classes(checkpoint: Checkpoint, network: Classifier, pictures: Pictures) -> None:
+def _require_classes(checkpoint: Checkpoint, network: Network, pictures: Pictures) -> None:
     """Compare the classes before the tensors: it is the commonest mismatch, and deserves its own words."""
-    name, expected = list(network.state_dict().items())[-1]  # the bias of the last layer
-    found = checkpoint.state.get(name, expected)
-    if expected.dim() == found.dim() == 1 and len(expected) != len(found) and len(expected) == pictures.classes:
+    names = checkpoint.facts.get("class_names")
+    classes = trained_classes(network, checkpoint, classes=pictures.classes) if names is None else len(names)
+    if classes != pictures.classes:
         raise CheckpointError(
-            f"{checkpoint.path} was trained for {len(found)} classes, and {pictures.name} has {pictures.classes}: "
+            f"{checkpoint.path} was trained for {classes} classes, and {pictures.name} has {pictures.classes}: "
             "use the data set that it was trained with"
         )
-    names = checkpoint.facts.get("class_names")
     if names is not None and tuple(names) != pictures.class_names:
         pairs = enumerate(itertools.zip_longest(names, pictures.class_names))
         position, (own, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         raise CheckpointError(
             f"{checkpoint.path} was trained with other classes: number {position} is {own!r} there and {new!r} in "
-            f"{pictures.name}"
+            f"{pictures.name}: name and order the classes as they were"
         )

@@ -6,10 +6,9 @@ B in a batch, C classes, K teachers.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from demkd.losses import CoupledTargets, decoupled_kd_loss, hint_loss, kd_loss
+from demkd.losses import CoupledTargets, decoupled_kd_loss, hint_loss, kd_loss, label_loss
 from demkd.pipeline.methods import RELEASED_SCALES, Method
 from demkd.pipeline.supervision import Guidance
 
@@ -43,7 +42,7 @@ class Objective:
             logits: (B, C), the student's.
             adapted: the student's features by teacher, adapted to the teacher's shape.
         """
-        terms = {"label_loss": F.cross_entropy(logits.float(), labels)}
+        terms = {"label_loss": label_loss(logits, labels).mean()}
         loss = terms["label_loss"]
         if guidance.targets is not None:
             kd_terms, kd = self._logit_loss(logits, labels, guidance)

@@ -84,11 +84,6 @@ class Recipe:
         return tomli_w.dumps({**tables, "sources": dict(self.sources)})
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe; `distill --recipe PATH` or `train --recipe PATH` reads it."""
-    path.write_text(recipe.to_toml(), encoding="utf-8")
-
-
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a recipe as option values.
 
@@ -99,7 +94,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also numbers too long to be one
         raise RecipeError(f"the recipe {path} cannot be read ({error}): repair it") from error
 
 
@@ -109,9 +104,8 @@ def option_values(tables: Mapping[str, Any]) -> dict[str, Any]:
     What follows from the data, and digests, which are compared when a run goes on, are no options.
     """
     values = {key: value for key, value in tables.items() if key not in ("sources", "padding", "flip")}
-    mean, deviation = values.pop("mean", None), values.pop("deviation", None)
-    if mean and deviation:
-        values.setdefault("normalise", [f"{_commas(mean)}/{_commas(deviation)}"])
+    if isinstance(values.get("mean"), list) and isinstance(values.get("deviation"), list):
+        values.setdefault("normalise", [f"{_commas(values.pop('mean'))}/{_commas(values.pop('deviation'))}"])
     if values.get("online"):
         values.pop("teachers", None)  # names of live teachers, whose checkpoints a recipe does not know
     for key in ("teachers", "fixed_weights"):
@@ -146,4 +140,6 @@ def require_same_recipe(recipe: Recipe, path: Path) -> None:
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
     sources = tables.get("sources", {})
+    if not isinstance(sources, Mapping):
+        return dict(tables)
     return {**{key: value for key, value in tables.items() if key != "sources"}, **sources}

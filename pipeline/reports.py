@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from demkd.cache.verify import FileVerdict
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherStatistics:
@@ -113,6 +115,95 @@ class CachingReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherPlan:
+    """What stage one would do for one teacher.
+
+    Attributes:
+        file_bytes: of the finished file, at most.
+        new_bytes: that the disk must have free for it.
+        pending: (sample, slot) pairs that lack an answer.
+        seconds: for answering them, as a short probe says; writing is not in it.
+    """
+
+    name: str
+    network: str
+    parameters: int
+    views: int
+    file_bytes: int
+    new_bytes: int
+    pending: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachingPlan:
+    """What `cache-teachers --dry-run` returns.
+
+    Attributes:
+        break_even_epochs: epochs of one online student that cost as many teacher passes as this run of stage one.
+        student_epochs: of the online run that `break_even_runs` counts.
+    """
+
+    folder: Path
+    samples: int
+    views: int
+    orbit: int
+    precision: str
+    teachers: tuple[TeacherPlan, ...]
+    free_bytes: int
+    seconds: float
+    break_even_epochs: float
+    student_epochs: int
+    break_even_runs: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecomputeReport:
+    """How a teacher's answers of today compare with its cached ones, on some (sample, slot) pairs.
+
+    Attributes:
+        largest_difference: of a logit, at `sample` in `slot`.
+        tolerance: what rounding may come to; `agrees` if the largest difference is within it.
+        top1_agreement: share of pairs whose first answer is the same.
+    """
+
+    teacher: str
+    pairs: int
+    precision: str
+    largest_difference: float
+    sample: int
+    slot: int
+    tolerance: float
+    agrees: bool
+    top1_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairReport:
+    """What `verify --repair` redid of a file.
+
+    Attributes:
+        answered: (sample, slot) pairs that the teacher answered again.
+        redone: the places, in words.
+    """
+
+    name: str
+    answered: int
+    redone: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationReport:
+    """What `verify` returns; `sound` if nothing is damaged, unfinished or answered otherwise today."""
+
+    folder: Path
+    sound: bool
+    files: tuple[FileVerdict, ...]
+    repaired: tuple[RepairReport, ...] = ()
+    recomputed: tuple[RecomputeReport, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DemoReport:
     """What the demo came to.
 
@@ -135,3 +226,47 @@ class DemoReport:
     caching_seconds: float
     cache_bytes: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkReport:
+    """What a network costs for one picture, and the shapes of its features by name."""
+
+    name: str
+    parameters: int
+    macs: int
+    features: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkListing:
+    """What `networks` returns.
+
+    Attributes:
+        picture: channels, height and width of the pictures that the figures are for.
+    """
+
+    picture: tuple[int, int, int]
+    classes: int
+    networks: tuple[NetworkReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What `export` returns.
+
+    Attributes:
+        input_shape: channels, height and width; the batch is free.
+        pictures: how many test pictures the file was compared on.
+        largest_difference: of any logit, between the run's student and the file loaded in a fresh process.
+    """
+
+    folder: Path
+    file: Path
+    format: str
+    network: str
+    classes: int
+    input_shape: tuple[int, ...]
+    pictures: int
+    largest_difference: float
+    file_bytes: int

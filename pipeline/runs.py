@@ -6,8 +6,10 @@ checkpoint.pt        to resume; replaced as a whole after every epoch
 student.safetensors  the finished network, with its name, classes and normalisation
 """
 
+import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,9 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from demkd.cache import exclusive
-from demkd.cache.layout import replace_durably, space_error
+from demkd.cache.layout import disk_errors_in_words, replace_durably, write_fully
 from demkd.errors import UserError
-from demkd.pipeline.recipe import Recipe, require_same_recipe, write_recipe
+from demkd.pipeline.recipe import Recipe, require_same_recipe
 from demkd.pipeline.reports import EpochReport
 from demkd.teachers.checkpoint import STUDENT_FILE
 
@@ -42,63 +44,99 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; a failing write leaves the last one."""
-        self._replace(self.checkpoint, lambda file: torch.save(dict(state), file))
+        buffer = io.BytesIO()  # PyTorch would turn a full disk into an error of its own
+        torch.save(dict(state), buffer)
+        self._replace(self.checkpoint, buffer.getbuffer())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, if there is one.
 
         Raises:
-            RunError: if it cannot be read.
+            RunError: if it is damaged.
         """
         if not self.checkpoint.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(self.checkpoint) as archive:  # PyTorch writes checksums, and does not read them
+                sound = archive.testzip() is None
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True) if sound else None
         except Exception as error:  # the unpickler raises many kinds, all of them for the same reason
-            raise RunError(f"{self.checkpoint} is damaged: remove it to start the run anew") from error
+            raise self.damaged_checkpoint() from error
+        if not isinstance(state, dict) or type(state.get("epoch")) is not int or state["epoch"] < 1:
+            raise self.damaged_checkpoint()
         return state
+
+    def damaged_checkpoint(self) -> RunError:
+        """What to say of a checkpoint that nothing can be done with."""
+        return RunError(f"{self.checkpoint} is damaged: remove it to start the run anew")
 
     def save_student(self, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write the finished network and what it needs to be used."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         data = save(plain, metadata={"demkd": json.dumps(facts)})
-        self._replace(self.student, lambda file: file.write(data))
+        self._replace(self.student, data)
 
     def add_metrics(self, report: EpochReport) -> None:
-        """Append an epoch's line."""
-        line = json.dumps(asdict(report)) + "\n"
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise space_error(self.metrics, error) from error
+        """Append an epoch's line, wholly or not at all, and bring it to the disk before the checkpoint comes there."""
+        line = (json.dumps(asdict(report)) + "\n").encode()
+        with disk_errors_in_words(self.metrics), self.metrics.open("ab", buffering=0) as file:
+            end = os.fstat(file.fileno()).st_size
+            try:
+                write_fully(file.fileno(), line, end)
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The epochs so far; a line that a kill cut short is left out."""
+        """The epochs so far; a line that a kill cut short is left out.
+
+        Raises:
+            RunError: if a line is none of ours.
+        """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            epochs: list[dict[str, Any]] = [dict(json.loads(line)) for line in lines]
+            sound = all(_is_metrics(line, epoch) for epoch, line in enumerate(epochs, start=1))
+        except (ValueError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise RunError(f"{self.metrics} is damaged: remove it and {self.checkpoint.name} to start the run anew")
+        return epochs
 
     def cut_metrics(self, epochs: int) -> None:
-        """Forget the lines after an epoch: those of a run that was killed between its metrics and its checkpoint."""
-        kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["epoch"] <= epochs]
-        self._replace(self.metrics, lambda file: file.write("".join(kept).encode()))
+        """Forget the lines after an epoch: those of a run that was killed between its metrics and its checkpoint.
 
-    def _replace(self, target: Path, write: Any) -> None:
-        """Write beside the file, sync, then rename over it."""
+        Raises:
+            RunError: if an epoch of the checkpoint has no line.
+        """
+        kept = self.read_metrics()[:epochs]
+        if len(kept) < epochs:
+            raise RunError(
+                f"{self.metrics} ends before the checkpoint, which is of epoch {epochs}: put it back, or remove "
+                f"{self.checkpoint.name} to start the run anew"
+            )
+        self._replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Write the run's choices; `distill --recipe PATH` or `train --recipe PATH` reads them."""
+        self._replace(self.recipe, recipe.to_toml().encode())
+
+    def _replace(self, target: Path, data: bytes | memoryview) -> None:
+        """Write beside the file, sync, then rename over it; a failing write leaves the file as it was."""
         creating = target.with_name(target.name + ".creating")
-        try:
-            with creating.open("wb") as file:
-                write(file)
-                file.flush()
+        with disk_errors_in_words(creating, remove=True):
+            with creating.open("wb", buffering=0) as file:
+                write_fully(file.fileno(), data, 0)
                 os.fsync(file.fileno())
             replace_durably(creating, target)
-        except (OSError, RuntimeError) as error:
-            creating.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise space_error(target, error) from error
-            raise
+
+
+def _is_metrics(line: Mapping[str, Any], epoch: int) -> bool:
+    figures = [line.get(name) for name in ("test_top1", "test_top5", "seconds")]
+    return line.get("epoch") == epoch and all(isinstance(figure, int | float) for figure in figures)
 
 
 @contextmanager
@@ -108,8 +146,10 @@ def open_run(path: Path, recipe: Recipe) -> Iterator[RunFolder]:
     Raises:
         RecipeError: if it was started with another recipe.
         CacheBusyError: if another process is at it.
+        CacheSpaceError: if the disk is full.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    with disk_errors_in_words(path):
+        path.mkdir(parents=True, exist_ok=True)
     with exclusive(path / "run"):
         folder = RunFolder(path)
         if folder.recipe.exists():
@@ -117,5 +157,5 @@ def open_run(path: Path, recipe: Recipe) -> Iterator[RunFolder]:
         elif (path / "metrics.jsonl").exists():
             raise RunError(f"{path} has metrics but no recipe: choose another --out")
         else:
-            write_recipe(recipe, folder.recipe)
+            folder.save_recipe(recipe)
         yield folder

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
 from demkd.errors import UserError
 from demkd.networks import Adapter, build_network
-from demkd.networks.classifier import Classifier
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import evaluate
 from demkd.pipeline.methods import METHODS
@@ -58,7 +57,7 @@ class Trainer:
         self._labels = labels.to(compute.device)
         self._cutter = ViewCutter(train.pixels, train.policy, device=compute.device)
         torch.manual_seed(settings.seed)
-        self.student: Classifier = build_network(settings.network, classes=train.classes)
+        self.student = build_network(settings.network, classes=train.classes, size=train.picture_size)
         self._adapters = self._build_adapters() if method.needs_features else nn.ModuleList()
         compute.place(self.student)
         compute.place(self._adapters)
@@ -177,7 +176,10 @@ def fit(
     checkpoint = run.load_checkpoint()
     resumed_after = 0
     if checkpoint:
-        trainer.restore(checkpoint)
+        try:
+            trainer.restore(checkpoint)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise run.damaged_checkpoint() from error
         resumed_after = int(checkpoint["epoch"])
     run.cut_metrics(resumed_after)
     total = settings.epochs * trainer.steps
@@ -185,7 +187,7 @@ def fit(
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = trainer.train_epoch(epoch, task)
-            tested = evaluate(trainer.student, test_cutter, test.labels, normalisation, compute)
+            tested = evaluate(trainer.student, test_cutter, test.labels, normalisation.apply, compute)
             report = EpochReport(
                 epoch=epoch,
                 epochs=settings.epochs,

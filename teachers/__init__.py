@@ -1,6 +1,6 @@
 """Frozen networks and what they answer; the field's checkpoints, read without running code."""
 
-from demkd.teachers.checkpoint import Checkpoint, load_weights, read_checkpoint, state_sha256
+from demkd.teachers.checkpoint import Checkpoint, load_weights, read_checkpoint, state_sha256, trained_classes
 from demkd.teachers.errors import CheckpointError, TeacherError
 from demkd.teachers.teacher import Answer, Teacher, feature_key
 
@@ -14,4 +14,5 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "state_sha256",
+    "trained_classes",
 ]

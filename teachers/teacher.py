@@ -3,7 +3,7 @@
 B views in a batch, C classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from demkd.errors import UserError
 from demkd.teachers.checkpoint import state_sha256
 from demkd.teachers.errors import TeacherError
 
@@ -21,7 +22,9 @@ class ClassifierWithFeatures(Protocol):
 
     hint_layer: str
 
-    def forward_features(self, views: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def forward_features(
+        self, views: Tensor, layers: Collection[str] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 def feature_key(layer: str, grid: int) -> str:
@@ -91,17 +94,19 @@ class Teacher:
         """Logits of views (B, 3, H, W), uint8, and the features that the keys name.
 
         Raises:
-            TeacherError: if there is no such layer, or its map is smaller than the grid.
+            TeacherError: if there is no such layer, its map is smaller than the grid, or the views too small.
         """
-        with self._autocast():
-            logits, layers = self._forward_features(self._prepare(views))
+        wanted = {parse_feature_key(key)[0] for key in features}
+        try:
+            with self._autocast():
+                logits, layers = self._forward_features(self._prepare(views), wanted)
+        except UserError as error:
+            raise TeacherError(f"teacher {self.name}: {error}") from error
         return Answer(logits=logits.float(), features={key: self._summary(key, layers) for key in features})
 
     def _summary(self, key: str, layers: Mapping[str, Tensor]) -> Tensor:
         """A layer's features in float32, its maps averaged to the key's grid; a vector stays one."""
         layer, grid = parse_feature_key(key)
-        if layer not in layers:
-            raise TeacherError(f"teacher {self.name} has no layer {layer!r}; it has {', '.join(layers)}")
         features = layers[layer].float()
         if features.dim() != 4:
             return features
@@ -122,7 +127,7 @@ class Teacher:
             TeacherError: if two passes differ, or a picture is answered differently in other company.
         """
         first, again = self.answer(views).logits, self.answer(views).logits
-        if not torch.equal(first, again):
+        if not torch.equal(first.nan_to_num(), again.nan_to_num()):  # NaN is no draw: whoever keeps answers refuses it
             change = (first - again).abs().max().item()
             raise TeacherError(
                 f"teacher {self.name} answers the same pictures differently twice (by up to {change:.3g}): "

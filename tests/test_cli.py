@@ -37,7 +37,7 @@ def test_the_whole_pipeline_by_hand(digits: Path, tmp_path: Path, cli: Cli) -> N
     """cache-teachers, inspect, distill, evaluate: what each prints is what the next one finds."""
     shown = cli("inspect", digits / "cache").stdout
     assert "2 teachers on digits, 1,437 samples x 2 views, 10 classes" in shown
-    assert re.search(r"big +│", shown)
+    assert re.search(r"^ big +\d\d\.\d\d% ", shown, re.MULTILINE)
     inspected = json.loads(cli("inspect", digits / "cache", "--json").stdout)
     assert [teacher["name"] for teacher in inspected["teachers"]] == ["big", "resnet8"]
     assert sum(inspected["teachers"][0]["histogram"]) == 2 * 1437

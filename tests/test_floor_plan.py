@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-ROOMS = ("cache", "dataset", "losses", "networks", "pipeline", "teachers")
+ROOMS = ("cache", "dataset", "losses", "networks", "pipeline", "report", "teachers")
 MAY_IMPORT = {
     "cache": {"errors"},
     "dataset": {"errors"},
@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "networks": {"errors"},
     "teachers": {"errors"},
     "pipeline": {"errors", "cache", "dataset", "losses", "networks", "teachers"},
-    "console": {"pipeline", "cache"},
-    "cli": {"errors", "console", "pipeline", "cache"},
+    "report": {"errors"},
+    "console": {"pipeline", "cache", "report"},
+    "cli": {"errors", "console", "pipeline", "cache", "report"},
 }
 OWNERS = {
     "click": {"cli"},
@@ -26,8 +27,12 @@ OWNERS = {
     "h5py": {"cache"},
     "tomli_w": {"pipeline"},
     "PIL": {"dataset"},
+    "scipy": {"report"},
     "sklearn": {"dataset"},
     "torchvision": {"dataset", "networks"},
+    "timm": {"networks"},
+    "onnx": {"pipeline"},
+    "onnxruntime": {"pipeline"},
 }
 KNOWS = {"losses": {"torch", "collections", "dataclasses", "typing"}}
 
@@ -73,7 +78,9 @@ def test_the_cache_never_imports_torch() -> None:
         assert not any(module.startswith("torch") for module in imported_modules(file)), file
 
 
-@pytest.mark.parametrize("command", [["--help"], ["distill", "--help"], ["inspect", "no-such-folder"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["distill", "--help"], ["inspect", "no-such-folder"], ["verify", "no-such-folder"]]
+)
 def test_help_and_inspect_start_without_torch(command: list[str]) -> None:
     """`--help` and `inspect` are for looking, and answer at once."""
     code = (

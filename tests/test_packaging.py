@@ -12,7 +12,7 @@ from tests.conftest import CHECKOUT
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of what git tracks and installed without its dependencies, which are here already."""
+    """The wheel, built from a copy of what git tracks; its dependencies are here already."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     tracked = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout

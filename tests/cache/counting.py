@@ -1,5 +1,6 @@
 """A cache whose every value follows from its teacher, slot and sample, so that no shuffle or off-by-one can hide."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ def shape(*, views: int = 3, **features: tuple[int, ...]) -> CacheShape:
 def provenance(**changes: Any) -> Provenance:
     bound: dict[str, Any] = {
         "teacher": {"network": "resnet8", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5]},
-        "data": {"samples": SAMPLES, "class_names": list("abcdefg"), "pixels_sha256": "cd" * 32},
+        "data": {
+            "samples": SAMPLES,
+            "class_names": list("abcdefg"),
+            "pixels_sha256": "cd" * 32,
+            "labels_sha256": hashlib.sha256(LABELS.tobytes()).hexdigest(),
+        },
         "views": {"padding": 4, "flip": True, "seed": 0},
         "precision": "float32",
     }

@@ -65,7 +65,7 @@ def test_cached_equals_online(workshop: Workshop, tmp_path: Path, method: str) -
         assert one.slot == other.slot
         assert one.losses.keys() == other.losses.keys()
         for name, value in one.losses.items():
-            assert math.isclose(value, other.losses[name], rel_tol=1e-3, abs_tol=1e-4), (name, value, other.losses[name])
+            assert math.isclose(value, other.losses[name], rel_tol=1e-3, abs_tol=1e-4), name
         assert one.teachers is not None
         assert other.teachers is not None
         assert one.teachers.mean_weight == pytest.approx(other.teachers.mean_weight, abs=1e-3)

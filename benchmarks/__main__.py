@@ -1,0 +1,115 @@
+"""`python -m benchmarks`: print measured ratios beside their targets, and write them with what they were measured on.
+
+python -m benchmarks --quick                      # 5 minutes on two cores
+python -m benchmarks                              # CIFAR-100's size, 162 views: needs 6 GB of disk
+python -m benchmarks --growth
+python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from demkd.benchmarks.growth import SIZES, measure_growth
+from demkd.benchmarks.measures import FULL, QUICK, measure_all
+from demkd.benchmarks.precision import measure_precision
+from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.description import describe_device
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    arguments = _arguments()
+    compute = choose_compute(device=arguments.device)
+    if arguments.growth:
+        kind, rows = "growth", _growth(arguments.device)
+    elif arguments.precision:
+        effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
+        kind, rows = "precision", [asdict(effect) for effect in effects]
+        for row in rows:
+            print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
+    else:
+        kind = "quick" if arguments.quick else "full"
+        rows = _targets(measure_all(QUICK if arguments.quick else FULL, arguments.device))
+    result = {
+        "kind": kind,
+        "device": describe_device(compute),
+        "processor": _processor(),
+        "precision": compute.precision,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "commit": _commit(),
+        "rows": rows,
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="6,400 samples and 4 views instead of 50,000 and 162")
+    parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
+    parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
+    parser.add_argument("--data", default="cifar100")
+    parser.add_argument("--teacher", action="append", default=[])
+    parser.add_argument("--normalise", action="append", default=[])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help=f"write JSON there, e.g. {RESULTS.name}/NAME.json")
+    return parser.parse_args()
+
+
+def _targets(measurements: Iterable[Any]) -> list[dict[str, Any]]:
+    rows = []
+    for measured in measurements:
+        low, high = min(measured.ratios), max(measured.ratios)
+        spread = f"({low:.3f} to {high:.3f})"
+        print(
+            f"{measured.number:>3}  {measured.value:7.3f}  {spread}  {measured.target:<14} {measured.what}", flush=True
+        )
+        rows.append({**asdict(measured), "value": measured.value})
+    return rows
+
+
+def _growth(device: str) -> list[dict[str, Any]]:
+    compute = choose_compute(device=device)
+    print("      N     V     C  K   write s  s/(K V)   epoch s    open s       bytes")
+    rows = []
+    for size in SIZES:
+        found = measure_growth(size, compute)
+        each = found.write_s / (size.teachers * size.views)
+        print(f"{size.samples:7} {size.views:5} {size.classes:5} {size.teachers:2} {found.write_s:9.3f} {each:8.4f} "
+              f"{found.epoch_s:9.4f} {found.open_s:9.4f} {found.file_bytes:11,}", flush=True)  # fmt: skip
+        rows.append(asdict(found))
+    return rows
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return platform.processor()
+    lines = information.read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _commit() -> str:
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True
+    )
+    return asked.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a run of stage one would add to a cache: bytes and answers, without writing anything."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from demkd.cache.errors import CacheSpaceError
+from demkd.cache.layout import CacheShape, file_bytes
+from demkd.cache.provenance import Provenance
+from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
+from demkd.cache.writer import require_same_origin
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilePlan:
+    """What remains to be done for one teacher's file.
+
+    Attributes:
+        shape: of the finished file, which also covers what is there.
+        file_bytes: of the finished file, at most.
+        new_bytes: that the disk must have free; 0 where the file is whole, or started and its space reserved.
+        freed_bytes: of the file that it will replace.
+        pending: (sample, slot) pairs that lack an answer.
+    """
+
+    shape: CacheShape
+    file_bytes: int
+    new_bytes: int
+    freed_bytes: int
+    pending: int
+
+
+def plan_file(folder: Path, teacher: str, *, shape: CacheShape, provenance: Provenance) -> FilePlan:
+    """Compare what is wanted with what is there; ledgers are believed, the writer checks them.
+
+    Raises:
+        CacheMismatchError: if the file there was made from something else.
+        CacheDamagedError: if the file there is damaged.
+    """
+    paths = (cache_file(folder, teacher), partial_file(folder, teacher))
+    final, started = (TeacherCache(path) if path.exists() else None for path in paths)
+    found = [cached for cached in (final, started) if cached]
+    for cached in found:
+        require_same_origin(cached, provenance)
+    if final and final.shape.covers(shape):
+        size = final.header.size
+        return FilePlan(shape=final.shape, file_bytes=size, new_bytes=0, freed_bytes=0, pending=0)
+    for cached in found:
+        shape = shape.union(cached.shape)
+    reserved = started is not None and started.shape == shape
+    size = file_bytes(
+        {**shape.answers(), **shape.ledgers(), "label": ((shape.samples,), "<i8")}, len(provenance.to_json().encode())
+    )
+    return FilePlan(
+        shape=shape,
+        file_bytes=size,
+        new_bytes=0 if reserved else size,
+        freed_bytes=sum(cached.header.size for cached in found if not (reserved and cached is started)),
+        pending=_pending(shape, found),
+    )
+
+
+def require_space(folder: Path, plans: Sequence[FilePlan]) -> int:
+    """Check that the disk can hold every planned file and the weights; the free bytes.
+
+    Files are made one after the other, and an old one goes only when its successor is whole.
+
+    Raises:
+        CacheSpaceError: with what is needed and what is free.
+    """
+    free = shutil.disk_usage(_existing_parent(folder)).free
+    held = peak = 0
+    for plan in plans:
+        peak = max(peak, held + plan.new_bytes)
+        held += plan.new_bytes - plan.freed_bytes
+    peak = max(peak, held + _weights_bytes(folder, plans)) if any(plan.new_bytes for plan in plans) else peak
+    if peak > free:
+        raise CacheSpaceError(
+            f"the cache needs {peak:,} more bytes, and {free:,} are free at {folder}: free some space, choose another "
+            "--out, or ask for fewer --views or --features none"
+        )
+    return free
+
+
+def _weights_bytes(folder: Path, plans: Sequence[FilePlan]) -> int:
+    """Of weights.h5, (K, V, N), for the planned teachers and as many as are there."""
+    teachers = len(plans) + len(list(folder.glob("*.h5")))
+    shape = (teachers, max(plan.shape.views for plan in plans), plans[0].shape.samples)
+    return file_bytes({"weights": (shape, "<f4")}, 0)
+
+
+def _pending(shape: CacheShape, found: Sequence[TeacherCache]) -> int:
+    done = {name: np.zeros((shape.views, shape.blocks), bool) for name in shape.answers()}
+    for cached in found:
+        for name in cached.shape.answers():
+            done[name][: cached.shape.views] |= cached.ledger(name) != 0
+    lacking = ~np.all(list(done.values()), axis=0)
+    rows = np.array([shape.rows(block).stop - shape.rows(block).start for block in range(shape.blocks)])
+    return int((lacking * rows).sum())
+
+
+def _existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = folder.resolve()
+    return next(parent for parent in (folder, *folder.parents) if parent.is_dir())

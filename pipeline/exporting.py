@@ -1,0 +1,256 @@
+"""Export: a student as a file that other software loads, checked there before it is handed out.
+
+safetensors    the state dict, for the same network in PyTorch; this project's commands read it as a checkpoint
+onnx           a graph, for any ONNX runtime
+torch-export   a graph, for `torch.export.load`, which needs none of this project
+
+Every file takes normalised pictures (B, 3, H, W), float32, for any B and the H and W of the data, gives logits (B, C),
+and holds the normalisation and the class names as JSON under "demkd" in its metadata.
+"""
+
+import importlib.util
+import io
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from demkd.dataset import Pictures, ViewCutter
+from demkd.errors import UserError
+from demkd.pipeline.loading import LoadedNetwork, load_network, load_split
+from demkd.pipeline.progress import Progress
+from demkd.pipeline.reading_back import FACTS, LOGITS, VIEWS
+from demkd.pipeline.reports import ExportReport
+
+_PICTURES = 256
+_BATCH = 100
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# As a share of the largest logit: other kernels add in another order; a wrong graph is off by far more.
+_TOLERANCE = 1e-3
+
+
+class ExportError(UserError, RuntimeError):
+    """A network that cannot be exported, or answers differently once it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportRequest:
+    """What `export` is asked for.
+
+    Attributes:
+        run: a finished run folder, or a checkpoint.
+        network: its network's name, where it does not say.
+        data: where the test pictures come from; None for the data of the run's recipe.
+    """
+
+    run: Path
+    network: str | None
+    data: str | None
+    format: str
+    out: Path
+
+
+def export(request: ExportRequest, progress: Progress) -> ExportReport:
+    """Write the file, load it in a fresh process, compare the logits of 256 test pictures, then put it in its place.
+
+    Raises:
+        ExportError: if the format is unknown or its packages are missing, the network cannot be exported, or the
+            exported one answers differently; there is no new file then, and an older one stays.
+        CheckpointError, DataError: if the network or its pictures cannot be read.
+    """
+    _require_format(request.format)
+    data = request.data or _data_of(request.run)
+    progress.note(f"reading the test pictures of {data}")
+    test = load_split(data, "test")
+    loaded = load_network(request.run, name=request.network, pictures=test)
+    network = loaded.network.eval().requires_grad_(requires_grad=False)
+    views = _prepared_pictures(loaded, test)
+    facts = {
+        "network": loaded.name,
+        "class_names": test.class_names,
+        "mean": loaded.normalisation.mean,
+        "deviation": loaded.normalisation.deviation,
+        "input": f"(B, {', '.join(str(side) for side in views.shape[1:])}) float32: (pixels / 255 - mean) / deviation",
+    }
+    with _beside(request.out) as draft:
+        progress.note(f"writing {request.format}")
+        _write(request.format, network, views[:2], json.dumps(facts), draft)
+        progress.note("loading it in a fresh process")
+        difference = _compare(request.format, draft, views, expected=_logits(network, views), facts=facts)
+        file_bytes = draft.stat().st_size
+        draft.replace(request.out)
+    return ExportReport(
+        folder=request.run,
+        file=request.out,
+        format=request.format,
+        network=loaded.name,
+        classes=test.classes,
+        input_shape=tuple(views.shape[1:]),
+        pictures=len(views),
+        largest_difference=difference,
+        file_bytes=file_bytes,
+    )
+
+
+def _require_format(name: str) -> None:
+    if name not in FORMATS:
+        raise ExportError(f"there is no format {name!r}: choose {', '.join(FORMATS)}")
+    if name == "onnx":
+        missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]
+        if missing:
+            raise ExportError(
+                f"{' and '.join(missing)} not installed: pip install 'demkd[onnx]' installs what ONNX needs"
+            )
+
+
+def _data_of(run: Path) -> str:
+    try:
+        return str(tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError):
+        raise ExportError(
+            f"{run} has no recipe that names its data, on whose test pictures the file is checked: give --data"
+        ) from None
+
+
+def _prepared_pictures(loaded: LoadedNetwork, test: Pictures) -> Tensor:
+    """The first 256 test pictures as the network's input: (256, 3, H, W), contiguous."""
+    indices = torch.arange(min(_PICTURES, len(test)))
+    return loaded.prepare(ViewCutter(test.pixels[: len(indices)], test.policy).cut_plain(indices)).contiguous()
+
+
+@torch.no_grad()
+def _logits(network: nn.Module, views: Tensor) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = torch.cat([network(batch) for batch in torch.split(views, _BATCH)]).numpy()
+    return logits
+
+
+def _write(name: str, network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
+    """Write one format; the exporters raise many kinds, explain themselves over pages, and narrate on stdout."""
+    try:
+        with _quiet():
+            FORMATS[name](network, example, facts, file)
+    except OSError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = (str(cause).strip().splitlines() or [""])[0][:200]
+        raise ExportError(
+            f"torch {torch.__version__} could not write this network as {name} ({type(cause).__name__}: {reason}): try "
+            "--format safetensors, or other versions of torch and of the packages that it exports with"
+        ) from error
+
+
+def _write_safetensors(network: nn.Module, _example: Tensor, facts: str, file: Path) -> None:
+    state = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    file.write_bytes(save(state, metadata={"demkd": facts}))
+
+
+def _write_torch_export(network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
+    # Through memory: the archive would for ever carry the name of the draft.
+    buffer = io.BytesIO()
+    torch.export.save(_graph(network, example), buffer, extra_files={"demkd": facts})
+    file.write_bytes(buffer.getvalue())
+
+
+def _write_onnx(network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
+    import onnx
+
+    program: Any = torch.onnx.export(
+        _graph(network, example), dynamo=True, input_names=["views"], output_names=["logits"], verbose=False
+    )
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"demkd": facts})
+    onnx.save(model, file)
+
+
+def _graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The network as a graph for any number of pictures; the example (2, 3, H, W) fixes the rest."""
+    batch = torch.export.Dim("batch")
+    return torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+
+
+FORMATS: dict[str, Callable[[nn.Module, Tensor, str, Path], None]] = {
+    "safetensors": _write_safetensors,
+    "onnx": _write_onnx,
+    "torch-export": _write_torch_export,
+}
+
+
+def _compare(
+    name: str, file: Path, views: Tensor, *, expected: NDArray[np.float32], facts: Mapping[str, object]
+) -> float:
+    """The largest difference between the student's logits and those of the file, loaded in a fresh process.
+
+    Raises:
+        ExportError: if it cannot be loaded, differs by more than rounding, or says otherwise what it is.
+    """
+    exchange = file.parent / "exchange"
+    exchange.mkdir()
+    np.save(exchange / VIEWS, views.numpy())
+    start = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from demkd.pipeline.reading_back import main; main()"
+    )
+    paths = json.dumps([str(Path(entry).resolve()) for entry in sys.path])
+    process = subprocess.run(  # noqa: S603 - this interpreter, our own code
+        [sys.executable, "-c", start, paths, name, str(file), str(exchange)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ExportError(f"the exported {name} cannot be loaded again ({reason}): try another --format")
+    found: NDArray[np.float32] = np.load(exchange / LOGITS)
+    if json.loads((exchange / FACTS).read_text(encoding="utf-8")) != json.loads(json.dumps(facts)):
+        raise ExportError(f"the exported {name} has lost its metadata: try another --format")
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise ExportError(
+            f"the exported {name} answers otherwise than the student (logits differ by up to {difference:.3g}): "
+            "try another --format"
+        )
+    return difference
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A draft in a folder of its own beside the file, so that renaming is all that remains; gone afterwards.
+
+    Raises:
+        ExportError: if it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
+            yield Path(folder) / out.name
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' words from stdout, which is for results, and from stderr, which is for people."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

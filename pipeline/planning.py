@@ -1,0 +1,79 @@
+"""`cache-teachers --dry-run`: what stage one would cost, without writing anything."""
+
+import time
+
+import numpy as np
+
+from demkd.cache.plan import FilePlan, require_space
+from demkd.pipeline.caching import (
+    CachingRequest,
+    PreparedTeacher,
+    Studio,
+    answer_rows,
+    open_studio,
+    plan_teacher,
+    prepare,
+)
+from demkd.pipeline.compute import Compute
+from demkd.pipeline.progress import Progress
+from demkd.pipeline.reports import CachingPlan, TeacherPlan
+
+STUDENT_EPOCHS = 240  # of an ordinary online run, `distill`'s default
+_PROBE_SECONDS = 1.0
+_MOST_PROBES = 8
+
+
+def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) -> CachingPlan:
+    """Say what `cache_teachers` would do, after the same checks.
+
+    Raises:
+        CacheSpaceError: if the disk cannot hold it.
+        UserError: whatever else would stop it.
+    """
+    studio = open_studio(request, compute, progress)
+    prepared = [prepare(studio, spec) for spec in request.teachers]
+    plans = [plan_teacher(studio, teacher) for teacher in prepared]
+    free = require_space(request.folder, plans)
+    teachers = tuple(_plan(studio, teacher, plan, progress) for teacher, plan in zip(prepared, plans, strict=True))
+    samples = len(studio.pictures)
+    epochs = sum(plan.pending for plan in plans) / (samples * len(plans))
+    return CachingPlan(
+        folder=request.folder,
+        samples=samples,
+        views=studio.views,
+        orbit=studio.pictures.policy.orbit,
+        precision=compute.precision,
+        teachers=teachers,
+        free_bytes=free,
+        seconds=sum(teacher.seconds for teacher in teachers),
+        break_even_epochs=epochs,
+        student_epochs=STUDENT_EPOCHS,
+        break_even_runs=epochs / STUDENT_EPOCHS,
+    )
+
+
+def _plan(studio: Studio, prepared: PreparedTeacher, plan: FilePlan, progress: Progress) -> TeacherPlan:
+    progress.note(f"timing teacher {prepared.teacher.name}")
+    return TeacherPlan(
+        name=prepared.teacher.name,
+        network=prepared.network.name,
+        parameters=prepared.teacher.parameters,
+        views=plan.shape.views,
+        file_bytes=plan.file_bytes,
+        new_bytes=plan.new_bytes,
+        pending=plan.pending,
+        seconds=plan.pending * _seconds_per_view(studio, prepared) if plan.pending else 0.0,
+    )
+
+
+def _seconds_per_view(studio: Studio, prepared: PreparedTeacher) -> float:
+    """The median over a few batches, after one that only warms up."""
+    rows = slice(0, min(studio.request.batch_size, len(studio.pictures)))
+    numbers = studio.view_table(1)[0]
+    names = tuple(prepared.shape.answers())
+    seconds: list[float] = []
+    while len(seconds) <= 1 or (len(seconds) <= _MOST_PROBES and sum(seconds) < _PROBE_SECONDS):
+        started = time.perf_counter()
+        answer_rows(studio, prepared.teacher, rows, numbers, names)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds[1:])) / (rows.stop - rows.start)

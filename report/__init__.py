@@ -1,0 +1,1 @@
+"""Statistics of runs, for the console and for programs; no network, no training."""

@@ -1,0 +1,174 @@
+"""Runs side by side: means and deviations over seeds, and paired differences to a baseline.
+
+Runs whose recipes differ in nothing but the seed are one group. n runs a group; shares in 0..1.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from demkd.errors import UserError
+
+CONFIDENCE = 0.95
+_NOT_CHOICES = frozenset({"seed", "sources"})
+
+
+class ComparisonError(UserError, ValueError):
+    """Runs that cannot be compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedRun:
+    """One run: what it chose, and its test top-1 by epoch."""
+
+    folder: Path
+    choices: Mapping[str, Any]
+    seed: int
+    top1: tuple[float, ...]
+
+    @property
+    def last(self) -> float:
+        return self.top1[-1]
+
+    @property
+    def best(self) -> float:
+        return max(self.top1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A group against the baseline, over the seeds that both have, in the last epoch.
+
+    Attributes:
+        mean: of the paired differences of top-1.
+        low, high: its 95 % confidence interval (paired t-test); None with fewer than two seeds.
+        detectable: half of the interval's width: the smallest difference that these seeds could tell from none.
+    """
+
+    seeds: int
+    mean: float
+    low: float | None
+    high: float | None
+    detectable: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        name: the choices in which the groups differ, in words.
+        last_deviation, best_deviation: sample standard deviations; None for a single run.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    last: float
+    last_deviation: float | None
+    best: float
+    best_deviation: float | None
+    difference: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All groups, in the order in which their first runs were given; `baseline` is a group's name."""
+
+    groups: tuple[Group, ...]
+    baseline: str | None
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a finished run folder.
+
+    Raises:
+        ComparisonError: if there is none, or it is not finished.
+    """
+    try:
+        recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        top1 = tuple(float(line["test_top1"]) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ComparisonError(f"{folder} is no run folder ({error}): give what train or distill wrote") from error
+    if len(top1) < recipe.get("epochs", 0) or not top1:
+        raise ComparisonError(f"the run in {folder} has {len(top1)} of {recipe.get('epochs')} epochs: finish it first")
+    choices = {key: value for key, value in recipe.items() if key not in _NOT_CHOICES}
+    return FinishedRun(folder=folder, choices=choices, seed=int(recipe["seed"]), top1=top1)
+
+
+def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) -> Comparison:
+    """Group runs and compare the groups.
+
+    Args:
+        baseline: the name of the group that the others are compared with, or of one of its run folders.
+
+    Raises:
+        ComparisonError: if there is no such group, or a seed comes twice in one.
+    """
+    grouped: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        grouped.setdefault(json.dumps(run.choices, sort_keys=True), []).append(run)
+    names = dict(zip(grouped, _names([members[0].choices for members in grouped.values()]), strict=True))
+    members_of = {names[key]: sorted(members, key=lambda run: run.seed) for key, members in grouped.items()}
+    for name, members in members_of.items():
+        seeds = [run.seed for run in members]
+        if len(set(seeds)) < len(seeds):
+            raise ComparisonError(f"{name} has a seed twice ({seeds}): give each run once")
+    base = _baseline(members_of, baseline)
+    groups = tuple(
+        _group(name, members, None if base is None or name == base else members_of[base])
+        for name, members in members_of.items()
+    )
+    return Comparison(groups=groups, baseline=base)
+
+
+def _names(choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each group by what not all have in common: `method=kd kd_weight=4.0`."""
+    keys = sorted({key for table in choices for key in table})
+    differing = [key for key in keys if len({json.dumps(table.get(key)) for table in choices}) > 1]
+    shown = sorted(differing, key=lambda key: (key not in ("method", "student", "network"), key)) or ["method"]
+    return [" ".join(f"{key}={table.get(key, '-')}" for key in shown) for table in choices]
+
+
+def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | None) -> str | None:
+    if wanted is None:
+        return None
+    for name, members in members_of.items():
+        if wanted == name or any(Path(wanted) == run.folder for run in members):
+            return name
+    raise ComparisonError(f"there is no baseline {wanted!r}: choose one of {'; '.join(members_of)}, or a run's folder")
+
+
+def _group(name: str, members: Sequence[FinishedRun], base: Sequence[FinishedRun] | None) -> Group:
+    last, best = [run.last for run in members], [run.best for run in members]
+    return Group(
+        name=name,
+        seeds=tuple(run.seed for run in members),
+        last=mean(last),
+        last_deviation=stdev(last) if len(last) > 1 else None,
+        best=mean(best),
+        best_deviation=stdev(best) if len(best) > 1 else None,
+        difference=None if base is None else _difference(members, base),
+    )
+
+
+def _difference(members: Sequence[FinishedRun], base: Sequence[FinishedRun]) -> Difference | None:
+    """Pairs by seed: runs of one seed share their order of views and samples."""
+    of_base = {run.seed: run.last for run in base}
+    pairs = [(run.last, of_base[run.seed]) for run in members if run.seed in of_base]
+    if not pairs:
+        return None
+    average = mean(mine - other for mine, other in pairs)
+    if len(pairs) < 2:
+        return Difference(seeds=len(pairs), mean=average, low=None, high=None, detectable=None)
+    try:
+        from scipy.stats import ttest_rel
+    except ImportError:
+        raise ComparisonError("intervals need scipy: pip install 'demkd[report]' installs it") from None
+    interval = ttest_rel(*zip(*pairs, strict=True)).confidence_interval(CONFIDENCE)
+    low, high = float(interval.low), float(interval.high)
+    return Difference(seeds=len(pairs), mean=average, low=low, high=high, detectable=(high - low) / 2)

@@ -1,0 +1,190 @@
+"""From a line of the command to a teacher: what is named is what is loaded, and what does not fit is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from demkd.dataset import Normalisation, Pictures, ViewPolicy
+from demkd.errors import UserError
+from demkd.networks import build_network
+from demkd.pipeline.loading import (
+    LoadedNetwork,
+    TeacherSpec,
+    TeacherSpecError,
+    chosen_for,
+    load_network,
+    load_teacher,
+    parse_input_sizes,
+    parse_teachers,
+    refuse_own_code,
+    require_teachers,
+)
+from demkd.teachers import TeacherError
+from tests.pipeline.stages import FLOAT32
+
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    pixels = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Pictures(
+        source="insects",
+        name="insects",
+        split="train",
+        pixels=pixels,
+        labels=torch.arange(6) % 3,
+        class_names=NAMES,
+        normalisation=None,
+        policy=ViewPolicy(padding=1, flip=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "network", "checkpoint"),
+    [
+        ("resnet20@a.pth", "resnet20", "resnet20", "a.pth"),
+        ("big=resnet20@a.pth", "big", "resnet20", "a.pth"),
+        ("torchvision:resnet50@IMAGENET1K_V2", "resnet50", "torchvision:resnet50", "IMAGENET1K_V2"),
+        ("a=timm:vit_tiny_patch16_224@runs/a=b.pth", "a", "timm:vit_tiny_patch16_224", "runs/a=b.pth"),
+        (
+            "my.module:build_network@weights.safetensors",
+            "build_network",
+            "my.module:build_network",
+            "weights.safetensors",
+        ),
+        ("resnet20@user@host.pth", "resnet20", "resnet20", "user@host.pth"),
+    ],
+)
+def test_a_teacher_is_a_name_a_network_and_a_checkpoint(text: str, name: str, network: str, checkpoint: str) -> None:
+    assert TeacherSpec.parse(text) == TeacherSpec(name=name, network=network, checkpoint=Path(checkpoint))
+
+
+@pytest.mark.parametrize("folder", ["teacher", "teacher@home"])
+def test_a_run_folder_needs_no_network(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder
+    assert TeacherSpec.parse(f"a={path}") == TeacherSpec(name="a", network=None, checkpoint=path)
+
+
+@pytest.mark.parametrize("text", ["resnet20", "resnet20@", "@a.pth", "torchvision:resnet50", "a=module:build"])
+def test_a_teacher_without_a_checkpoint_is_refused(text: str) -> None:
+    with pytest.raises(TeacherSpecError, match=r"write \[NAME=\]NETWORK@CHECKPOINT"):
+        TeacherSpec.parse(text)
+
+
+def test_input_sizes_are_by_teacher(tmp_path: Path) -> None:
+    sizes = parse_input_sizes(["64", "big=224"])
+    big, small = parse_teachers(["big=resnet20@a", "resnet8@b"])
+    assert [chosen_for(sizes, big), chosen_for(sizes, small), chosen_for({}, big)] == [224, 64, None]
+    require_teachers(sizes, [big, small], option="--input-size")
+    with pytest.raises(TeacherSpecError, match=r"--input-size big=\.\.\. names no teacher: there are resnet8"):
+        require_teachers(sizes, [small], option="--input-size")
+
+
+@pytest.mark.parametrize("text", ["big", "big=", "0", "-3", "2.5", "99999", "big=small"])
+def test_an_input_size_is_a_number_of_pixels(text: str) -> None:
+    with pytest.raises(TeacherSpecError, match=r"--input-size .* is not understood"):
+        parse_input_sizes([text])
+
+
+def test_views_are_normalised_then_resized_bilinearly(pictures: Pictures) -> None:
+    normalisation = Normalisation(mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
+    network = build_network("resnet8", classes=3)
+    views = pictures.pixels.permute(0, 3, 1, 2)
+    loaded = LoadedNetwork(network=network, name="resnet8", normalisation=normalisation, input_size=24)
+    normalised = (views / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.4, 0.5, 0.6])[
+        :, None, None
+    ]
+    expected = F.interpolate(normalised, (24, 24), mode="bilinear", align_corners=False, antialias=False)
+    assert loaded.prepare(views).dtype == torch.float32
+    torch.testing.assert_close(loaded.prepare(views), expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_teacher_sees_views_of_its_own_size(pictures: Pictures, tmp_path: Path, precision: str) -> None:
+    """resnet20's features say how large its input was; vgg8, which needs 8 pixels, is refused 4 by name."""
+    spec = TeacherSpec(name="big", network="resnet8", checkpoint=saved_network(tmp_path, "resnet8"))
+    teacher, network = load_teacher(spec, pictures=pictures, compute=FLOAT32, input_size=40)
+    answer = teacher.answer(pictures.pixels.permute(0, 3, 1, 2), features=["stem@40x40"])
+    assert answer.features["stem@40x40"].shape == (6, 16, 40, 40)
+    assert network.input_size == 40
+    spec = TeacherSpec(name="small", network="vgg8", checkpoint=saved_network(tmp_path, "vgg8"))
+    teacher, _ = load_teacher(spec, pictures=pictures, compute=FLOAT32, input_size=4)
+    with pytest.raises(TeacherError, match="teacher small: VGG needs pictures of at least 8 x 8 pixels"):
+        teacher.answer(pictures.pixels.permute(0, 3, 1, 2))
+
+
+def test_an_unknown_layer_is_answered_with_the_teacher_and_its_layers(pictures: Pictures, tmp_path: Path) -> None:
+    spec = TeacherSpec(name="big", network="resnet8", checkpoint=saved_network(tmp_path, "resnet8"))
+    teacher, _ = load_teacher(spec, pictures=pictures, compute=FLOAT32)
+    with pytest.raises(TeacherError, match="teacher big: there is no layer 'layer4'; name one of stem, stage1, stage2"):
+        teacher.answer(pictures.pixels.permute(0, 3, 1, 2), features=["layer4"])
+
+
+@pytest.mark.parametrize("network", ["resnet8", "torchvision:resnet18", "vgg8", "MobileNetV2", "ShuffleV2", "ResNet18"])
+def test_other_classes_are_named_with_both_numbers(pictures: Pictures, tmp_path: Path, network: str) -> None:
+    file = saved_network(tmp_path, network, classes=100)
+    refused(f"{file} was trained for 100 classes, and insects has 3", file, network, pictures)
+
+
+def test_another_architecture_is_named_by_its_tensors(pictures: Pictures, tmp_path: Path) -> None:
+    file = saved_network(tmp_path, "resnet8x4", classes=3)
+    refused("conv1.weight is 32x3x3x3 instead of 16x3x3x3", file, "resnet8", pictures)
+    refused("layer1.1.conv1.weight is missing", saved_network(tmp_path, "resnet8"), "resnet20", pictures)
+
+
+def test_class_names_in_another_order_are_refused_where_they_are_known(pictures: Pictures, tmp_path: Path) -> None:
+    state = build_network("resnet8", classes=3).state_dict()
+    file = tmp_path / "a.pth"
+    for extra in ({"class_names": ["ant", "cat", "bee"]}, {"class_to_idx": {"ant": 0, "cat": 1, "bee": 2}}):
+        torch.save({"model": state, **extra}, file)
+        refused("number 1 is 'cat' there and 'bee' in insects", file, "resnet8", pictures)
+    torch.save({"model": state, "classes": ["ant", "bee"]}, file)
+    refused("was trained for 2 classes, and insects has 3", file, "resnet8", pictures)
+    torch.save({"model": state, "class_names": list(NAMES)}, file)
+    load_network(file, name="resnet8", pictures=pictures)
+
+
+def test_a_checkpoint_may_not_say_which_of_the_users_code_to_run(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder from elsewhere must not import a module of the current directory."""
+    (tmp_path / "danger.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    monkeypatch.chdir(tmp_path)
+    save_file({"a": torch.ones(1)}, tmp_path / "student.safetensors", metadata={"demkd": '{"network": "danger:build"}'})
+    refused("is of danger:build, code of your own, which is only imported when you name it", tmp_path, None, pictures)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["module:build", "module:build@w.pth", "name=module:build@w.pth"])
+def test_a_recipe_may_not_either(text: str) -> None:
+    with pytest.raises(UserError, match="the recipe names module:build, code of your own"):
+        refuse_own_code(["resnet8", text])
+    refuse_own_code(["resnet8", "torchvision:resnet18", "a=timm:x@w.pth"])
+
+
+def test_a_run_folders_facts_are_used(pictures: Pictures, tmp_path: Path) -> None:
+    facts = {"network": "torchvision:resnet18", "class_names": NAMES, "mean": [0.1] * 3, "deviation": [0.2] * 3}
+    network = build_network("torchvision:resnet18", classes=3, size=(16, 16))
+    save_file(network.state_dict(), tmp_path / "student.safetensors", metadata={"demkd": json.dumps(facts)})
+    loaded = load_network(tmp_path, name=None, pictures=pictures)
+    assert (loaded.name, loaded.normalisation.mean) == ("torchvision:resnet18", (0.1, 0.1, 0.1))
+
+
+def saved_network(folder: Path, name: str, *, classes: int = 3) -> Path:
+    file = folder / f"{name.replace(':', '-')}.pth"
+    torch.save({"model": build_network(name, classes=classes, size=(16, 16)).state_dict()}, file)
+    return file
+
+
+def refused(reason: str, path: Path, network: str | None, pictures: Pictures, **options: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        load_network(path, name=network, pictures=pictures, **options)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)

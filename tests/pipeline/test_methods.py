@@ -1,0 +1,196 @@
+"""Every preset is its closed form, written out teacher by teacher in float64; so are the options of the weights."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method
+from demkd.pipeline.objective import Objective
+from demkd.pipeline.supervision import Guidance, fuse
+from demkd.pipeline.weighing import Shuffle, TeacherWeights, measure_uncertainty, weigh
+
+K, B, C = 3, 8, 6
+
+
+@pytest.fixture
+def scene() -> dict[str, Any]:
+    """Logits of three teachers and a student, labels, features of the teachers and adapted ones of the student."""
+    draw = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return 2 * torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    labels = torch.randint(0, C, (B,), generator=draw)
+    teachers = [normal(B, C) for _ in range(K)]
+    teachers[0][torch.arange(0, B, 2), labels[::2]] += 9  # right about every other sample
+    return {
+        "teachers": teachers,
+        "student": normal(B, C),
+        "labels": labels,
+        "hints": [normal(B, 5) for _ in range(K)],
+        "adapted": [normal(B, 5) for _ in range(K)],
+    }
+
+
+def weights_of(scene: dict[str, Any], method: Method, shuffle: Shuffle | None = None) -> TeacherWeights:
+    predictions = torch.stack([z.argmax(1) for z in scene["teachers"]])
+    uncertainty = measure_uncertainty(scene["teachers"], scene["labels"], method)
+    return weigh(uncertainty, predictions, scene["labels"], method, shuffle=shuffle)
+
+
+def loss_of(scene: dict[str, Any], method: Method) -> dict[str, Tensor]:
+    """The pipeline's own way: weigh, fuse, one loss."""
+    weights = weights_of(scene, method)
+    guidance = Guidance(
+        targets=fuse(scene["teachers"], scene["labels"], method, weights) if method.needs_teachers else None,
+        hints=scene["hints"],
+        hint_weights=weights.hint,
+    )
+    adapted = scene["adapted"] if method.needs_features else []
+    objective = Objective(method, epochs=240, teachers=K)
+    return objective.terms(scene["student"], scene["labels"], guidance, adapted, epoch=240)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum(1)
+
+
+def parts(z: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    p = torch.softmax(z / temperature, dim=1)
+    chosen = F.one_hot(labels, C).bool()
+    b = torch.stack((p[chosen], p[~chosen].view(-1, C - 1).sum(1)), dim=1)
+    return b, torch.softmax((z / temperature)[~chosen].view(-1, C - 1), dim=1)
+
+
+def entropies(scene: dict[str, Any], temperature: float = 1.0) -> Tensor:
+    p = [torch.softmax(z / temperature, dim=1) for z in scene["teachers"]]
+    return torch.stack([-(q * q.log()).sum(1) for q in p])
+
+
+def closed_form(scene: dict[str, Any], name: str) -> Tensor:
+    """The formulas of method.md, teacher by teacher."""
+    student, labels, temperature = scene["student"], scene["labels"], 4.0
+    h = entropies(scene)
+    ce = torch.stack([F.cross_entropy(z, labels, reduction="none") for z in scene["teachers"]])
+    weights = {
+        "uniform": torch.full_like(h, 1 / K),
+        "entropy": (1 - torch.softmax(h, dim=0)) / (K - 1),
+        "share": (1 - h / h.sum(0)) / (K - 1),
+        "label": (1 - torch.softmax(ce, dim=0)) / (K - 1),
+    }[{"kd": "uniform", "dkd": "uniform", "ebkd": "share", "ca-mkd": "label"}.get(name, "entropy")]
+    loss = F.cross_entropy(student, labels)
+    b_s, q_s = parts(student, labels, temperature)
+    p_s = torch.softmax(student / temperature, dim=1)
+    for k, z in enumerate(scene["teachers"]):
+        if name in ("kd", "ebkd", "ca-mkd"):
+            loss = loss + (weights[k] * temperature**2 * kl(torch.softmax(z / temperature, dim=1), p_s)).mean()
+        elif name != "ce":
+            b_t, q_t = parts(z, labels, temperature)
+            loss = loss + (weights[k] * temperature**2 * (kl(b_t, b_s) + 8 * kl(q_t, q_s))).mean()
+        if name in ("ca-mkd", "de-mkd"):
+            distance = (scene["adapted"][k] - scene["hints"][k]).square().mean(1)
+            loss = loss + 50 / K * (weights[k] * distance).mean()
+    return loss
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_preset_is_its_closed_form(scene: dict[str, Any], name: str) -> None:
+    torch.testing.assert_close(loss_of(scene, METHODS[name])["loss"], closed_form(scene, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("kd", 1), ("ebkd", (K - 1) / K), ("ca-mkd", 1 / K)])
+def test_released_scales_are_those_of_the_repository(scene: dict[str, Any], name: str, scale: float) -> None:
+    """EBKD there: weights that sum to K - 1, and a mean over B K; CA-MKD: an extra 1 / K (method.md)."""
+    ours = loss_of(scene, METHODS[name])
+    theirs = loss_of(scene, choose_method(name, reduction="released"))
+    features = METHODS[name].hint_weight / K * ours.get("hint_loss", torch.tensor(0.0))
+    kd = ours["loss"] - ours["label_loss"] - features
+    torch.testing.assert_close(theirs["loss"], ours["label_loss"] + scale * kd + features, rtol=1e-12, atol=1e-12)
+
+
+def test_one_teacher_makes_de_mkd_dkd(scene: dict[str, Any]) -> None:
+    single = {**scene, "teachers": scene["teachers"][:1]}
+    one, other = (loss_of(single, METHODS[name])["loss"] for name in ("de-mkd-logits", "dkd"))
+    assert torch.equal(one, other)
+
+
+def test_a_step_through_fused_targets_has_the_closed_forms_gradient(scene: dict[str, Any]) -> None:
+    student = scene["student"].clone().requires_grad_()
+    moving = {**scene, "student": student}
+    (fused,) = torch.autograd.grad(loss_of(moving, METHODS["de-mkd-logits"])["loss"], student)
+    (naive,) = torch.autograd.grad(closed_form(moving, "de-mkd-logits"), student)
+    torch.testing.assert_close(fused, naive, rtol=1e-12, atol=1e-12)
+
+
+def test_the_weight_options_are_their_formulas(scene: dict[str, Any]) -> None:
+    h = entropies(scene)
+    predictions = torch.stack([z.argmax(1) for z in scene["teachers"]])
+    tau = choose_method("de-mkd", weight_form="softmax", weight_tau=0.5)
+    torch.testing.assert_close(weights_of(scene, tau).nckd, torch.softmax(-h / 0.5, dim=0))
+    inverse = choose_method("de-mkd", weight_form="inverse")
+    torch.testing.assert_close(weights_of(scene, inverse).nckd, (1 / (h + 0.01)) / (1 / (h + 0.01)).sum(0))
+    warm = choose_method("de-mkd", entropy_temperature=4.0)
+    torch.testing.assert_close(weights_of(scene, warm).nckd, (1 - torch.softmax(entropies(scene, 4.0), dim=0)) / 2)
+    level = choose_method("de-mkd", weight_level="dataset")
+    mean = (1 - torch.softmax(h.mean(1, keepdim=True), dim=0)) / 2
+    torch.testing.assert_close(weights_of(scene, level).nckd, mean.expand(K, B))
+    fixed = choose_method("de-mkd", weight_source="fixed", fixed_weights=(0.5, 0.3, 0.2))
+    assert weights_of(scene, fixed).hint[:, 4].tolist() == pytest.approx([0.5, 0.3, 0.2])
+    masked = weights_of(scene, choose_method("de-mkd", wrong_teacher="mask")).nckd
+    some_right = (predictions == scene["labels"]).any(0)
+    assert (masked[:, some_right] * (predictions != scene["labels"])[:, some_right]).abs().max() == 0
+    torch.testing.assert_close(masked.sum(0), torch.ones(B, dtype=masked.dtype))
+
+
+def test_parts_can_be_weighted_apart(scene: dict[str, Any]) -> None:
+    apart = weights_of(scene, choose_method("de-mkd", entropy_scope="decoupled"))
+    for weights, position in ((apart.tckd, 0), (apart.nckd, 1)):
+        p = [parts(z, scene["labels"], 1.0)[position] for z in scene["teachers"]]
+        h = torch.stack([-(q * q.log()).sum(1) for q in p])
+        torch.testing.assert_close(weights, (1 - torch.softmax(h, dim=0)) / (K - 1))
+    only = weights_of(scene, choose_method("de-mkd", weight_on="nckd", feature_weighting="uniform"))
+    torch.testing.assert_close(only.tckd, torch.full((K, B), 1 / K, dtype=torch.float64))
+    torch.testing.assert_close(only.hint, only.tckd)
+    assert not torch.allclose(only.nckd, only.tckd)
+
+
+def test_shuffles_move_weights_and_nothing_else(scene: dict[str, Any]) -> None:
+    plain = weights_of(scene, METHODS["de-mkd"]).nckd
+    for source in ("shuffled_samples", "shuffled_teachers"):
+        method = choose_method("de-mkd", weight_source=source)
+        moved = weights_of(scene, method, Shuffle.draw(method, seed=1, slot=0, teachers=K, samples=B)).nckd
+        assert not torch.equal(moved, plain)
+        torch.testing.assert_close(moved.flatten().sort().values, plain.flatten().sort().values)
+        if source == "shuffled_samples":
+            columns = {tuple(column) for column in plain.T.tolist()}
+            assert {tuple(column) for column in moved.T.tolist()} == columns, "whole weight vectors change places"
+        else:
+            torch.testing.assert_close(moved.sort(0).values, plain.sort(0).values)
+
+
+def test_every_pair_of_options_gives_a_finite_loss_or_a_reason(scene: dict[str, Any]) -> None:
+    """Pairwise over all options and presets: it works, with weights that sum to 1, or it is refused with the reason."""
+    worked = refused = 0
+    pairs = list(itertools.combinations([(key, value) for key, values in CHOICES.items() for value in values], 2))
+    for name, ((key, value), (other_key, other)) in itertools.product(METHODS, pairs):
+        if key == other_key:
+            continue
+        options: dict[str, Any] = {key: value, other_key: other}
+        if "fixed" in (value, other):
+            options["fixed_weights"] = (0.5, 0.3, 0.2)
+        try:
+            method = choose_method(name, **options)
+        except MethodError as error:
+            refused += "contradict each other" in str(error)
+            continue
+        loss = loss_of(scene, method)["loss"]
+        assert torch.isfinite(loss), options
+        sums = weights_of(scene, method).nckd.sum(0)
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+        worked += 1
+    assert worked > 1000
+    assert refused > 100

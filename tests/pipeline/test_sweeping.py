@@ -1,0 +1,72 @@
+"""A sweep makes what is missing, one folder a run, and ends in the same table however often it was interrupted."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.sweeping import SweepError, SweepRun, plan_sweep, run_sweep
+from tests.conftest import Cli
+from tests.pipeline.stages import Workshop
+
+
+@pytest.fixture
+def recipe(workshop: Workshop, tmp_path: Path) -> Path:
+    tables = {
+        "data": str(workshop.data),
+        "cache": str(workshop.cache),
+        "student": "resnet8",
+        "epochs": 2,
+        "batch_size": 16,
+        "precision": "float32",
+        "seed": [0, 1],
+        "runs": {"plain": {"method": "kd"}, "sure": {"method": "dkd", "nckd_weight": [2.0], "online": False}},
+    }
+    path = tmp_path / "sweep.toml"
+    path.write_text(tomli_w.dumps(tables))
+    return path
+
+
+def test_a_sweep_is_every_combination(recipe: Path, tmp_path: Path) -> None:
+    runs = plan_sweep(recipe, tmp_path / "out")
+    assert [run.folder.name for run in runs] == [
+        "plain-seed0",
+        "plain-seed1",
+        "sure-seed0-nckd_weight2.0",
+        "sure-seed1-nckd_weight2.0",
+    ]
+    assert runs[3].options["seed"] == 1
+    assert "--online" not in runs[3].command()
+
+
+@pytest.mark.slow
+def test_a_sweep_interrupted_and_resumed_gives_the_same_table(recipe: Path, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "out"
+    whole = json.loads(cli("sweep", recipe, "--out", out, "--jobs", 2, "--format", "json").stdout)
+    assert [group["seeds"] for group in whole["groups"]] == [[0, 1], [0, 1]]
+    kept = (out / "plain-seed0" / "student.safetensors").stat().st_mtime_ns
+    shutil.rmtree(out / "plain-seed1")
+    (out / "sure-seed0-nckd_weight2.0" / "student.safetensors").unlink()
+    again = json.loads(cli("sweep", recipe, "--out", out, "--format", "json").stdout)
+    assert again == whole
+    assert (out / "plain-seed0" / "student.safetensors").stat().st_mtime_ns == kept, "finished runs are left alone"
+    compared = cli("compare", *sorted(out.iterdir()), "--baseline", out / "plain-seed0", "--format", "markdown").stdout
+    assert re.search(r"\| \**method=dkd\S* .*\| [+-]\d+\.\d\d ", compared.replace("**", ""))
+
+
+def test_a_failed_run_is_named_and_does_not_stop_the_others(recipe: Path, tmp_path: Path) -> None:
+    good, other, *_ = plan_sweep(recipe, tmp_path / "out")
+    bad = SweepRun(folder=tmp_path / "bad", options={**good.options, "method": "magic"})
+    with pytest.raises(SweepError, match=r"1 of 2 runs failed \(bad\); the first said: .*no method 'magic'"):
+        run_sweep([bad, other], jobs=1, progress=SilentProgress())
+    assert other.finished
+
+
+def test_a_sweep_without_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text("data = 'digits'\n")
+    with pytest.raises(SweepError, match=r"has no runs: give each line of the comparison a table \[runs\.NAME\]"):
+        plan_sweep(tmp_path / "empty.toml", tmp_path)

@@ -1,0 +1,128 @@
+"""What the reliability tests share: a process that forks stages, two small teachers, and a small disk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from demkd.errors import UserError
+from demkd.networks import build_network
+from tests.conftest import CHECKOUT
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a command in a process of its own; the code is -9 after a SIGKILL."""
+
+    code: int
+    seconds: float
+    calls: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Run]:
+    """Run the command line in a forked process: `run("cache-teachers", ..., kill_after=0.3)`."""
+    runner = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.reliability.stage_runner"],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    assert runner.stdin
+    assert runner.stdout
+
+    def ask(*arguments: object, code: int | None = None, **how: Any) -> Outcome:
+        print(json.dumps({"arguments": [str(a) for a in arguments], **how}), file=runner.stdin, flush=True)
+        outcome = Outcome(**json.loads(runner.stdout.readline()))
+        assert code is None or outcome.code == code, f"exit code {outcome.code}: {outcome.stdout}{outcome.stderr}"
+        assert "Traceback" not in outcome.stderr, outcome.stderr
+        return outcome
+
+    yield ask
+    runner.stdin.close()
+    runner.wait(timeout=30)
+    runner.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a.safetensors and b.safetensors: two resnet8 of 3 classes."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, name in enumerate("abc"):
+        write_teacher(folder / f"{name}.safetensors", seed=seed)
+    return folder
+
+
+def write_teacher(path: Path, *, seed: int, classes: int = 3) -> None:
+    """A resnet8 with weights drawn from a seed."""
+    torch.manual_seed(seed)
+    save_file(build_network("resnet8", classes=classes).state_dict(), path)
+
+
+def teacher_options(folder: Path, names: str = "ab") -> list[str]:
+    """`--teacher` for some of the small teachers."""
+    return [part for name in names for part in ("--teacher", f"{name}=resnet8@{folder / name}.safetensors")]
+
+
+def says(outcome: Outcome, text: str) -> None:
+    """A failure is one sentence on stderr, with exit code 1."""
+    assert outcome.code == 1, outcome.stdout + outcome.stderr
+    lines = outcome.stderr.strip().splitlines()
+    assert len(lines) == 1, outcome.stderr
+    assert lines[0].startswith("error: "), outcome.stderr
+    assert text in lines[0], outcome.stderr
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """What a call gives, or the `UserError` that it raises; any other error is a failure."""
+    try:
+        return call()
+    except UserError as error:
+        return error
+
+
+class SmallDisk:
+    """A real file system of a few kilobytes in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def mount(self, size: int) -> bool:
+        self.path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.path)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def resize(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.path)], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.path)], check=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 256 KiB; `resize` makes it larger."""
+    disk = SmallDisk(tmp_path / "disk")
+    try:
+        mounted = disk.mount(256 * 1024)
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small file system needs root; the tests with a file-size limit cover the same code")
+    yield disk
+    disk.unmount()

@@ -1,0 +1,94 @@
+"""Opens caches that may be hostile, each in a forked process with little memory and little time, after one import.
+
+A program: a line of JSON in names a folder, a line of JSON out is the verdict:
+
+    correct   it opened, and every value of it is the counting cache's
+    refused   a `UserError`, with its text
+    anything else is a failure: another exception, another value, a signal, too much time or memory
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from demkd.cache import open_cache
+from demkd.cache.summary import summarise, summarise_sample
+from demkd.cache.verify import verify_cache
+from demkd.errors import UserError
+from tests.cache.counting import LABELS, SAMPLES, answers, shape
+
+assert h5py, "verify asks it in a process of its own, and finds it in the page cache"
+
+_SECONDS = 20
+_MEMORY = 128 << 20
+_FEATURES = shape(stage3=(4,))
+_ALL = slice(0, SAMPLES)
+
+
+def examine(folder: Path, *, verify: bool) -> str:
+    """Use everything that reads a cache."""
+    with open_cache(folder) as cache:
+        for number, teacher in enumerate(cache.teachers):
+            assert teacher.name == "ab"[number]
+            for slot in range(teacher.shape.views):
+                truth = answers(_FEATURES.answers(), slot, _ALL, teacher=number, features=_FEATURES)
+                for name, expected in truth.items():
+                    assert np.array_equal(teacher.slab(name, slot), expected), f"{name} differs"
+        assert np.array_equal(cache.labels, LABELS), "labels differ"
+        for slot in range(cache.views):
+            weights = cache.slab(slot).weights
+            assert weights is None or (weights == 0.5).all(), "weights differ"
+        json.dumps(str(summarise(cache)).encode().decode())
+        summarise_sample(cache, 7, slot=1)
+    if verify:
+        verify_cache(folder)
+    return "correct"
+
+
+def _child(command: dict[str, Any], answer: int) -> None:
+    signal.alarm(_SECONDS)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, hard))
+    folder = Path(command["folder"])
+    try:
+        verdict = examine(folder, verify=False)
+        # HDF5's own process needs the address space of an interpreter.
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        if command["verify"]:
+            verify_cache(folder)
+    except UserError as error:
+        verdict = f"refused {error}"
+    except BaseException:
+        verdict = f"failure {traceback.format_exc()}"
+    os.write(answer, verdict.encode(errors="replace")[:60_000])
+    os._exit(0)
+
+
+def _examine_in_fork(command: dict[str, Any]) -> str:
+    receiving, sending = os.pipe()
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _child(command, sending)
+    os.close(sending)
+    with os.fdopen(receiving, "rb") as pipe:
+        verdict = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    if status:
+        return f"failure: ended with {os.waitstatus_to_exitcode(status)} after {time.monotonic() - started:.1f} s"
+    return verdict
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(_examine_in_fork(json.loads(line))), flush=True)  # noqa: T201 - that is its answer

@@ -1,0 +1,112 @@
+"""Runs the command line in forked processes after one import, and kills them where it is told to.
+
+A program: a line of JSON in is one command to run, a line of JSON out is what came of it. A fresh interpreter imports
+PyTorch for seconds; a forked one starts in milliseconds and is as real a process to kill.
+
+    arguments   of the command line
+    kill_after  SIGKILL after so many seconds
+    kill_at     SIGKILL at the n-th call that changes a file; a write is torn: half of its bytes are written
+    file_limit  the largest file that may be written, in bytes
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+import torch._dynamo  # optimisers import it when first used, which takes a second
+
+import demkd.console
+import demkd.pipeline.caching
+import demkd.pipeline.distilling
+import demkd.pipeline.planning
+import demkd.pipeline.verification
+from demkd.cli import main
+
+assert h5py
+assert demkd.console
+
+_CHANGING_CALLS = ("open", "pwrite", "fsync", "fdatasync", "posix_fallocate", "replace", "ftruncate")
+
+
+class _Fuse:
+    """Counts the calls that change files, and ends the process at one of them."""
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.calls, self.kill_at = 0, kill_at
+        for name in _CHANGING_CALLS:
+            setattr(os, name, self._wrap(name, getattr(os, name)))
+
+    def _wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.kill_at:
+                if name == "pwrite":
+                    descriptor, data, offset = arguments
+                    call(descriptor, data[: len(data) // 2], offset)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return counted
+
+
+def _child(command: dict[str, Any], output: int, errors: int, calls: int) -> None:
+    """Run one command and leave; the number of changing calls goes down the pipe."""
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    torch.set_num_threads(1)
+    if command.get("file_limit"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (command["file_limit"], resource.RLIM_INFINITY))
+    fuse = _Fuse(command.get("kill_at"))
+    code = 70
+    try:
+        main(command["arguments"])
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(calls, str(fuse.calls).encode())
+    os._exit(code)
+
+
+def _run(command: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        receiving, sending = os.pipe()
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _child(command, output.fileno(), errors.fileno(), sending)
+        os.close(sending)
+        if command.get("kill_after") is not None:
+            time.sleep(command["kill_after"])
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        seconds = time.monotonic() - started
+        with os.fdopen(receiving, "rb") as pipe:
+            calls = pipe.read()
+        output.seek(0)
+        errors.seek(0)
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "seconds": seconds,
+            "calls": int(calls or b"0"),
+            "stdout": output.read().decode(),
+            "stderr": errors.read().decode(),
+        }
+
+
+if __name__ == "__main__":
+    assert Path.cwd().joinpath("cli.py").exists(), "runs in the checkout"
+    for line in sys.stdin:
+        print(json.dumps(_run(json.loads(line))), flush=True)  # noqa: T201 - that is its answer

@@ -1,0 +1,264 @@
+"""SIGKILL at any moment: what is there opens, and the same command ends with the bytes of an uninterrupted run."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from demkd.cache import Cache, CacheError, CacheIncompleteError, CacheMissingError, TeacherCache, open_cache
+from demkd.cache.verify import DAMAGED, verify_cache
+from tests.reliability.conftest import Outcome, Run, attempt, teacher_options
+
+_SLOW_KILLS = 60
+_SECONDS = ("seconds", "data_seconds", "test_seconds")
+
+
+def caching(data: Path, teachers: Path, out: Path, *, views: int, features: str) -> list[object]:
+    """A `cache-teachers` command."""
+    return [
+        *("cache-teachers", "--quiet", "--precision", "float32", "--data", data, "--out", out),
+        *("--views", views, "--features", features, *teacher_options(teachers)),
+    ]
+
+
+def steps(data: Path, teachers: Path, out: Path) -> list[list[object]]:
+    """A cache, which then grows in views and in features."""
+    return [
+        caching(data, teachers, out, views=6, features="none"),
+        caching(data, teachers, out, views=20, features="last"),
+    ]
+
+
+def distilling(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
+    """A `distill` command, whose student learns from logits, features and precomputed weights."""
+    return [
+        *("distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
+        *("--student", "resnet8", "--epochs", epochs, "--batch-size", 16, "--seed", 3),
+    ]
+
+
+def run_all(run: Run, commands: Sequence[Sequence[object]]) -> list[Outcome]:
+    return [run(*command, code=0) for command in commands]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The finished files of a cache, without locks."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".lock"}
+
+
+def require_readable(folder: Path) -> None:
+    """After a kill, every file opens; finished ones are whole, started ones say how far they are."""
+    for file in [*folder.glob("[ab].h5"), *folder.glob("[ab].h5.partial")]:
+        cached = TeacherCache(file)
+        assert cached.is_partial or cached.is_whole()
+        assert 0 <= cached.progress() <= 1
+    opened = attempt(lambda: open_cache(folder))
+    assert isinstance(opened, Cache | CacheIncompleteError | CacheMissingError), opened
+
+
+def require_whole(folder: Path, *, views: int) -> None:
+    """While it grows, a cache goes on being what it was."""
+    with open_cache(folder) as cache:
+        assert cache.names == ("a", "b")
+        assert cache.views >= views
+        for slot in range(views):
+            assert len(cache.slab(slot).logits) == 2
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    run: Run, picture_folder: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, bytes], list[Outcome]]:
+    """The files of a run that nobody killed, and how long its steps took."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "cache"
+    outcomes = run_all(run, steps(picture_folder, teachers, folder))
+    return contents(folder), outcomes
+
+
+def kill_and_finish(
+    run: Run, command: Sequence[object], folder: Path, chance: random.Random, *, kills: int, whole: int, seconds: float
+) -> int:
+    """Kill a step at random moments until it ends or enough kills were tried; how many there were."""
+    killed = 0
+    while killed < kills:
+        outcome = run(*command, kill_after=chance.uniform(0, seconds))
+        if outcome.code == 0:
+            return killed
+        assert outcome.code == -9
+        killed += 1
+        require_readable(folder)
+        if whole:
+            require_whole(folder, views=whole)
+    run(*command, code=0)
+    return killed
+
+
+def test_a_killed_stage_one_goes_on_to_the_same_bytes(
+    run: Run,
+    picture_folder: Path,
+    teachers: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+) -> None:
+    """Two kills at random moments of the first step, two of the growth."""
+    expected, outcomes = uninterrupted
+    chance = random.Random(1)
+    for number, command in enumerate(steps(picture_folder, teachers, tmp_path / "cache")):
+        seconds = outcomes[number].seconds * 0.9
+        kill_and_finish(run, command, tmp_path / "cache", chance, kills=2, whole=6 * number, seconds=seconds)
+    assert contents(tmp_path / "cache") == expected
+
+
+@pytest.mark.slow
+def test_stage_one_survives_many_kills_at_random_moments(
+    run: Run,
+    picture_folder: Path,
+    teachers: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+) -> None:
+    """Every round makes a cache and lets it grow, killed again and again, and ends with the same bytes."""
+    expected, outcomes = uninterrupted
+    chance = random.Random(2)
+    killed = rounds = 0
+    while killed < _SLOW_KILLS:
+        folder = tmp_path / f"round{rounds}"
+        for number, command in enumerate(steps(picture_folder, teachers, folder)):
+            seconds = outcomes[number].seconds
+            killed += kill_and_finish(run, command, folder, chance, kills=4, whole=6 * number, seconds=seconds)
+        assert contents(folder) == expected
+        assert verify_cache(folder).sound
+        rounds += 1
+    assert killed >= _SLOW_KILLS
+
+
+def sweep(run: Run, command: Sequence[object], folder: Path, calls: Sequence[int], *, whole: int) -> int:
+    """Kill a command at one call after the other that changes a file, going on each time; how many kills."""
+    killed = 0
+    for call in calls:
+        outcome = run(*command, kill_at=call)
+        assert outcome.code in (0, -9)
+        killed += outcome.code == -9
+        require_readable(folder)
+        if whole:
+            require_whole(folder, views=whole)
+    return killed
+
+
+def test_every_kind_of_write_may_be_the_last_one(
+    run: Run,
+    picture_folder: Path,
+    teachers: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+) -> None:
+    """Kills at the first calls, where files are created, with torn writes; resumed runs start there again."""
+    expected, outcomes = uninterrupted
+    for number, command in enumerate(steps(picture_folder, teachers, tmp_path)):
+        assert sweep(run, command, tmp_path, range(2, 23, 5), whole=6 * number) >= 4
+        run(*command, code=0)
+    assert contents(tmp_path) == expected
+    assert outcomes[0].calls > 23
+
+
+@pytest.mark.slow
+def test_no_call_of_stage_one_is_a_bad_moment_to_die(
+    run: Run,
+    picture_folder: Path,
+    teachers: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+) -> None:
+    """A fresh cache killed at every third call of the first step, a grown one at every eleventh of the second."""
+    expected, outcomes = uninterrupted
+    first = caching(picture_folder, teachers, tmp_path / "cache", views=6, features="none")
+    run(*first, code=0)
+    kept = contents(tmp_path / "cache")
+    killed = 0
+    for call in range(1, outcomes[0].calls, 3):
+        folder = tmp_path / f"first{call}"
+        command = caching(picture_folder, teachers, folder, views=6, features="none")
+        killed += sweep(run, command, folder, [call], whole=0)
+        run(*command, code=0)
+        assert contents(folder) == kept
+    for call in range(1, outcomes[1].calls, 11):
+        folder = tmp_path / f"second{call}"
+        folder.mkdir()
+        for name, data in kept.items():
+            (folder / name).write_bytes(data)
+        command = caching(picture_folder, teachers, folder, views=20, features="last")
+        killed += sweep(run, command, folder, [call], whole=6)
+        run(*command, code=0)
+        assert contents(folder) == expected
+    assert killed > 30
+
+
+@pytest.fixture(scope="module")
+def cache(run: Run, picture_folder: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("for-students") / "cache"
+    run(*caching(picture_folder, teachers, folder, views=4, features="last"), code=0)
+    return folder
+
+
+def outcome_of_run(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
+    """The student's bytes, and its metrics without what clocks said."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "student.safetensors").read_bytes(), [
+        {name: value for name, value in line.items() if name not in _SECONDS} for line in lines
+    ]
+
+
+def test_a_killed_student_goes_on_to_the_same_bytes(
+    run: Run, picture_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """At random; in the middle of a line of metrics; between metrics and checkpoint; in the middle of a checkpoint."""
+    whole = run(*distilling(picture_folder, cache, tmp_path / "whole", epochs=6), code=0)
+    command = distilling(picture_folder, cache, tmp_path / "killed", epochs=6)
+    assert run(*command, kill_after=whole.seconds * 0.6).code == -9
+    for call in (9, 11, 18):
+        assert run(*command, kill_at=call).code == -9
+    run(*command, code=0)
+    assert outcome_of_run(tmp_path / "killed") == outcome_of_run(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_student_survives_many_kills(run: Run, picture_folder: Path, cache: Path, tmp_path: Path) -> None:
+    """At random moments, then at every call that changes a file."""
+    whole = run(*distilling(picture_folder, cache, tmp_path / "whole", epochs=6), code=0)
+    expected = outcome_of_run(tmp_path / "whole")
+    chance = random.Random(4)
+    killed = 0
+    for number in range(8):
+        command = distilling(picture_folder, cache, tmp_path / f"random{number}", epochs=6)
+        killed += sum(run(*command, kill_after=chance.uniform(0, whole.seconds)).code == -9 for _ in range(3))
+        run(*command, code=0)
+        assert outcome_of_run(tmp_path / f"random{number}") == expected
+    for call in range(1, whole.calls + 1):
+        command = distilling(picture_folder, cache, tmp_path / f"call{call}", epochs=6)
+        killed += run(*command, kill_at=call).code == -9
+        run(*command, code=0)
+        assert outcome_of_run(tmp_path / f"call{call}") == expected
+    assert killed >= 50
+
+
+def test_a_finished_student_is_left_as_it_is(run: Run, picture_folder: Path, cache: Path, tmp_path: Path) -> None:
+    command = distilling(picture_folder, cache, tmp_path, epochs=2)
+    run(*command, code=0)
+    before = outcome_of_run(tmp_path)
+    run(*command, code=0)
+    assert outcome_of_run(tmp_path) == before
+
+
+def test_a_cache_killed_in_mid_write_is_unfinished_and_not_damaged(
+    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+) -> None:
+    """What `verify` says of a torn file: started, so many per cent, nothing wrong with the rest."""
+    command = caching(picture_folder, teachers, tmp_path, views=6, features="none")
+    run(*command, kill_at=40)
+    verdicts = [file.verdict for file in verify_cache(tmp_path).files]
+    assert verdicts
+    assert DAMAGED not in verdicts
+    with pytest.raises(CacheError):
+        open_cache(tmp_path, ["a", "b"])

@@ -1,0 +1,100 @@
+"""What must not creep in over a long run: memory, and other views for the same sample."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demkd.cache import TeacherCache, open_cache
+from demkd.pipeline import caching as stage
+from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.loading import TeacherSpec
+from demkd.pipeline.methods import METHODS
+from demkd.pipeline.progress import SilentProgress
+from tests.reliability.conftest import Run, teacher_options
+from tests.reliability.test_kill import caching
+
+_FLAT = 4 << 20  # bytes; of a leak of one block or slab a step, some tens of megabytes would be left
+
+
+def anonymous_memory() -> int:
+    """What this process holds, without the pages of files that it mapped."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+class MemoryProgress(SilentProgress):
+    """Notes the memory after every block."""
+
+    def __init__(self) -> None:
+        self.memory: list[int] = []
+
+    @contextmanager
+    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["MemoryProgress"]:  # noqa: ARG002
+        yield self
+
+    def advance(self, count: int) -> None:  # noqa: ARG002
+        self.memory.append(anonymous_memory())
+
+
+def request(data: Path, teachers: Path, out: Path, *, views: int, batch_size: int = 256) -> stage.CachingRequest:
+    return stage.CachingRequest(
+        data=str(data),
+        teachers=(TeacherSpec(name="a", network="resnet8", checkpoint=teachers / "a.safetensors"),),
+        folder=out,
+        views=views,
+        view_seed=0,
+        layers=("stage1",),
+        grid=8,
+        batch_size=batch_size,
+        normalisations={},
+    )
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_stage_one_stays_as_small_as_it_is(picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
+    """50 slots of 60 x 1,024 features, 120 kB each: kept in memory they would be 6 MB."""
+    progress = MemoryProgress()
+    compute = choose_compute(device="cpu", precision="float32")
+    stage.cache_teachers(request(picture_folder, teachers, tmp_path, views=50), compute, progress)
+    assert len(progress.memory) == 50
+    assert progress.memory[-1] - progress.memory[4] < _FLAT
+
+
+@needs_proc
+def test_stage_two_stays_as_small_as_it_is(run: Run, picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
+    """Two hundred epochs' worth of slabs, fused and dropped."""
+    run(*caching(picture_folder, teachers, tmp_path, views=20, features="last"), code=0)
+    with open_cache(tmp_path) as cache:
+        labels = torch.from_numpy(np.array(cache.labels))
+        source = CachedTeachers(cache, labels, METHODS["de-mkd"], views=20, run_seed=0, device=torch.device("cpu"))
+        memory = []
+        for epoch in range(1, 201):
+            source.start_epoch(epoch)
+            source.guide(torch.arange(60), torch.zeros(60, 3, 16, 16, dtype=torch.uint8))
+            memory.append(anonymous_memory())
+    assert memory[-1] - memory[20] < _FLAT
+
+
+def test_batch_size_and_resuming_never_change_a_view(
+    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+) -> None:
+    """Views and predictions are the same for any batch size; logits are, up to rounding."""
+    command = ["cache-teachers", "--quiet", "--precision", "float32", "--data", picture_folder, "--views", 6]
+    for size in (7, 60, 256):
+        out = tmp_path / f"batch{size}"
+        full = [*command, "--out", out, "--batch-size", size, *teacher_options(teachers, "a")]
+        run(*full, kill_at=25 + size % 10)
+        run(*full, code=0)
+    first, *others = (TeacherCache(tmp_path / f"batch{size}" / "a.h5") for size in (7, 60, 256))
+    for other in others:
+        for slot in range(6):
+            assert np.array_equal(first.slab("view", slot), other.slab("view", slot))
+            assert np.allclose(first.slab("logits", slot), other.slab("logits", slot), atol=0.01)
