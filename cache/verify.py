@@ -18,7 +18,7 @@ from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
 from demkd.cache.weights import WEIGHTS_NAME, Weights
 
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
-Views = Mapping[Path, View | None]
+Seen = Mapping[Path, View | None]
 
 _WEIGHTS_CURE = "run the same cache-teachers again, which computes the weights anew"
 
@@ -92,11 +92,11 @@ def verify_cache(
             raise CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {', '.join(present)}")
     paths = [path for name in chosen for path in (cache_file(folder, name), partial_file(folder, name))]
     paths = [path for path in (*paths, cache_file(folder, WEIGHTS_NAME)) if path.exists()]
-    views = ask_hdf5([path for path in paths if _has_sound_header(path)])
-    verdicts = [verdict for name in chosen for verdict in _verify_teacher(folder, name, views, advance)]
+    seen = ask_hdf5([path for path in paths if _has_sound_header(path)])
+    verdicts = [verdict for name in chosen for verdict in _verify_teacher(folder, name, seen, advance)]
     verdicts = _compare(chosen, verdicts)
     if teachers is None and cache_file(folder, WEIGHTS_NAME) in paths:
-        verdicts.append(_verify_weights(folder, verdicts, views))
+        verdicts.append(_verify_weights(folder, verdicts, seen))
     sound = not any(verdict.verdict in (DAMAGED, UNFINISHED) for verdict in verdicts)
     return Verification(folder=folder, sound=sound, files=tuple(verdicts))
 
@@ -121,15 +121,15 @@ def _has_sound_header(path: Path) -> bool:
     return True
 
 
-def _verify_teacher(folder: Path, name: str, views: Views, advance: Callable[[int], None]) -> Iterator[FileVerdict]:
+def _verify_teacher(folder: Path, name: str, seen: Seen, advance: Callable[[int], None]) -> Iterator[FileVerdict]:
     final, started = cache_file(folder, name), partial_file(folder, name)
     if final.exists():
-        yield _verify_file(final, name, SOUND, views, advance)
+        yield _verify_file(final, name, SOUND, seen, advance)
     if started.exists():
-        yield _verify_file(started, name, GROWING if final.exists() else UNFINISHED, views, advance)
+        yield _verify_file(started, name, GROWING if final.exists() else UNFINISHED, seen, advance)
 
 
-def _verify_file(path: Path, name: str, usual: str, views: Views, advance: Callable[[int], None]) -> FileVerdict:
+def _verify_file(path: Path, name: str, usual: str, seen: Seen, advance: Callable[[int], None]) -> FileVerdict:
     """The verdict on a teacher's file, which is the usual one if nothing is wrong."""
     size = path.stat().st_size
     try:
@@ -145,7 +145,7 @@ def _verify_file(path: Path, name: str, usual: str, views: Views, advance: Calla
             faults=(Fault(text=str(error)),),
             cure="remove it, and run the same cache-teachers again",
         )
-    structure = _structure_faults(path, file.header, views)
+    structure = _structure_faults(path, file.header, seen)
     faults = [*structure, *_merge(_block_faults(file, advance))]
     cures = {SOUND: "", UNFINISHED: "run the same cache-teachers again to go on", GROWING: ""}
     repair = "run the same cache-teachers again, or verify --repair, which redo these blocks and keep the others"
@@ -162,9 +162,9 @@ def _verify_file(path: Path, name: str, usual: str, views: Views, advance: Calla
     )
 
 
-def _structure_faults(path: Path, header: Header, views: Views) -> list[Fault]:
+def _structure_faults(path: Path, header: Header, seen: Seen) -> list[Fault]:
     """Whether other programs, which ask HDF5 and not our user block, see the same data in the same places."""
-    found = views.get(path)
+    found = seen.get(path)
     if found is None:
         return [Fault(text=f"{path} cannot be read by HDF5, and so by no other program")]
     own = {name: tuple(extent) for name, extent in header.contents.items()}
@@ -266,11 +266,11 @@ def _with_fault(verdict: FileVerdict, text: str) -> FileVerdict:
     )
 
 
-def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], views: Views) -> FileVerdict:
+def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -> FileVerdict:
     path = cache_file(folder, WEIGHTS_NAME)
     faults, verdict = [], SOUND
     try:
-        faults += _structure_faults(path, read_header(path), views)
+        faults += _structure_faults(path, read_header(path), seen)
         finished = [file for file in teachers if file.verdict == SOUND]
         if finished and not any(file.verdict == DAMAGED for file in teachers):  # else there is nothing to compare with
             weights = Weights.of(folder, [TeacherCache(file.path) for file in finished])

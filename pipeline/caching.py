@@ -220,7 +220,7 @@ def _cache_teacher(studio: Studio, spec: TeacherSpec, progress: Progress) -> Tea
     with CacheWriter(
         request.folder, spec.name, shape=prepared.shape, provenance=prepared.provenance, labels=labels
     ) as writer:
-        answered = _answer_pending(studio, teacher, writer, progress)
+        answered = answer_pending(studio, teacher, writer, progress)
         writer.finish()
     file = TeacherCache(cache_file(request.folder, spec.name))
     top1 = float((file.slab("prediction", 0) == labels).mean())
@@ -243,7 +243,7 @@ def _cache_teacher(studio: Studio, spec: TeacherSpec, progress: Progress) -> Tea
     )
 
 
-def _answer_pending(studio: Studio, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
+def answer_pending(studio: Studio, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
     """Answer every block that lacks something; how many views that took."""
     pending = writer.pending()
     if not pending:

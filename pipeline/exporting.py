@@ -171,12 +171,37 @@ def _write_torch_export(network: nn.Module, example: Tensor, facts: str, file: P
 def _write_onnx(network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
     import onnx
 
+    try:
+        model = _translated(network, example)
+    except Exception:  # many versions of onnxscript, protobuf and torch do not fit each other
+        model = _traced(network, example)
+    onnx.helper.set_model_props(model, {"demkd": facts})
+    onnx.save(model, file)
+
+
+def _translated(network: nn.Module, example: Tensor) -> Any:
+    """The network's graph in ONNX's operators."""
     program: Any = torch.onnx.export(
         _graph(network, example), dynamo=True, input_names=["views"], output_names=["logits"], verbose=False
     )
-    model = program.model_proto
-    onnx.helper.set_model_props(model, {"demkd": facts})
-    onnx.save(model, file)
+    return program.model_proto
+
+
+def _traced(network: nn.Module, example: Tensor) -> Any:
+    """The same by PyTorch's older exporter, which needs no onnxscript."""
+    import onnx
+
+    buffer: Any = io.BytesIO()
+    torch.onnx.export(
+        network,
+        (example,),
+        buffer,
+        dynamo=False,
+        input_names=["views"],
+        output_names=["logits"],
+        dynamic_axes={"views": {0: "batch"}, "logits": {0: "batch"}},
+    )
+    return onnx.load_from_string(buffer.getvalue())
 
 
 def _graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
