@@ -76,13 +76,13 @@ def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None)
         return
     from demkd.pipeline.recipe import RecipeError, option_values, read_recipe
 
-    values = option_values(read_recipe(path))
-    known = {parameter.name: parameter for parameter in ctx.command.params}
+    known = {parameter.name or "": parameter for parameter in ctx.command.params}
+    repeatable = {name for name, parameter in known.items() if parameter.multiple}
+    values = option_values(read_recipe(path), repeatable=repeatable)
     unknown = sorted(values.keys() - known.keys())
     if unknown:
         raise RecipeError(
-            f"the recipe {path} has an unknown option {unknown[0]!r}; "
-            f"known are {', '.join(sorted(filter(None, known)))}"
+            f"the recipe {path} has an unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}"
         )
     for name, value in values.items():
         if not _fits(known[name], value):

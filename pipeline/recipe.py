@@ -1,7 +1,7 @@
 """Recipes: a run's choices as a flat TOML file, the same names as the options of the command line."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,20 +98,23 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} cannot be read ({error}): repair it") from error
 
 
-def option_values(tables: Mapping[str, Any]) -> dict[str, Any]:
+def option_values(tables: Mapping[str, Any], *, repeatable: Collection[str]) -> dict[str, Any]:
     """A recipe as the command line's options: lists separated by commas, a resolved run's figures as `--normalise`.
 
     What follows from the data, and digests, which are compared when a run goes on, are no options.
+
+    Args:
+        repeatable: the options that are lists themselves.
     """
     values = {key: value for key, value in tables.items() if key not in ("sources", "padding", "flip")}
     if isinstance(values.get("mean"), list) and isinstance(values.get("deviation"), list):
         values.setdefault("normalise", [f"{_commas(values.pop('mean'))}/{_commas(values.pop('deviation'))}"])
     if values.get("online"):
         values.pop("teachers", None)  # names of live teachers, whose checkpoints a recipe does not know
-    for key in ("teachers", "fixed_weights"):
-        if isinstance(values.get(key), list):
-            values[key] = _commas(values[key]) or None
-    return values
+    return {
+        key: _commas(value) or None if isinstance(value, list) and key not in repeatable else value
+        for key, value in values.items()
+    }
 
 
 def _commas(values: list[Any]) -> str:

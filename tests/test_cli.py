@@ -173,6 +173,17 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert result.exit_code == 2, result.output
 
 
+def test_a_recipe_can_name_teachers(digits: Path, tmp_path: Path, cli: Cli) -> None:
+    """A list is a list for an option that is repeated, and separated by commas for one that is not."""
+    teachers = [f"{name}={digits / name}" for name in ("resnet8", "vgg8")]
+    (tmp_path / "stage-one.toml").write_text(f'data = "digits"\nviews = 1\nteachers = {teachers}\n')
+    cli("cache-teachers", "--recipe", tmp_path / "stage-one.toml", "--out", tmp_path / "cache")
+    (tmp_path / "stage-two.toml").write_text('data = "digits"\nstudent = "resnet8"\nteachers = ["vgg8", "resnet8"]\n')
+    arguments = ("--cache", tmp_path / "cache", "--epochs", 1, "--out", tmp_path / "run")
+    cli("distill", "--recipe", tmp_path / "stage-two.toml", *arguments)
+    assert 'teachers = [\n    "vgg8",\n    "resnet8",\n]' in (tmp_path / "run" / "recipe.toml").read_text()
+
+
 def test_an_unknown_option_in_a_recipe_is_refused_with_the_known(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("epochz = 3\n")
     result = invoke("train", "resnet8", "--recipe", tmp_path / "r.toml", "--data", "digits", "--out", tmp_path / "r")

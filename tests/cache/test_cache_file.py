@@ -216,10 +216,11 @@ def test_a_changed_label_or_provenance_is_found(tmp_path: Path) -> None:
             TeacherCache(tmp_path / name / "a.h5")
 
 
-@pytest.mark.parametrize("keep", [0, 10, 4000, 5000, 20000])
+@pytest.mark.parametrize("keep", [0, 10, 4000, 5000, 20000, -1, -100])
 def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
+    """Also where the cut is in the last ledger, which no digest covers; below 0, counted from the end."""
     fill(tmp_path, shape())
-    os.truncate(tmp_path / "a.h5", keep)
+    os.truncate(tmp_path / "a.h5", keep if keep >= 0 else (tmp_path / "a.h5").stat().st_size + keep)
     with pytest.raises(CacheDamagedError):
         open_cache(tmp_path)
 

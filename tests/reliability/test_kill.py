@@ -131,6 +131,7 @@ def test_stage_one_survives_many_kills_at_random_moments(
         assert contents(folder) == expected
         assert verify_cache(folder).sound
         rounds += 1
+    print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it
     assert killed >= _SLOW_KILLS
 
 
@@ -192,6 +193,7 @@ def test_no_call_of_stage_one_is_a_bad_moment_to_die(
         killed += sweep(run, command, folder, [call], whole=6)
         run(*command, code=0)
         assert contents(folder) == expected
+    print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it
     assert killed > 30
 
 
@@ -240,6 +242,7 @@ def test_a_student_survives_many_kills(run: Run, picture_folder: Path, cache: Pa
         killed += run(*command, kill_at=call).code == -9
         run(*command, code=0)
         assert outcome_of_run(tmp_path / f"call{call}") == expected
+    print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it
     assert killed >= 50
 
 
