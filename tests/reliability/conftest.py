@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,20 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pristine_cache(run: Run, picture_folder: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of both teachers, 4 views with features; to look at, and to copy."""
+    folder = tmp_path_factory.mktemp("pristine-cache") / "cache"
+    run(*caching(picture_folder, teachers, folder, views=4, features="last"), code=0)
+    return folder
+
+
+@pytest.fixture
+def cache(pristine_cache: Path, tmp_path: Path) -> Path:
+    """A copy of it, to do anything with."""
+    return Path(shutil.copytree(pristine_cache, tmp_path / "cache"))
+
+
 def write_teacher(path: Path, *, seed: int, classes: int = 3) -> None:
     """A resnet8 with weights drawn from a seed."""
     torch.manual_seed(seed)
@@ -77,6 +92,36 @@ def write_teacher(path: Path, *, seed: int, classes: int = 3) -> None:
 def teacher_options(folder: Path, names: str = "ab") -> list[str]:
     """`--teacher` for some of the small teachers."""
     return [part for name in names for part in ("--teacher", f"{name}=resnet8@{folder / name}.safetensors")]
+
+
+def caching(data: Path, teachers: Path, out: Path, *, views: int, features: str) -> list[object]:
+    """A `cache-teachers` command for a and b."""
+    return [
+        *("cache-teachers", "--quiet", "--precision", "float32", "--data", data, "--out", out),
+        *("--views", views, "--features", features, *teacher_options(teachers)),
+    ]
+
+
+def distilling(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
+    """A `distill` command, whose student learns from logits, features and precomputed weights."""
+    return [
+        *("distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
+        *("--student", "resnet8", "--epochs", epochs, "--batch-size", 16, "--seed", 3),
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a cache, without locks."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".lock"}
+
+
+def outcome_of_run(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
+    """The student's bytes, and its metrics without what clocks said."""
+    clocks = ("seconds", "data_seconds", "test_seconds")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "student.safetensors").read_bytes(), [
+        {name: value for name, value in line.items() if name not in clocks} for line in lines
+    ]
 
 
 def says(outcome: Outcome, text: str) -> None:

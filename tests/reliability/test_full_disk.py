@@ -13,8 +13,16 @@ from demkd.cache.verify import verify_cache
 from demkd.pipeline.reports import EpochReport
 from demkd.pipeline.runs import RunFolder
 from tests.cache.counting import LABELS, SAMPLES, fill, provenance, shape
-from tests.reliability.conftest import Run, SmallDisk, says, teacher_options
-from tests.reliability.test_kill import caching, contents, distilling, outcome_of_run
+from tests.reliability.conftest import (
+    Run,
+    SmallDisk,
+    caching,
+    contents,
+    distilling,
+    outcome_of_run,
+    says,
+    teacher_options,
+)
 
 _ENOUGH = 64 * 1024 * 1024
 
@@ -111,15 +119,14 @@ def test_weights_that_cannot_be_written_leave_the_last_ones(small_disk: SmallDis
 
 
 def test_a_failing_checkpoint_keeps_the_last_good_one_and_the_run_goes_on(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path, small_disk: SmallDisk
+    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path, small_disk: SmallDisk
 ) -> None:
     """There is room for one checkpoint, and not for the next one beside it."""
-    run(*caching(picture_folder, teachers, tmp_path / "cache", views=4, features="last"), code=0)
-    run(*distilling(picture_folder, tmp_path / "cache", tmp_path / "whole", epochs=3), code=0)
+    run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=3), code=0)
     one = (tmp_path / "whole" / "checkpoint.pt").stat().st_size
     small_disk.resize(int(one * 1.5))
     folder = small_disk.path / "run"
-    command = distilling(picture_folder, tmp_path / "cache", folder, epochs=3)
+    command = distilling(picture_folder, pristine_cache, folder, epochs=3)
     says(run(*command), "the disk cannot hold checkpoint.pt.creating (No space left on device")
     kept = RunFolder(folder).load_checkpoint()
     assert kept is not None
@@ -165,12 +172,11 @@ def test_a_student_that_cannot_be_written_leaves_the_last_one(small_disk: SmallD
 
 
 def test_a_run_folder_cannot_even_be_begun(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path, small_disk: SmallDisk
+    run: Run, picture_folder: Path, pristine_cache: Path, small_disk: SmallDisk
 ) -> None:
     """Not a byte is free; afterwards no half recipe stands in the way."""
-    run(*caching(picture_folder, teachers, tmp_path / "cache", views=4, features="last"), code=0)
     filler = occupy(small_disk.path, leave=0)
-    command = distilling(picture_folder, tmp_path / "cache", small_disk.path / "run", epochs=1)
+    command = distilling(picture_folder, pristine_cache, small_disk.path / "run", epochs=1)
     says(run(*command), "the disk cannot hold ")
     filler.unlink()
     small_disk.resize(_ENOUGH)
@@ -194,11 +200,10 @@ def test_a_file_size_limit_is_a_full_disk(
 
 
 def test_a_file_size_limit_stops_a_student_who_then_goes_on(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
 ) -> None:
-    run(*caching(picture_folder, teachers, tmp_path / "cache", views=4, features="last"), code=0)
-    run(*distilling(picture_folder, tmp_path / "cache", tmp_path / "whole", epochs=2), code=0)
-    command = distilling(picture_folder, tmp_path / "cache", tmp_path / "run", epochs=2)
+    run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=2), code=0)
+    command = distilling(picture_folder, pristine_cache, tmp_path / "run", epochs=2)
     says(run(*command, file_limit=100_000), "the disk cannot hold checkpoint.pt.creating (File too large")
     assert RunFolder(tmp_path / "run").load_checkpoint() is None
     run(*command, code=0)

@@ -8,8 +8,7 @@ import pytest
 
 from demkd.cache import TeacherCache, open_cache
 from demkd.cache.verify import OUTDATED, SOUND, verify_cache
-from tests.reliability.conftest import Run, teacher_options
-from tests.reliability.test_kill import caching, contents
+from tests.reliability.conftest import Run, caching, contents, teacher_options
 
 SAMPLES = 60
 
@@ -45,13 +44,12 @@ def test_more_views_ask_only_about_the_new_ones(run: Run, picture_folder: Path, 
 
 
 def test_fewer_views_ask_about_nothing_and_keep_all(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, picture_folder: Path, teachers: Path, cache: Path
 ) -> None:
-    run(*caching(picture_folder, teachers, tmp_path, views=4, features="last"), code=0)
-    before = contents(tmp_path)
-    command = caching(picture_folder, teachers, tmp_path, views=2, features="none")
+    before = contents(cache)
+    command = caching(picture_folder, teachers, cache, views=2, features="none")
     assert answered(run, command) == {"a": 0, "b": 0}
-    assert contents(tmp_path) == before
+    assert contents(cache) == before
 
 
 def test_more_features_keep_the_logits_that_are_there(
@@ -71,15 +69,14 @@ def test_more_features_keep_the_logits_that_are_there(
 
 
 def test_another_teacher_leaves_the_others_alone_and_joins_the_weights(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, picture_folder: Path, teachers: Path, cache: Path
 ) -> None:
-    run(*with_teachers(picture_folder, teachers, tmp_path, "ab"), code=0)
-    before = contents(tmp_path)
-    assert answered(run, with_teachers(picture_folder, teachers, tmp_path, "c")) == {"c": 4 * SAMPLES}
-    after = contents(tmp_path)
+    before = contents(cache)
+    assert answered(run, with_teachers(picture_folder, teachers, cache, "c")) == {"c": 4 * SAMPLES}
+    after = contents(cache)
     assert after["a.h5"] == before["a.h5"]
     assert after["b.h5"] == before["b.h5"]
-    weights = open_cache(tmp_path).weights
+    weights = open_cache(cache).weights
     assert weights is not None
     assert weights.values.shape == (3, 4, SAMPLES)
 
@@ -98,20 +95,19 @@ def test_a_removed_teacher_leaves_the_weights(run: Run, picture_folder: Path, te
     assert verify_cache(tmp_path).sound
 
 
-def test_teachers_may_grow_one_by_one(run: Run, picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
+def test_teachers_may_grow_one_by_one(run: Run, picture_folder: Path, teachers: Path, cache: Path) -> None:
     """With one grown and one not, the cache is what both have, weights included."""
-    run(*with_teachers(picture_folder, teachers, tmp_path, "ab"), code=0)
-    before = open_cache(tmp_path).slab(3).weights
-    run(*with_teachers(picture_folder, teachers, tmp_path, "a", views=9), code=0)
-    with open_cache(tmp_path) as cache:
-        assert cache.views == 4
-        weights = cache.slab(3).weights
+    before = open_cache(cache).slab(3).weights
+    run(*with_teachers(picture_folder, teachers, cache, "a", views=9), code=0)
+    with open_cache(cache) as opened:
+        assert opened.views == 4
+        weights = opened.slab(3).weights
         assert weights is not None
         assert np.array_equal(weights, before)
-    run(*with_teachers(picture_folder, teachers, tmp_path, "b", views=9), code=0)
-    with open_cache(tmp_path) as cache:
-        assert cache.weights is not None
-        assert cache.weights.values.shape == (2, 9, SAMPLES)
+    run(*with_teachers(picture_folder, teachers, cache, "b", views=9), code=0)
+    with open_cache(cache) as opened:
+        assert opened.weights is not None
+        assert opened.weights.values.shape == (2, 9, SAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +131,10 @@ def test_a_cache_can_be_used_while_it_grows(
 
 
 def test_a_started_growth_does_not_stand_in_the_way_of_less(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, picture_folder: Path, teachers: Path, cache: Path
 ) -> None:
     """Whoever grew a cache by mistake and stopped it still has the smaller one, without waiting for the larger."""
-    run(*caching(picture_folder, teachers, tmp_path, views=3, features="none"), code=0)
-    run(*caching(picture_folder, teachers, tmp_path, views=9, features="none"), kill_at=30)
-    small = caching(picture_folder, teachers, tmp_path, views=3, features="none")
+    assert run(*caching(picture_folder, teachers, cache, views=9, features="none"), kill_at=75).code == -9
+    assert (cache / "a.h5.partial").exists()
+    small = caching(picture_folder, teachers, cache, views=4, features="none")
     assert answered(run, small) == {"a": 0, "b": 0}

@@ -1,6 +1,5 @@
 """SIGKILL at any moment: what is there opens, and the same command ends with the bytes of an uninterrupted run."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +8,9 @@ import pytest
 
 from demkd.cache import Cache, CacheError, CacheIncompleteError, CacheMissingError, TeacherCache, open_cache
 from demkd.cache.verify import DAMAGED, verify_cache
-from tests.reliability.conftest import Outcome, Run, attempt, teacher_options
+from tests.reliability.conftest import Outcome, Run, attempt, caching, contents, distilling, outcome_of_run
 
 _SLOW_KILLS = 60
-_SECONDS = ("seconds", "data_seconds", "test_seconds")
-
-
-def caching(data: Path, teachers: Path, out: Path, *, views: int, features: str) -> list[object]:
-    """A `cache-teachers` command."""
-    return [
-        *("cache-teachers", "--quiet", "--precision", "float32", "--data", data, "--out", out),
-        *("--views", views, "--features", features, *teacher_options(teachers)),
-    ]
 
 
 def steps(data: Path, teachers: Path, out: Path) -> list[list[object]]:
@@ -31,21 +21,8 @@ def steps(data: Path, teachers: Path, out: Path) -> list[list[object]]:
     ]
 
 
-def distilling(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
-    """A `distill` command, whose student learns from logits, features and precomputed weights."""
-    return [
-        *("distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
-        *("--student", "resnet8", "--epochs", epochs, "--batch-size", 16, "--seed", 3),
-    ]
-
-
 def run_all(run: Run, commands: Sequence[Sequence[object]]) -> list[Outcome]:
     return [run(*command, code=0) for command in commands]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The finished files of a cache, without locks."""
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".lock"}
 
 
 def require_readable(folder: Path) -> None:
@@ -194,30 +171,15 @@ def test_no_call_of_stage_one_is_a_bad_moment_to_die(
         run(*command, code=0)
         assert contents(folder) == expected
     print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it
-    assert killed > 30
-
-
-@pytest.fixture(scope="module")
-def cache(run: Run, picture_folder: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("for-students") / "cache"
-    run(*caching(picture_folder, teachers, folder, views=4, features="last"), code=0)
-    return folder
-
-
-def outcome_of_run(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
-    """The student's bytes, and its metrics without what clocks said."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return (folder / "student.safetensors").read_bytes(), [
-        {name: value for name, value in line.items() if name not in _SECONDS} for line in lines
-    ]
+    assert killed > 60
 
 
 def test_a_killed_student_goes_on_to_the_same_bytes(
-    run: Run, picture_folder: Path, cache: Path, tmp_path: Path
+    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
 ) -> None:
     """At random; in the middle of a line of metrics; between metrics and checkpoint; in the middle of a checkpoint."""
-    whole = run(*distilling(picture_folder, cache, tmp_path / "whole", epochs=6), code=0)
-    command = distilling(picture_folder, cache, tmp_path / "killed", epochs=6)
+    whole = run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=6), code=0)
+    command = distilling(picture_folder, pristine_cache, tmp_path / "killed", epochs=6)
     assert run(*command, kill_after=whole.seconds * 0.6).code == -9
     for call in (9, 11, 18):
         assert run(*command, kill_at=call).code == -9
@@ -226,19 +188,19 @@ def test_a_killed_student_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_student_survives_many_kills(run: Run, picture_folder: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_student_survives_many_kills(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
     """At random moments, then at every call that changes a file."""
-    whole = run(*distilling(picture_folder, cache, tmp_path / "whole", epochs=6), code=0)
+    whole = run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=6), code=0)
     expected = outcome_of_run(tmp_path / "whole")
     chance = random.Random(4)
     killed = 0
     for number in range(8):
-        command = distilling(picture_folder, cache, tmp_path / f"random{number}", epochs=6)
+        command = distilling(picture_folder, pristine_cache, tmp_path / f"random{number}", epochs=6)
         killed += sum(run(*command, kill_after=chance.uniform(0, whole.seconds)).code == -9 for _ in range(3))
         run(*command, code=0)
         assert outcome_of_run(tmp_path / f"random{number}") == expected
     for call in range(1, whole.calls + 1):
-        command = distilling(picture_folder, cache, tmp_path / f"call{call}", epochs=6)
+        command = distilling(picture_folder, pristine_cache, tmp_path / f"call{call}", epochs=6)
         killed += run(*command, kill_at=call).code == -9
         run(*command, code=0)
         assert outcome_of_run(tmp_path / f"call{call}") == expected
@@ -246,8 +208,10 @@ def test_a_student_survives_many_kills(run: Run, picture_folder: Path, cache: Pa
     assert killed >= 50
 
 
-def test_a_finished_student_is_left_as_it_is(run: Run, picture_folder: Path, cache: Path, tmp_path: Path) -> None:
-    command = distilling(picture_folder, cache, tmp_path, epochs=2)
+def test_a_finished_student_is_left_as_it_is(
+    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
+) -> None:
+    command = distilling(picture_folder, pristine_cache, tmp_path, epochs=2)
     run(*command, code=0)
     before = outcome_of_run(tmp_path)
     run(*command, code=0)

@@ -14,8 +14,7 @@ import pytest
 from demkd.cache import CacheIncompleteError, TeacherCache, exclusive, open_cache
 from demkd.cache.verify import verify_cache
 from tests.conftest import CHECKOUT
-from tests.reliability.conftest import Run, says
-from tests.reliability.test_kill import caching, contents, distilling
+from tests.reliability.conftest import Run, caching, contents, distilling, says
 
 
 @pytest.fixture
@@ -64,9 +63,8 @@ def test_a_second_writer_is_refused_until_the_first_one_dies(
     assert verify_cache(cache).sound
 
 
-def test_a_run_has_one_process(run: Run, picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
-    run(*caching(picture_folder, teachers, tmp_path / "cache", views=2, features="last"), code=0)
-    command = distilling(picture_folder, tmp_path / "cache", tmp_path / "run", epochs=1)
+def test_a_run_has_one_process(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
+    command = distilling(picture_folder, pristine_cache, tmp_path / "run", epochs=1)
     (tmp_path / "run").mkdir()
     with exclusive(tmp_path / "run" / "run"):
         says(run(*command), f"is being written by process {os.getpid()} on ")

@@ -13,9 +13,8 @@ from demkd.cache import CacheShape, CacheWriter, TeacherCache, open_cache, write
 from demkd.cache.layout import ledger_entry, read_header
 from demkd.cache.verify import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
 from tests.cache.counting import LABELS, SAMPLES, answers, fill, provenance, shape
-from tests.reliability.conftest import Run, says, teacher_options, write_teacher
+from tests.reliability.conftest import Run, caching, contents, says, teacher_options, write_teacher
 from tests.reliability.reseal import reseal, user_block, with_contents
-from tests.reliability.test_kill import caching, contents
 
 
 def flip(path: Path, offset: int) -> None:
@@ -209,12 +208,6 @@ def test_the_command_names_everything_and_exits_with_1(tmp_path: Path, run: Run)
     says(run("verify", folder, "--teachers", "c", "--quiet"), "there is no teacher 'c'")
     says(run("verify", tmp_path / "nowhere", "--quiet"), "there is no cache in")
     assert run("verify", folder, "--repair").code == 2, "repairing needs teachers"
-
-
-@pytest.fixture
-def cache(run: Run, picture_folder: Path, teachers: Path, tmp_path: Path) -> Path:
-    run(*caching(picture_folder, teachers, tmp_path / "cache", views=4, features="last"), code=0)
-    return tmp_path / "cache"
 
 
 def witnesses(data: Path, teachers: Path, names: str = "ab") -> list[object]:
