@@ -15,9 +15,9 @@ from statistics import median
 
 import torch
 
-from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, write_cache
+from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic_provenance, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
-from demkd.cache import CacheShape, CacheWriter, Provenance, open_cache
+from demkd.cache import CacheShape, CacheWriter, open_cache
 from demkd.cache.summary import summarise
 from demkd.dataset import ViewCutter, schedule
 from demkd.losses import entropy
@@ -157,10 +157,10 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
     shape = CacheShape(views=1, samples=len(pictures), classes=100, features={"stage3": (64,)})
     batches = torch.split(torch.arange(len(pictures), device=bench.compute.device), request.batch_size)
     views = [studio.cutter.cut(indices, torch.zeros_like(indices)) for indices in batches]
+    origin = synthetic_provenance(0, pictures)
     files = (f"resnet20-{number}" for number in range(1_000))
 
     def stage_one() -> None:
-        origin = Provenance(bound={"teacher": {}})
         labels = pictures.labels.numpy()
         with CacheWriter(request.folder, next(files), shape=shape, provenance=origin, labels=labels) as writer:
             answer_pending(studio, teacher, writer, SilentProgress())

@@ -11,6 +11,7 @@ import torch
 from demkd.cache import CacheShape, CacheWriter, Provenance, open_cache, write_weights
 from demkd.dataset import Normalisation, Pictures, ViewPolicy, schedule
 from demkd.losses.weights import entropy_weights
+from demkd.pipeline.description import describe_data, describe_views
 
 NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), deviation=(0.2675, 0.2565, 0.2761))
 
@@ -48,7 +49,11 @@ def write_cache(
         logits = generator.normal(0, 3, (shape.block_rows, pictures.classes)).astype(np.float32)
         stored = {key: generator.random((shape.block_rows, *size), np.float32) for key, size in shape.features.items()}
         with CacheWriter(
-            folder, f"t{number}", shape=shape, provenance=_provenance(number, pictures), labels=pictures.labels.numpy()
+            folder,
+            f"t{number}",
+            shape=shape,
+            provenance=synthetic_provenance(number, pictures),
+            labels=pictures.labels.numpy(),
         ) as writer:
             for slot, block in writer.pending():
                 rows = shape.rows(block)
@@ -68,7 +73,8 @@ def write_cache(
         write_weights(folder, cache.teachers, np.stack(slabs, axis=1), weighting="entropy")
 
 
-def _provenance(number: int, pictures: Pictures) -> Provenance:
+def synthetic_provenance(number: int, pictures: Pictures) -> Provenance:
+    """What a file of random answers says it was made from."""
     return Provenance(
         bound={
             "teacher": {
@@ -77,8 +83,8 @@ def _provenance(number: int, pictures: Pictures) -> Provenance:
                 "mean": list(NORMALISATION.mean),
                 "deviation": list(NORMALISATION.deviation),
             },
-            "data": {"samples": len(pictures), "class_names": list(pictures.class_names)},
-            "views": {"policy": "crop and flip", "padding": 4, "flip": True, "seed": 0},
+            "data": describe_data(pictures),
+            "views": describe_views(pictures.policy, 0),
             "precision": "bfloat16",
         },
         noted={"data": "synthetic", "hint_layer": "stage3"},
