@@ -3,6 +3,7 @@
 N samples, H and W pixels.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -22,9 +23,8 @@ class Normalisation:
 
     def apply(self, views: Tensor) -> Tensor:
         """Turn views (B, 3, H, W), uint8, into a network's input, float32, in the same memory layout."""
-        scale = torch.tensor([1 / (255 * d) for d in self.deviation], device=views.device).view(3, 1, 1)
-        shift = torch.tensor([-m / d for m, d in zip(self.mean, self.deviation, strict=True)], device=views.device)
-        return torch.addcmul(shift.view(3, 1, 1), views.float(), scale)
+        scale, shift = _factors(self, views.device)
+        return torch.addcmul(shift, views.float(), scale)
 
     @classmethod
     def of(cls, pixels: Tensor) -> "Normalisation":
@@ -93,6 +93,14 @@ class Pictures:
     def labels_sha256(self) -> str:
         """Digest of the labels in sample order, as little-endian 64-bit integers."""
         return hashlib.sha256(self.labels.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+@functools.cache
+def _factors(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift (3, 1, 1) of raw pixels; made once, because every step needs them on the device."""
+    scale = [1 / (255 * d) for d in normalisation.deviation]
+    shift = [-m / d for m, d in zip(normalisation.mean, normalisation.deviation, strict=True)]
+    return torch.tensor(scale, device=device).view(3, 1, 1), torch.tensor(shift, device=device).view(3, 1, 1)
 
 
 def _rounded(values: list[float]) -> tuple[float, float, float]:

@@ -37,11 +37,12 @@ def evaluate(
     """
     started = time.perf_counter()
     network.eval()
+    labels = labels.to(compute.device)
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
     for indices in torch.split(torch.arange(len(cutter), device=compute.device), _BATCH):
         with compute.autocast():
             logits: Tensor = network(prepare(cutter.cut_plain(indices)))
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels.to(compute.device)[indices][:, None]  # (B, 5)
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[indices][:, None]  # (B, 5)
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
     top1, top5 = (right.double() / len(cutter)).tolist()
     return Accuracy(top1=top1, top5=top5, seconds=time.perf_counter() - started)

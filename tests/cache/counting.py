@@ -69,3 +69,12 @@ def fill(folder: Path, wanted: CacheShape, *, teacher: str = "a", number: int = 
         if blocks is None or blocks >= len(pending):
             writer.finish()
     return len(pending)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip one bit."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x10]))

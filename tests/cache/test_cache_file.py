@@ -24,7 +24,7 @@ from demkd.cache import (
     open_cache,
     write_weights,
 )
-from tests.cache.counting import BLOCK_ROWS, CLASSES, LABELS, SAMPLES, answers, fill, provenance, shape
+from tests.cache.counting import BLOCK_ROWS, CLASSES, LABELS, SAMPLES, answers, fill, flip, provenance, shape
 
 ALL = slice(0, SAMPLES)
 
@@ -345,15 +345,6 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         TeacherCache(tmp_path / "a.h5").slab("features/stage3", 0)
     with pytest.raises(CacheIncompleteError, match=r"slot 3 is asked for, and .* has slots 0 to 2"):
         open_cache(tmp_path).slab(3)
-
-
-def flip(path: Path, offset: int) -> None:
-    """Flip one bit."""
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 0x10]))
 
 
 assert SAMPLES % BLOCK_ROWS, "the last block shall be a short one"

@@ -12,17 +12,9 @@ import pytest
 from demkd.cache import CacheShape, CacheWriter, TeacherCache, open_cache, write_weights
 from demkd.cache.layout import ledger_entry, read_header
 from demkd.cache.verify import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
-from tests.cache.counting import LABELS, SAMPLES, answers, fill, provenance, shape
+from tests.cache.counting import LABELS, SAMPLES, answers, fill, flip, provenance, shape
 from tests.reliability.conftest import Run, caching, contents, says, teacher_options, write_teacher
 from tests.reliability.reseal import reseal, user_block, with_contents
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 0x10]))
 
 
 def place(path: Path, name: str, slot: int, row: int) -> int:
