@@ -1,24 +1,32 @@
 """The commands: options in, one stage called, errors out. Stages are imported when they are called, not for --help."""
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from demkd.errors import UserError
-from demkd.pipeline.methods import CHOICES, METHODS
-
-if TYPE_CHECKING:
-    from demkd.pipeline.distilling import TrainingOptions
-    from demkd.pipeline.progress import Progress
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+from demkd.options import (
+    FOLDER,
+    METHOD_NUMBERS,
+    choose_compute,
+    choose_progress,
+    chosen_training,
+    compute_options,
+    data_option,
+    input_size_option,
+    method_options,
+    names,
+    normalise_option,
+    numbers,
+    output_options,
+    recipe_option,
+    refuse_code_of_recipe,
+    training_options,
+    views_or_random,
+)
+from demkd.pipeline.methods import CHOICES
 
 
 class _Commands(click.Group):
@@ -61,123 +69,11 @@ def main() -> None:
     """
 
 
-def _combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order of the help text."""
-    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Let a recipe fill in what the command line leaves out."""
-    if path is None:
-        return
-    from demkd.pipeline.recipe import RecipeError, option_values, read_recipe
-
-    known = {parameter.name or "": parameter for parameter in ctx.command.params}
-    repeatable = {name for name, parameter in known.items() if parameter.multiple}
-    values = option_values(read_recipe(path), repeatable=repeatable)
-    unknown = sorted(values.keys() - known.keys())
-    if unknown:
-        raise RecipeError(
-            f"the recipe {path} has an unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}"
-        )
-    for name, value in values.items():
-        if not _fits(known[name], value):
-            raise RecipeError(f"the recipe {path} gives {name} a value of the wrong kind: correct it ({_flag(name)})")
-    ctx.default_map = values
-
-
-def _fits(parameter: click.Parameter, value: object) -> bool:
-    """Whether a recipe's value is of a kind that the option's type can judge."""
-    if parameter.multiple:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if isinstance(value, bool) or isinstance(parameter.type, click.types.BoolParamType):
-        return isinstance(value, bool) and isinstance(parameter.type, click.types.BoolParamType)
-    if isinstance(parameter.type, click.types.IntParamType):
-        return isinstance(value, int)
-    if isinstance(parameter.type, click.types.FloatParamType):
-        return isinstance(value, int | float)
-    return value is None or isinstance(value, str | int | float)
-
-
-data_option = click.option(
-    "--data", required=True, help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
-)
-compute_options = _combine(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option(
-        "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
-    ),
-)
-output_options = _combine(
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--quiet", is_flag=True, help="Show no progress."),
-)
-recipe_option = click.option(
-    "--recipe",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=_fill_in,
-    is_eager=True,
-    expose_value=False,
-    help="A TOML file that fills in what the command line leaves out.",
-)
-training_options = _combine(
-    click.option(
-        "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of everything random in the run."
-    ),
-    click.option("--epochs", default=240, show_default=True, type=click.IntRange(min=1)),
-    click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=2)),
-    click.option("--learning-rate", default=0.05, show_default=True, type=click.FloatRange(min=0, min_open=True)),
-    click.option(
-        "--schedule",
-        default="step",
-        show_default=True,
-        type=click.Choice(["step", "cosine", "one-cycle"]),
-        help="Of the learning rate; step is x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
-    ),
-    click.option("--momentum", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True)),
-    click.option("--nesterov/--no-nesterov", default=True, show_default=True),
-    click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(min=0)),
-)
-_METHOD_NUMBERS = {
-    "kd_weight": "Factor of the whole logit loss.",
-    "temperature": "T of the logit loss.",
-    "tckd_weight": "DKD's alpha, of the target-class part.",
-    "nckd_weight": "DKD's beta, of the non-target-class part.",
-    "hint_weight": "Of the feature loss, divided by the number of teachers.",
-    "warmup": "Share of the epochs over which the logit loss fades in.",
-    "weight_tau": "Temperature of the weight form's softmax.",
-    "entropy_temperature": "At which teachers are asked how sure they are.",
-}
-method_options = _combine(
-    click.option("--method", default="de-mkd", show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."),
-    *(click.option(_flag(name), type=float, help=text) for name, text in _METHOD_NUMBERS.items()),
-    *(click.option(_flag(name), metavar="WORD", help=f"{', '.join(words)}.") for name, words in CHOICES.items()),
-    click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
-)
-normalise_option = click.option(
-    "--normalise",
-    multiple=True,
-    metavar="[TEACHER=]FIGURES",
-    help="Mean and deviation a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
-    "By default what its run folder says, else the data's.",
-)
-input_size_option = click.option(
-    "--input-size",
-    multiple=True,
-    metavar="[TEACHER=]PIXELS",
-    help="Resize the views to this side for a network that was trained on larger pictures.",
-)
-
-
 @main.command()
 @click.argument("network")
 @recipe_option
 @data_option
-@click.option("--out", required=True, type=_FOLDER, help="The run folder; an unfinished run there goes on.")
+@click.option("--out", required=True, type=FOLDER, help="The run folder; an unfinished run there goes on.")
 @training_options
 @normalise_option
 @compute_options
@@ -191,10 +87,13 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     """
     from demkd import console
     from demkd.pipeline.distilling import train as run_training
+    from demkd.pipeline.loading import parse_normalisations
 
-    _refuse_code_of_recipe("network", [network])
-    compute = _compute(options)
-    report = run_training(_training_options(options, network), out, compute, _progress(quiet))
+    refuse_code_of_recipe("network", [network])
+    compute = choose_compute(options)
+    normalisation = parse_normalisations(options["normalise"]).get("")
+    settings = chosen_training(options, network)
+    report = run_training(settings, out, compute, choose_progress(quiet), normalisation=normalisation)
     (console.show_json if as_json else console.show_run)(report)
 
 
@@ -209,7 +108,7 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     metavar="[NAME=]NETWORK@CHECKPOINT",
     help="A checkpoint file, or a run folder (which knows its network); repeat for more teachers.",
 )
-@click.option("--out", required=True, type=_FOLDER, help="The cache's folder; what is there already is kept.")
+@click.option("--out", required=True, type=FOLDER, help="The cache's folder; what is there already is kept.")
 @click.option("--views", type=int, help="Views per sample; 16 by default, or all there are if fewer.")
 @click.option("--view-seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which views come first.")
 @click.option(
@@ -242,7 +141,7 @@ def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) ->
     from demkd.pipeline.caching import cache_teachers as run_caching
     from demkd.pipeline.loading import parse_input_sizes, parse_normalisations, parse_teachers
 
-    _refuse_code_of_recipe("teachers", options["teachers"])
+    refuse_code_of_recipe("teachers", options["teachers"])
     layers = tuple(layer for layer in options["features"] if layer != "none")
     request = CachingRequest(
         data=options["data"],
@@ -259,15 +158,15 @@ def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) ->
     if dry_run:
         from demkd.pipeline.planning import plan_caching
 
-        plan = plan_caching(request, _compute(options), _progress(quiet))
+        plan = plan_caching(request, choose_compute(options), choose_progress(quiet))
         (console.show_json if as_json else console.show_plan)(plan)
         return
-    report = run_caching(request, _compute(options), _progress(quiet))
+    report = run_caching(request, choose_compute(options), choose_progress(quiet))
     (console.show_json if as_json else console.show_caching)(report)
 
 
 @main.command()
-@click.argument("cache", type=_FOLDER)
+@click.argument("cache", type=FOLDER)
 @click.option("--teachers", help="Some of them, separated by commas; all by default.")
 @click.option("--sample", type=int, help="Show what the teachers say about this sample.")
 @click.option("--slot", default=0, show_default=True, type=int, help="In which slot, with --sample.")
@@ -283,7 +182,7 @@ def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as
     from demkd.cache import open_cache
     from demkd.cache.summary import summarise, summarise_sample
 
-    with open_cache(cache, _names(teachers)) as opened:
+    with open_cache(cache, names(teachers)) as opened:
         if sample is None:
             summary = summarise(opened)
             (console.show_json if as_json else console.show_cache)(summary)
@@ -293,7 +192,7 @@ def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as
 
 
 @main.command()
-@click.argument("cache", type=_FOLDER)
+@click.argument("cache", type=FOLDER)
 @click.option("--teachers", help="Some of them, separated by commas; all by default.")
 @click.option(
     "--recompute", type=click.IntRange(min=1), metavar="N", help="Ask the teachers again about N pictures each."
@@ -328,11 +227,11 @@ def verify(cache: Path, teachers: str | None, as_json: bool, quiet: bool, **opti
         raise click.UsageError("--recompute and --repair need --data and --teacher, and nothing else does")
     if options["repair"] and teachers:
         raise click.UsageError("--repair looks at the whole cache: leave --teachers out")
-    progress = _progress(quiet)
+    progress = choose_progress(quiet)
     if options["repair"]:
         report = repair(cache, _witnesses(options), progress)
     else:
-        report = run_verification(cache, _names(teachers), progress)
+        report = run_verification(cache, names(teachers), progress)
     if options["recompute"] is not None:
         report = recompute(report, _witnesses(options), progress, pairs=options["recompute"], seed=options["seed"])
     (console.show_json if as_json else console.show_verification)(report)
@@ -357,8 +256,8 @@ def _witnesses(options: dict[str, Any]) -> Any:
 @recipe_option
 @data_option
 @click.option("--student", required=True, metavar="NETWORK", help="The network to train.")
-@click.option("--out", required=True, type=_FOLDER, help="The run folder; an unfinished run there goes on.")
-@click.option("--cache", type=_FOLDER, help="What cache-teachers wrote.")
+@click.option("--out", required=True, type=FOLDER, help="The run folder; an unfinished run there goes on.")
+@click.option("--cache", type=FOLDER, help="What cache-teachers wrote.")
 @click.option("--teachers", help="Some of the cache's, separated by commas; all by default.")
 @click.option("--views", help="Train on the first so many slots, all by default; or random, with --online.")
 @method_options
@@ -395,25 +294,25 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         )
     if options["input_size"] and not options["online"]:
         raise click.UsageError("--input-size is for live teachers, which needs --online; a cache knows its own")
-    _refuse_code_of_recipe("student", [options["student"]])
-    _refuse_code_of_recipe("live", options["live"])
+    refuse_code_of_recipe("student", [options["student"]])
+    refuse_code_of_recipe("live", options["live"])
     request = DistillRequest(
-        options=_training_options(options, options["student"]),
+        options=chosen_training(options, options["student"]),
         method=choose_method(
             options["method"],
-            **{name: options[name] for name in (*_METHOD_NUMBERS, *CHOICES)},
-            fixed_weights=_numbers(options["fixed_weights"]),
+            **{name: options[name] for name in (*METHOD_NUMBERS, *CHOICES)},
+            fixed_weights=numbers(options["fixed_weights"]),
         ),
         folder=options["out"],
         cache=options["cache"],
-        teachers=_names(options["teachers"]) or (),
+        teachers=names(options["teachers"]) or (),
         live=tuple(parse_teachers(options["live"])),
         normalisations=parse_normalisations(options["normalise"]),
-        views=_views(options["views"]),
+        views=views_or_random(options["views"]),
         view_seed=options["view_seed"],
         input_sizes=parse_input_sizes(options["input_size"]),
     )
-    report = run_distillation(request, _compute(options), _progress(quiet))
+    report = run_distillation(request, choose_compute(options), choose_progress(quiet))
     (console.show_json if as_json else console.show_run)(report)
 
 
@@ -442,8 +341,8 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
         network=network,
         normalisation=parse_normalisations(options["normalise"]).get(""),
         input_size=parse_input_sizes(options["input_size"]).get(""),
-        compute=_compute(options),
-        progress=_progress(quiet),
+        compute=choose_compute(options),
+        progress=choose_progress(quiet),
     )
     (console.show_json if as_json else console.show_evaluation)(report)
 
@@ -487,12 +386,12 @@ def export(
     from demkd.pipeline.exporting import export as run_export
 
     request = ExportRequest(run=run, network=network, data=data, format=file_format, out=out)
-    report = run_export(request, _progress(quiet))
+    report = run_export(request, choose_progress(quiet))
     (console.show_json if as_json else console.show_export)(report)
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @click.option(
     "--baseline", metavar="GROUP", help="Compare the groups with this one: its name, or one of its run folders."
 )
@@ -511,7 +410,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, form: str) -> None:
 
 @main.command()
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--out", required=True, type=_FOLDER, help="The folder of the runs' folders; finished ones are kept.")
+@click.option("--out", required=True, type=FOLDER, help="The folder of the runs' folders; finished ones are kept.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
 @click.option("--baseline", metavar="GROUP", help="As compare's.")
 @click.option(
@@ -528,7 +427,7 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, q
     from demkd.pipeline.sweeping import plan_sweep, run_sweep
 
     runs = plan_sweep(recipe, out)
-    run_sweep(runs, jobs=jobs, progress=_progress(quiet))
+    run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
     _show_comparison(tuple(run.folder for run in runs), baseline, form)
 
 
@@ -544,7 +443,7 @@ def _show_comparison(folders: tuple[Path, ...], baseline: str | None, form: str)
 
 
 @main.command()
-@click.option("--out", default="runs/demo", show_default=True, type=_FOLDER, help="Where to put everything.")
+@click.option("--out", default="runs/demo", show_default=True, type=FOLDER, help="Where to put everything.")
 @compute_options
 @output_options
 def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -557,73 +456,8 @@ def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     from demkd import console
     from demkd.pipeline.demo import run_demo
 
-    report = run_demo(out, _compute(options), _progress(quiet))
+    report = run_demo(out, choose_compute(options), choose_progress(quiet))
     (console.show_json if as_json else console.show_demo)(report)
-
-
-def _refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
-    """The user's own code is imported where its name was typed, and not because a recipe from elsewhere names it."""
-    if click.get_current_context().get_parameter_source(parameter) is ParameterSource.DEFAULT_MAP:
-        from demkd.pipeline.loading import refuse_own_code
-
-        refuse_own_code(networks)
-
-
-def _compute(options: dict[str, Any]) -> Any:
-    from demkd.pipeline.compute import choose_compute
-
-    return choose_compute(device=options["device"], precision=options["precision"])
-
-
-def _progress(quiet: bool) -> "Progress":
-    if quiet:
-        from demkd.pipeline.progress import SilentProgress
-
-        return SilentProgress()
-    from demkd.console import ConsoleProgress
-
-    return ConsoleProgress()
-
-
-def _training_options(options: dict[str, Any], network: str) -> "TrainingOptions":
-    from demkd.pipeline.distilling import TrainingOptions
-    from demkd.pipeline.loading import parse_normalisations
-
-    names = (
-        "data",
-        "seed",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "schedule",
-        "momentum",
-        "nesterov",
-        "weight_decay",
-    )
-    normalisation = parse_normalisations(options["normalise"]).get("")
-    return TrainingOptions(network=network, normalisation=normalisation, **{name: options[name] for name in names})
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint="--fixed-weights") from None
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
-
-
-def _views(text: str | None) -> int | str | None:
-    if text is None or text == "random":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a number nor random", param_hint="--views") from None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from demkd.dataset.errors import ViewsError
 UInt64 = NDArray[np.uint64]
 
 # What a number is drawn for, so that equal seeds for different purposes do not draw equal numbers.
-_VIEW_OF_SLOT, _SLOT_OF_EPOCH, _RANDOM_VIEW, _SAMPLE_ORDER, _EPOCH_SEED, _SAMPLE_SWAP, _TEACHER_SWAP = range(1, 8)
+_VIEW_OF_SLOT, _SLOT_OF_EPOCH, _RANDOM_VIEW, _SAMPLE_ORDER, _EPOCH_SEED, _SAMPLE_SWAP, _TEACHER_SWAP, _LABEL = range(
+    1, 9
+)
 
 _ROWS_AT_ONCE = 65536
 
@@ -78,6 +80,26 @@ def shuffled_teachers(*, seed: int, slot: int, samples: int, teachers: int) -> N
     """Which teacher's weight each teacher gets (K, N), for the control that permutes them within a sample."""
     keys = _hash(_TEACHER_SWAP, seed, slot, np.arange(teachers * samples)).reshape(teachers, samples)
     return np.argsort(keys, axis=0, kind="stable")
+
+
+def noisy_labels(labels: NDArray[np.int64], *, share: float, classes: int, seed: int) -> NDArray[np.int64]:
+    """Labels (N,) of which a share, rounded to whole samples, is replaced by uniformly drawn other classes.
+
+    Symmetric label noise; with a larger share of the same seed the same samples are wrong, in the same way, and more.
+
+    Raises:
+        ValueError: if there is no other class.
+    """
+    count = round(share * len(labels))
+    if count and classes < 2:
+        raise ValueError(f"labels of {classes} class cannot be wrong")
+    keys = _hash(_LABEL, seed, np.arange(len(labels)))
+    chosen = np.argsort(keys, kind="stable")[:count]
+    noisy = labels.copy()
+    if count:
+        shift = 1 + (_mix(keys[chosen]) % np.uint64(classes - 1)).astype(np.int64)
+        noisy[chosen] = (labels[chosen] + shift) % classes
+    return noisy
 
 
 def _shuffled_slots(keys: UInt64, orbit: int, slots: int) -> NDArray[np.uint16]:

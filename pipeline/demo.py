@@ -8,10 +8,11 @@ from pathlib import Path
 
 from demkd.pipeline.caching import CachingRequest, cache_teachers
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.distilling import DistillRequest, TrainingOptions, distill, train
+from demkd.pipeline.distilling import DistillRequest, distill, train
 from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import Progress
+from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.reports import DemoReport, RunReport
 
 TEACHERS = {"resnet20": 11, "wrn_16_2": 12, "vgg8": 13}  # network -> seed
@@ -95,5 +96,4 @@ def _options(network: str, *, seed: int, epochs: int) -> TrainingOptions:
         momentum=0.9,
         nesterov=True,
         weight_decay=5e-4,
-        normalisation=None,
     )

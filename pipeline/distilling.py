@@ -8,8 +8,11 @@ N samples, C classes, K teachers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from demkd.cache import Cache, Provenance, TeacherCache, open_cache
 from demkd.dataset import Normalisation, Pictures, ViewsError, schedule
@@ -27,7 +30,7 @@ from demkd.pipeline.loading import (
 )
 from demkd.pipeline.methods import Method, MethodError
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.recipe import Recipe, Teaching, Training
+from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
 from demkd.pipeline.reports import RunReport
 from demkd.pipeline.runs import open_run
 from demkd.pipeline.supervision import LabelsOnly, Supervision, ViewPlan, independent_views, scheduled_views
@@ -38,23 +41,6 @@ _OTHER_DATA = "Give the --data that the teachers were cached with, or cache them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingOptions:
-    """The choices that `train` and `distill` share; see `recipe.Training`."""
-
-    data: str
-    network: str
-    seed: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    normalisation: Normalisation | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DistillRequest:
     """What `distill` is asked for.
 
@@ -62,7 +48,8 @@ class DistillRequest:
         cache: the cache's folder, or None with live teachers or none.
         teachers: which cached ones; all if empty.
         live: teachers to run in every step.
-        normalisations, input_sizes: of live teachers, by name; "" stands for all others.
+        normalisations: of live teachers, by name; "" stands for all others and the student.
+        input_sizes: of live teachers, likewise.
         views: how many slots, "random" for independent views, or None for all that the cache has.
     """
 
@@ -78,16 +65,29 @@ class DistillRequest:
     input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def train(options: TrainingOptions, folder: Path, compute: Compute, progress: Progress) -> RunReport:
+def train(
+    options: TrainingOptions,
+    folder: Path,
+    compute: Compute,
+    progress: Progress,
+    *,
+    normalisation: Normalisation | None = None,
+) -> RunReport:
     """Supervised training on labels, every epoch with independent views.
+
+    Args:
+        normalisation: of the network's input; the data's usual one if left out.
 
     Raises:
         UserError: of any room; the run goes on when called again.
     """
     pictures, test = _load(options.data, progress)
     plan = independent_views(run_seed=options.seed, samples=len(pictures), orbit=pictures.policy.orbit)
-    recipe = Recipe(training=_settings(options, pictures, compute), teaching=None, sources=_sources(pictures))
-    return _run(recipe, folder, pictures, test, LabelsOnly(plan), compute, progress)
+    recipe = Recipe(
+        training=_settings(options, normalisation, pictures, compute), teaching=None, sources=_sources(pictures)
+    )
+    labels = _training_labels(options, pictures)
+    return _run(recipe, folder, pictures, labels, test, LabelsOnly(plan), compute, progress)
 
 
 def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
@@ -119,15 +119,15 @@ def _distill_cached(
             )
         recipe = _recipe(request, pictures, compute, names=cache.names, views=views, sources=_cache_sources(cache))
         seed = request.options.seed
-        labels = pictures.labels.to(compute.device)
+        labels = _training_labels(request.options, pictures)
         supervision: Supervision
         if request.method.needs_teachers:
             supervision = CachedTeachers(
-                cache, labels, request.method, views=views, run_seed=seed, device=compute.device
+                cache, labels.to(compute.device), request.method, views=views, run_seed=seed, device=compute.device
             )
         else:
             supervision = LabelsOnly(scheduled_views(cache.view, slots=views, run_seed=seed))
-        return _run(recipe, request.folder, pictures, test, supervision, compute, progress)
+        return _run(recipe, request.folder, pictures, labels, test, supervision, compute, progress)
 
 
 def _distill_live(
@@ -152,11 +152,12 @@ def _distill_live(
     sources = _live_sources(request, loaded)
     names = tuple(spec.name for spec in request.live)
     recipe = _recipe(request, pictures, compute, names=names, views=views, sources=sources)
-    labels = pictures.labels.to(compute.device)
+    labels = _training_labels(request.options, pictures)
     supervision: Supervision = LabelsOnly(plan)
     if request.method.needs_teachers:
-        supervision = LiveTeachers([teacher for teacher, _ in loaded], labels, request.method, plan)
-    return _run(recipe, request.folder, pictures, test, supervision, compute, progress)
+        teachers = [teacher for teacher, _ in loaded]
+        supervision = LiveTeachers(teachers, labels.to(compute.device), request.method, plan)
+    return _run(recipe, request.folder, pictures, labels, test, supervision, compute, progress)
 
 
 def require_same_data(cached: TeacherCache, pictures: Pictures) -> None:
@@ -206,7 +207,7 @@ def _recipe(
     if fixed and len(fixed) != len(names):
         raise MethodError(f"fixed_weights has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
     return Recipe(
-        training=_settings(request.options, pictures, compute),
+        training=_settings(request.options, request.normalisations.get(""), pictures, compute),
         teaching=Teaching(
             method=request.method,
             teachers=names if request.method.needs_teachers else (),
@@ -218,26 +219,25 @@ def _recipe(
     )
 
 
-def _settings(options: TrainingOptions, pictures: Pictures, compute: Compute) -> Training:
+def _settings(options: TrainingOptions, chosen: Normalisation | None, pictures: Pictures, compute: Compute) -> Training:
     """The options with everything resolved that depends on the data and the machine."""
-    normalisation = options.normalisation or pictures.usual_normalisation()
+    normalisation = chosen or pictures.usual_normalisation()
     return Training(
-        data=options.data,
-        network=options.network,
-        seed=options.seed,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        momentum=options.momentum,
-        nesterov=options.nesterov,
-        weight_decay=options.weight_decay,
+        **asdict(options),
         precision=compute.precision,
         mean=normalisation.mean,
         deviation=normalisation.deviation,
         padding=pictures.policy.padding,
         flip=pictures.policy.flip,
     )
+
+
+def _training_labels(options: TrainingOptions, pictures: Pictures) -> Tensor:
+    """What the student, and whatever looks at labels, is told: (N,). The cached answers never saw a label."""
+    noisy = schedule.noisy_labels(
+        pictures.labels.numpy(), share=options.label_noise, classes=pictures.classes, seed=options.seed
+    )
+    return torch.from_numpy(noisy)
 
 
 def _sources(pictures: Pictures) -> dict[str, str]:
@@ -263,11 +263,12 @@ def _run(
     recipe: Recipe,
     folder: Path,
     pictures: Pictures,
+    labels: Tensor,
     test: Pictures,
     supervision: Supervision,
     compute: Compute,
     progress: Progress,
 ) -> RunReport:
-    trainer = Trainer(recipe, pictures, pictures.labels, supervision, compute)
+    trainer = Trainer(recipe, pictures, labels, supervision, compute)
     with open_run(folder, recipe) as run:
         return fit(trainer, recipe, run, test, compute, progress)

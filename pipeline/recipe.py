@@ -17,15 +17,13 @@ class RecipeError(UserError, ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
-    """How a network is trained, whatever it learns from.
+class TrainingOptions:
+    """How a network is to be trained, whatever it learns from.
 
     Attributes:
         schedule: "step" (x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs, as 150, 180, 210 of 240), "cosine", or
             "one-cycle" (linear up over 30 %, linear down to 0).
-        precision: "float32" or "bfloat16", resolved.
-        mean, deviation: of the network's input.
-        padding, flip: of the data's views.
+        label_noise: the share of the training labels that is replaced by wrong ones, drawn with the seed.
     """
 
     data: str
@@ -38,6 +36,19 @@ class Training:
     momentum: float
     nesterov: bool
     weight_decay: float
+    label_noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training(TrainingOptions):
+    """The same with everything resolved that depends on the data and the machine.
+
+    Attributes:
+        precision: "float32" or "bfloat16".
+        mean, deviation: of the network's input.
+        padding, flip: of the data's views.
+    """
+
     precision: str
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]

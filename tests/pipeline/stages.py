@@ -6,10 +6,11 @@ from typing import Any
 
 from demkd.pipeline.caching import CachingRequest, cache_teachers
 from demkd.pipeline.compute import Compute, choose_compute
-from demkd.pipeline.distilling import DistillRequest, TrainingOptions, distill, train
+from demkd.pipeline.distilling import DistillRequest, distill, train
 from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.methods import choose_method
 from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.reports import CachingReport, EpochReport, RunReport
 
 FLOAT32 = choose_compute(device="cpu", precision="float32")
@@ -28,7 +29,6 @@ def training_options(data: Path | str, network: str, **changes: Any) -> Training
         momentum=0.9,
         nesterov=True,
         weight_decay=5e-4,
-        normalisation=None,
     )
     return replace(options, **changes)
 

@@ -80,6 +80,26 @@ def test_the_first_step_from_a_cache_is_the_first_step_online(workshop: Workshop
     assert cached.reports[0].losses == pytest.approx(online.reports[0].losses, rel=5e-4)
 
 
+def test_wrong_labels_reach_everything_that_looks_at_labels_and_no_cached_answer(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """Half of the labels wrong: teachers look worse, the entropies are as before, and cached equals online."""
+    clean, cached, online = Recorder(), Recorder(), Recorder()
+    options: dict[str, Any] = {"method": "dkd", "batch_size": 60}
+    workshop.distill(tmp_path / "clean", progress=clean, **options)
+    workshop.distill(tmp_path / "cached", progress=cached, label_noise=0.5, **options)
+    workshop.distill(tmp_path / "online", progress=online, label_noise=0.5, online=True, **options)
+    assert cached.reports[0].losses == pytest.approx(online.reports[0].losses, rel=5e-4)
+    assert cached.reports[0].losses["label_loss"] != pytest.approx(clean.reports[0].losses["label_loss"], rel=5e-4)
+    before, after = clean.reports[0].teachers, cached.reports[0].teachers
+    assert before is not None
+    assert after is not None
+    assert sum(after.top1) < sum(before.top1)
+    assert after.mean_entropy == before.mean_entropy
+    with pytest.raises(RecipeError, match=r"label_noise was 0\.5 and is 0\.25"):
+        workshop.distill(tmp_path / "cached", label_noise=0.25, **options)
+
+
 class ViewSpy:
     """Writes down which view every sample showed in every call of `ViewCutter.cut` during training."""
 

@@ -177,7 +177,7 @@ def test_no_call_of_stage_one_is_a_bad_moment_to_die(
 def test_a_killed_student_goes_on_to_the_same_bytes(
     run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
 ) -> None:
-    """At the start; in the middle of a line of metrics; between metrics and checkpoint; in the middle of a checkpoint."""
+    """At the start; in the middle of a line of metrics; between metrics and checkpoint; in mid-checkpoint."""
     run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=6), code=0)
     command = distilling(picture_folder, pristine_cache, tmp_path / "killed", epochs=6)
     for call in (3, 9, 11, 18):

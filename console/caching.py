@@ -1,0 +1,84 @@
+"""What became of a cache: written, planned, verified."""
+
+from rich.markup import escape
+
+from demkd.console.output import decimal_bytes, plain_table, stdout
+from demkd.pipeline.reports import CachingPlan, CachingReport, VerificationReport
+
+_FAULTS_SHOWN = 10
+
+
+def show_caching(report: CachingReport) -> None:
+    """What stage one did."""
+    console = stdout()
+    console.print(f"{escape(str(report.folder))}: {report.views} of {report.orbit} views of {report.samples:,} samples")
+    table = plain_table(left=("teacher", "network"), right=("top-1", "entropy", "answered", "time", "size"))
+    for teacher in report.teachers:
+        table.add_row(
+            teacher.name,
+            teacher.network,
+            f"{teacher.top1:.2%}",
+            f"{teacher.mean_entropy:.3f}",
+            f"{teacher.answered:,}",
+            f"{teacher.seconds:.1f} s",
+            decimal_bytes(teacher.file_bytes),
+        )
+    console.print(table)
+    if report.weighted:
+        console.print(f"weights.h5 has the entropy weights of {', '.join(report.weighted)}")
+
+
+def show_plan(plan: CachingPlan) -> None:
+    """What stage one would cost."""
+    console = stdout()
+    console.print(f"{escape(str(plan.folder))}: {plan.views} of {plan.orbit} views of {plan.samples:,} samples")
+    table = plain_table(left=("teacher", "network"), right=("to answer", "time", "file", "new on disk"))
+    for teacher in plan.teachers:
+        table.add_row(
+            teacher.name,
+            teacher.network,
+            f"{teacher.pending:,}",
+            f"{teacher.seconds:,.1f} s",
+            decimal_bytes(teacher.file_bytes),
+            decimal_bytes(teacher.new_bytes),
+        )
+    console.print(table)
+    new = sum(teacher.new_bytes for teacher in plan.teachers)
+    console.print(
+        f"{decimal_bytes(new)} of {decimal_bytes(plan.free_bytes)} free on the disk; "
+        f"about {plan.seconds:,.0f} s of answering, by a short probe. It costs as many teacher passes as "
+        f"{plan.break_even_epochs:.3g} epochs of one online student, which is {plan.break_even_runs:.2g} runs of "
+        f"{plan.student_epochs} epochs; every epoch after those is free. Nothing was written.",
+        soft_wrap=True,
+    )
+
+
+def show_verification(report: VerificationReport) -> None:
+    """A verdict a file, and whatever is wrong."""
+    console = stdout()
+    for file in report.files:
+        colour = {"damaged": "red", "unfinished": "yellow"}.get(file.verdict, "green")
+        checked = f"{file.blocks:,} blocks, " if file.blocks else ""
+        share = f" ({file.done:.0%} done)" if file.done < 1 and file.verdict != "damaged" else ""
+        size = decimal_bytes(file.file_bytes)
+        console.print(f"[{colour}]{file.verdict}[/]{share}  [bold]{escape(file.name)}[/]: {checked}{size}")
+        for fault in file.faults[:_FAULTS_SHOWN]:
+            console.print(f"    {escape(fault.text)}", soft_wrap=True)
+        if len(file.faults) > _FAULTS_SHOWN:
+            console.print(f"    and {len(file.faults) - _FAULTS_SHOWN} more; --json lists them all")
+        if file.cure:
+            console.print(f"    {escape(file.cure)}", soft_wrap=True)
+    for repaired in report.repaired:
+        again = f", {repaired.answered:,} answers given again" if repaired.answered else ""
+        console.print(f"redone  [bold]{escape(repaired.name)}[/]{again}:")
+        for place in repaired.redone[:_FAULTS_SHOWN]:
+            console.print(f"    {escape(place)}", soft_wrap=True)
+    for found in report.recomputed:
+        verdict = "[green]agrees[/]" if found.agrees else "[red]differs[/]"
+        console.print(
+            f"{verdict}  [bold]{escape(found.teacher)}[/]: {found.pairs} answers given again in {found.precision}; "
+            f"logits differ by up to {found.largest_difference:.3g} (sample {found.sample}, slot {found.slot}; "
+            f"tolerance {found.tolerance:.3g}), top-1 is the same for {found.top1_agreement:.2%}",
+            soft_wrap=True,
+        )
+    console.print(f"{escape(str(report.folder))} is {'sound' if report.sound else '[bold red]not sound[/]'}")

@@ -1,0 +1,34 @@
+"""Networks: what there is, and what was exported."""
+
+from rich.markup import escape
+
+from demkd.console.output import decimal_bytes, plain_table, stdout
+from demkd.pipeline.reports import ExportReport, NetworkListing
+
+
+def show_networks(listing: NetworkListing) -> None:
+    """What networks there are."""
+    console = stdout()
+    _, height, width = listing.picture
+    console.print(f"{listing.classes} classes; multiply-accumulates and features of one {height} x {width} picture")
+    table = plain_table()
+    table.add_column("network", no_wrap=True)
+    for heading in ("parameters", "MACs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("features (channels x height x width)")
+    for network in listing.networks:
+        shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in network.features.items())
+        table.add_row(network.name, f"{network.parameters:,}", f"{network.macs / 1e6:,.1f} M", shapes)
+    console.print(table)
+    console.print("Others: torchvision:NAME, timm:NAME, or my_module:function of your own")
+
+
+def show_export(report: ExportReport) -> None:
+    """What was written, and how it was checked."""
+    shape = ", ".join(str(side) for side in report.input_shape)
+    stdout().print(
+        f"{escape(str(report.file))}: {report.network} as {report.format}, {decimal_bytes(report.file_bytes)}, "
+        f"input (B, {shape}), {report.classes} classes. Loaded in a fresh process, its logits of {report.pictures} "
+        f"test pictures differ from the student's by {report.largest_difference:.2g} at most",
+        soft_wrap=True,
+    )

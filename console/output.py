@@ -1,0 +1,62 @@
+"""Where results go and what they share: stdout, errors, JSON, figures as text."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def show_error(text: str) -> None:
+    """One sentence on stderr."""
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
+def show_json(report: object) -> None:
+    """A report as JSON on stdout, for programs."""
+    assert is_dataclass(report)
+    assert not isinstance(report, type)
+    json.dump(asdict(report), sys.stdout, indent=2, default=_jsonable)
+    sys.stdout.write("\n")
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """A histogram a character a bin; a bin that is not empty never looks empty."""
+    highest = max(max(counts), 1)
+    return "".join(_BARS[0 if count == 0 else max(1, round(count / highest * (len(_BARS) - 1)))] for count in counts)
+
+
+def stdout() -> Console:
+    """For results."""
+    return Console(highlight=False)
+
+
+def decimal_bytes(count: int) -> str:
+    """Decimal units, as disks are sold."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(type(value))
+
+
+def plain_table(*, left: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
+    """The look of every table: words on the left, then figures on the right."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    return table

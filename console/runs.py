@@ -1,0 +1,101 @@
+"""What came of runs: one, several compared, the demo's."""
+
+import csv
+import sys
+
+from rich.markup import escape
+
+from demkd.console.caching import show_caching
+from demkd.console.output import decimal_bytes, plain_table, stdout
+from demkd.pipeline.reports import DemoReport, EvaluationReport, RunReport
+from demkd.report.comparison import Comparison, Group
+
+
+def show_run(report: RunReport) -> None:
+    """What a run came to."""
+    stdout().print(
+        f"{report.network}, {report.method}, seed {report.seed}: test top-1 [bold]{report.test_top1:.2%}[/] "
+        f"({round(report.test_top1 * report.test_samples)} of {report.test_samples}) after {report.epochs} epochs; "
+        f"best {report.best_top1:.2%} in epoch {report.best_epoch}; {report.seconds:.1f} s of training; "
+        f"{escape(str(report.folder))}",
+        soft_wrap=True,
+    )
+
+
+def show_evaluation(report: EvaluationReport) -> None:
+    """How good a network is."""
+    stdout().print(
+        f"{report.network} in {escape(str(report.folder))}: top-1 [bold]{report.top1:.2%}[/], top-5 {report.top5:.2%} "
+        f"of {report.samples:,} test pictures",
+        soft_wrap=True,
+    )
+
+
+def show_comparison(comparison: Comparison, *, form: str) -> None:
+    """Groups of runs, best mean in bold: as a table of text or Markdown, or as CSV."""
+    headings = ["runs", "seeds", "last top-1 %", "best top-1 %"]
+    if comparison.baseline:
+        headings += [f"against {comparison.baseline}", "95 % interval", "detectable"]
+    rows = [_comparison_cells(group, with_difference=comparison.baseline is not None) for group in comparison.groups]
+    best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerows([headings, *rows])
+    elif form == "markdown":
+        shown = [[f"**{cell}**" if i == best and cell else cell for cell in row] for i, row in enumerate(rows)]
+        for line in (headings, ["---"] * len(headings), *shown):
+            sys.stdout.write(f"| {' | '.join(line)} |\n")
+    else:
+        table = plain_table(left=headings[:1], right=headings[1:])
+        for position, row in enumerate(rows):
+            table.add_row(*map(escape, row), style="bold" if position == best else None)
+        stdout().print(table)
+
+
+def _comparison_cells(group: Group, *, with_difference: bool) -> list[str]:
+    cells = [
+        group.name,
+        str(len(group.seeds)),
+        _with_deviation(group.last, group.last_deviation),
+        _with_deviation(group.best, group.best_deviation),
+    ]
+    if not with_difference:
+        return cells
+    difference = group.difference
+    if difference is None:
+        return [*cells, "", "", ""]
+    if difference.low is None or difference.high is None or difference.detectable is None:
+        return [*cells, f"{100 * difference.mean:+.2f}", "", ""]
+    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+    return [*cells, f"{100 * difference.mean:+.2f}", interval, f"{100 * difference.detectable:.2f}"]
+
+
+def _with_deviation(share: float, deviation: float | None) -> str:
+    return f"{100 * share:.2f}" if deviation is None else f"{100 * share:.2f} ± {100 * deviation:.2f}"
+
+
+def show_demo(report: DemoReport) -> None:
+    """Teachers, students, and what the cache cost and saved."""
+    console = stdout()
+    show_caching(report.caching)
+    table = plain_table(left=("", "network"), right=("top-1", "right", "training"))
+    for name, top1 in report.teachers.items():
+        table.add_row("teacher", name, f"{top1:.2%}", str(round(top1 * report.test_samples)), "")
+    table.add_section()
+    for run in report.students:
+        who = "student alone" if run.method == "ce" else f"student, {run.method}"
+        right = str(round(run.test_top1 * report.test_samples))
+        table.add_row(who, run.network, f"{run.test_top1:.2%}", right, f"{run.seconds:.1f} s")
+    console.print(table)
+    console.print(f"[dim]of {report.test_samples} test pictures; one is {1 / report.test_samples:.2%}[/]")
+    cost = (
+        f"{report.cached_passes} teacher passes, {report.caching_seconds:.1f} s and {decimal_bytes(report.cache_bytes)}"
+    )
+    console.print(
+        f"The cache cost {cost}. With live teachers, these students would have cost {report.live_passes} passes; from "
+        f"the cache they cost none, and neither does the next one. All of this took {report.seconds:.0f} s."
+    )
+    folder = escape(str(report.folder))
+    console.print(
+        f"[dim]Look closer: demkd inspect {folder}/cache, demkd evaluate {folder}/student-de-mkd --data digits[/]"
+    )

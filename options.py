@@ -1,0 +1,199 @@
+"""The options that commands share, and what their texts mean; `cli.py` has the commands."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from demkd.pipeline.methods import CHOICES, METHODS
+
+if TYPE_CHECKING:
+    from demkd.pipeline.compute import Compute
+    from demkd.pipeline.progress import Progress
+    from demkd.pipeline.recipe import TrainingOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help text."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Let a recipe fill in what the command line leaves out."""
+    if path is None:
+        return
+    from demkd.pipeline.recipe import RecipeError, option_values, read_recipe
+
+    known = {parameter.name or "": parameter for parameter in ctx.command.params}
+    repeatable = {name for name, parameter in known.items() if parameter.multiple}
+    values = option_values(read_recipe(path), repeatable=repeatable)
+    unknown = sorted(values.keys() - known.keys())
+    if unknown:
+        raise RecipeError(
+            f"the recipe {path} has an unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
+    for name, value in values.items():
+        if not _fits(known[name], value):
+            raise RecipeError(f"the recipe {path} gives {name} a value of the wrong kind: correct it ({flag(name)})")
+    ctx.default_map = values
+
+
+def _fits(parameter: click.Parameter, value: object) -> bool:
+    """Whether a recipe's value is of a kind that the option's type can judge."""
+    if parameter.multiple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool) or isinstance(parameter.type, click.types.BoolParamType):
+        return isinstance(value, bool) and isinstance(parameter.type, click.types.BoolParamType)
+    if isinstance(parameter.type, click.types.IntParamType):
+        return isinstance(value, int)
+    if isinstance(parameter.type, click.types.FloatParamType):
+        return isinstance(value, int | float)
+    return value is None or isinstance(value, str | int | float)
+
+
+data_option = click.option(
+    "--data", required=True, help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
+)
+compute_options = combine(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
+    ),
+)
+output_options = combine(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--quiet", is_flag=True, help="Show no progress."),
+)
+recipe_option = click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_fill_in,
+    is_eager=True,
+    expose_value=False,
+    help="A TOML file that fills in what the command line leaves out.",
+)
+training_options = combine(
+    click.option(
+        "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of everything random in the run."
+    ),
+    click.option("--epochs", default=240, show_default=True, type=click.IntRange(min=1)),
+    click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=2)),
+    click.option("--learning-rate", default=0.05, show_default=True, type=click.FloatRange(min=0, min_open=True)),
+    click.option(
+        "--schedule",
+        default="step",
+        show_default=True,
+        type=click.Choice(["step", "cosine", "one-cycle"]),
+        help="Of the learning rate; step is x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
+    ),
+    click.option("--momentum", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True)),
+    click.option("--nesterov/--no-nesterov", default=True, show_default=True),
+    click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(min=0)),
+    click.option(
+        "--label-noise",
+        default=0.0,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Share of the training labels to replace by wrong ones, to see what a method makes of it.",
+    ),
+)
+METHOD_NUMBERS = {
+    "kd_weight": "Factor of the whole logit loss.",
+    "temperature": "T of the logit loss.",
+    "tckd_weight": "DKD's alpha, of the target-class part.",
+    "nckd_weight": "DKD's beta, of the non-target-class part.",
+    "hint_weight": "Of the feature loss, divided by the number of teachers.",
+    "warmup": "Share of the epochs over which the logit loss fades in.",
+    "weight_tau": "Temperature of the weight form's softmax.",
+    "entropy_temperature": "At which teachers are asked how sure they are.",
+}
+method_options = combine(
+    click.option("--method", default="de-mkd", show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."),
+    *(click.option(flag(name), type=float, help=text) for name, text in METHOD_NUMBERS.items()),
+    *(click.option(flag(name), metavar="WORD", help=f"{', '.join(words)}.") for name, words in CHOICES.items()),
+    click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
+)
+normalise_option = click.option(
+    "--normalise",
+    multiple=True,
+    metavar="[TEACHER=]FIGURES",
+    help="Mean and deviation a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
+    "By default what its run folder says, else the data's.",
+)
+input_size_option = click.option(
+    "--input-size",
+    multiple=True,
+    metavar="[TEACHER=]PIXELS",
+    help="Resize the views to this side for a network that was trained on larger pictures.",
+)
+
+
+def refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
+    """The user's own code is imported where its name was typed, and not because a recipe from elsewhere names it."""
+    if click.get_current_context().get_parameter_source(parameter) is ParameterSource.DEFAULT_MAP:
+        from demkd.pipeline.loading import refuse_own_code
+
+        refuse_own_code(networks)
+
+
+def choose_compute(options: dict[str, Any]) -> "Compute":
+    """Where to compute, and in what precision."""
+    from demkd.pipeline.compute import choose_compute
+
+    return choose_compute(device=options["device"], precision=options["precision"])
+
+
+def choose_progress(quiet: bool) -> "Progress":
+    """Bars, or silence."""
+    if quiet:
+        from demkd.pipeline.progress import SilentProgress
+
+        return SilentProgress()
+    from demkd.console import ConsoleProgress
+
+    return ConsoleProgress()
+
+
+def chosen_training(options: dict[str, Any], network: str) -> "TrainingOptions":
+    """What `training_options` and `--data` say."""
+    from demkd.pipeline.recipe import TrainingOptions
+
+    own = (field.name for field in fields(TrainingOptions) if field.name != "network")
+    return TrainingOptions(network=network, **{name: options[name] for name in own})
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """`0.5,0.25,0.25` as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint="--fixed-weights") from None
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """`resnet20,vgg8` as names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
+
+
+def views_or_random(text: str | None) -> int | str | None:
+    """A number of slots, or the word random."""
+    if text is None or text == "random":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor random", param_hint="--views") from None
