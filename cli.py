@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from demkd.options import (
     compute_options,
     data_option,
     input_size_option,
+    inspection_options,
     method_options,
     names,
     normalise_option,
@@ -23,10 +24,15 @@ from demkd.options import (
     output_options,
     recipe_option,
     refuse_code_of_recipe,
+    require_one_inspection,
     training_options,
     views_or_random,
 )
 from demkd.pipeline.methods import CHOICES
+
+if TYPE_CHECKING:
+    from demkd.cache import Cache
+    from demkd.report.rows import Inspection
 
 
 class _Commands(click.Group):
@@ -168,27 +174,65 @@ def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) ->
 @main.command()
 @click.argument("cache", type=FOLDER)
 @click.option("--teachers", help="Some of them, separated by commas; all by default.")
-@click.option("--sample", type=int, help="Show what the teachers say about this sample.")
-@click.option("--slot", default=0, show_default=True, type=int, help="In which slot, with --sample.")
+@inspection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def inspect(cache: Path, teachers: str | None, sample: int | None, slot: int, as_json: bool) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print its rows as CSV.")
+def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **options: Any) -> None:
     """Show the cached entropies: how sure, how right and how trusted each teacher is.
 
     \b
     Example:
-        demkd inspect runs/cache --sample 7
+        demkd inspect runs/cache
+        demkd inspect runs/cache --by-class --sort -top1 --limit 20
+        demkd inspect runs/cache --sample 7 --data cifar100
     """
     from demkd import console
     from demkd.cache import open_cache
-    from demkd.cache.summary import summarise, summarise_sample
+    from demkd.report.rows import flat_rows
 
+    require_one_inspection({**options, "json": as_json, "csv": as_csv})
     with open_cache(cache, names(teachers)) as opened:
-        if sample is None:
-            summary = summarise(opened)
-            (console.show_json if as_json else console.show_cache)(summary)
+        found = _look(opened, options)
+        if as_json:
+            console.show_json(found)
+        elif as_csv:
+            console.show_csv(flat_rows(found))
         else:
-            opinions = summarise_sample(opened, sample, slot=slot)
-            (console.show_json if as_json else console.show_sample)(opinions)
+            picture = None if options["data"] is None else _picture(opened, options["data"], options["sample"])
+            console.show_inspection(found, picture=picture)
+
+
+def _look(cache: "Cache", options: dict[str, Any]) -> "Inspection":
+    from demkd.report import samples
+    from demkd.report.classes import list_classes
+    from demkd.report.opinions import summarise_sample, views_of_sample
+    from demkd.report.summary import summarise
+    from demkd.report.survey import take_survey
+
+    if options["views"]:
+        return views_of_sample(cache, options["sample"])
+    if options["sample"] is not None:
+        return summarise_sample(cache, options["sample"], slot=options["slot"] or 0)
+    survey = take_survey(cache)
+    if options["by_class"]:
+        return list_classes(survey, sort=options["sort"] or "entropy", limit=options["limit"])
+    listings = {
+        "uncertain": samples.uncertain,
+        "disagree": samples.disputed,
+        "wrong_and_trusted": samples.wrong_and_trusted,
+    }
+    chosen = next((name for name in listings if options[name]), None)
+    return listings[chosen](survey, options[chosen]) if chosen else summarise(survey)
+
+
+def _picture(cache: "Cache", data: str, index: int) -> Any:
+    """A sample's pixels (H, W, 3), uint8, of the data that the teachers saw."""
+    from demkd.pipeline.distilling import require_same_data
+    from demkd.pipeline.loading import load_split
+
+    pictures = load_split(data, "train")
+    require_same_data(cache.teachers[0], pictures)
+    return pictures.pixels[index].numpy()
 
 
 @main.command()
@@ -300,7 +344,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         options=chosen_training(options, options["student"]),
         method=choose_method(
             options["method"],
-            **{name: options[name] for name in (*METHOD_NUMBERS, *CHOICES)},
+            **{name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, "entropy_temperature")},
             fixed_weights=numbers(options["fixed_weights"]),
         ),
         folder=options["out"],

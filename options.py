@@ -1,6 +1,7 @@
 """The options that commands share, and what their texts mean; `cli.py` has the commands."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -117,12 +118,17 @@ METHOD_NUMBERS = {
     "hint_weight": "Of the feature loss, divided by the number of teachers.",
     "warmup": "Share of the epochs over which the logit loss fades in.",
     "weight_tau": "Temperature of the weight form's softmax.",
-    "entropy_temperature": "At which teachers are asked how sure they are.",
 }
 method_options = combine(
     click.option("--method", default="de-mkd", show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."),
     *(click.option(flag(name), type=float, help=text) for name, text in METHOD_NUMBERS.items()),
     *(click.option(flag(name), metavar="WORD", help=f"{', '.join(words)}.") for name, words in CHOICES.items()),
+    click.option(
+        "--entropy-temperature",
+        metavar="NUMBER|kd",
+        callback=lambda _ctx, _parameter, text: _number_or_kd(text),
+        help="At which teachers are asked how sure they are; kd is that of the logit loss.",
+    ),
     click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
 )
 normalise_option = click.option(
@@ -138,6 +144,48 @@ input_size_option = click.option(
     metavar="[TEACHER=]PIXELS",
     help="Resize the views to this side for a network that was trained on larger pictures.",
 )
+
+inspection_options = combine(
+    click.option("--by-class", is_flag=True, help="List the classes."),
+    click.option(
+        "--sort",
+        metavar="COLUMN",
+        help="With --by-class, largest first: entropy, top1, disagreement, TEACHER.top1, ...; -COLUMN: smallest first.",
+    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="With --by-class: only the first N."),
+    click.option("--sample", type=int, metavar="I", help="Show what the teachers say about this sample."),
+    click.option("--slot", type=int, metavar="S", help="With --sample: in which slot; 0 by default."),
+    click.option("--views", is_flag=True, help="With --sample: list all its views."),
+    click.option("--data", help="With --sample: draw the picture; the data that the teachers were cached with."),
+    *(
+        click.option(name, type=click.IntRange(min=1), metavar="N", help=f"List the N samples {text}.")
+        for name, text in (
+            ("--uncertain", "of highest entropy"),
+            ("--disagree", "about which teachers disagree most"),
+            ("--wrong-and-trusted", "where a wrong teacher is trusted most"),
+        )
+    ),
+)
+_INSPECTION_NEEDS = {"sort": "by_class", "limit": "by_class", "slot": "sample", "views": "sample", "data": "sample"}
+_INSPECTION_EXCLUDES = (
+    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted"), 2),
+    *(("views", "slot"), ("views", "data"), ("data", "json"), ("data", "csv"), ("json", "csv")),
+)
+
+
+def require_one_inspection(options: dict[str, Any]) -> None:
+    """Refuse options of `inspect` that contradict each other.
+
+    Raises:
+        click.UsageError: naming two of them.
+    """
+    given = {name for name, value in options.items() if value is not None and value is not False}
+    for name, needed in _INSPECTION_NEEDS.items():
+        if name in given and needed not in given:
+            raise click.UsageError(f"{flag(name)} needs {flag(needed)}")
+    for one, other in _INSPECTION_EXCLUDES:
+        if {one, other} <= given:
+            raise click.UsageError(f"{flag(one)} and {flag(other)} exclude each other: leave one out")
 
 
 def refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
@@ -172,6 +220,15 @@ def chosen_training(options: dict[str, Any], network: str) -> "TrainingOptions":
 
     own = (field.name for field in fields(TrainingOptions) if field.name != "network")
     return TrainingOptions(network=network, **{name: options[name] for name in own})
+
+
+def _number_or_kd(text: str | None) -> float | str | None:
+    if text is None or text == "kd":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor kd") from None
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

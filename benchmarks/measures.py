@@ -8,81 +8,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, epoch_of, random_teacher
 from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic_provenance, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
 from demkd.cache import CacheShape, CacheWriter, open_cache
-from demkd.cache.summary import summarise
-from demkd.dataset import ViewCutter, schedule
-from demkd.losses import entropy
-from demkd.networks import build_network
-from demkd.pipeline.cached_teachers import CachedTeachers
-from demkd.pipeline.caching import CachingRequest, Studio, answer_pending
-from demkd.pipeline.compute import Compute, choose_compute
+from demkd.dataset import Pictures, ViewCutter, schedule
+from demkd.pipeline.caching import CachingJob, CachingRequest, answer_pending
+from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.live_teachers import LiveTeachers
-from demkd.pipeline.methods import METHODS, Method
+from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.recipe import Recipe, Teaching, Training
-from demkd.pipeline.supervision import LabelsOnly, Supervision, independent_views, scheduled_views
-from demkd.pipeline.training import Trainer
-from demkd.teachers import Teacher
+from demkd.pipeline.supervision import scheduled_views
+from demkd.report.summary import summarise
+from demkd.report.survey import take_survey
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-HINTS: dict[str, tuple[int, ...]] = {"stage3": (256,)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scale:
-    """How much is measured."""
-
-    samples: int
-    views: int
-    repetitions: int
-    batch_size: int = 128
-
-
-QUICK = Scale(samples=6_400, views=4, repetitions=5)
-FULL = Scale(samples=50_000, views=162, repetitions=5)
-
-
-class Bench:
-    """The pictures and caches that the measurements share."""
-
-    def __init__(self, scale: Scale, folder: Path, compute: Compute) -> None:
-        self.scale, self.folder, self.compute = scale, folder, compute
-        self.pictures = random_pictures(scale.samples)
-        self.labels = self.pictures.labels.to(compute.device)
-
-    def cache(self, teachers: int, *, features: bool = False, views: int = 4) -> Path:
-        """A cache, made when it is first asked for."""
-        folder = self.folder / f"cache-{teachers}-{views}{'-features' if features else ''}"
-        if not folder.exists():
-            write_cache(folder, self.pictures, teachers=teachers, views=views, features=HINTS if features else None)
-        return folder
-
-    def trainer(self, network: str, supervision: Supervision, method: Method, *, teachers: int) -> Trainer:
-        recipe = _recipe(network, method, teachers=teachers, scale=self.scale, compute=self.compute)
-        return Trainer(recipe, self.pictures, self.pictures.labels, supervision, self.compute)
-
-    def plain(self, network: str) -> Trainer:
-        """`train`: labels alone, independent views."""
-        plan = independent_views(run_seed=0, samples=len(self.pictures), orbit=self.pictures.policy.orbit)
-        return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
-
-    def cached(self, network: str, *, teachers: int, method: str = "de-mkd-logits") -> Trainer:
-        """`distill` from a cache."""
-        features = METHODS[method].needs_features
-        cache = open_cache(self.cache(teachers, features=features))
-        supervision = CachedTeachers(
-            cache, self.labels, METHODS[method], views=4, run_seed=0, device=self.compute.device
-        )
-        return self.trainer(network, supervision, METHODS[method], teachers=teachers)
+_CIFAR_SAMPLES, _USUAL_VIEWS = 50_000, 16
 
 
 def cached_epoch_over_plain(bench: Bench, network: str) -> Measurement:
@@ -92,8 +39,8 @@ def cached_epoch_over_plain(bench: Bench, network: str) -> Measurement:
         "1",
         f"distill epoch, K = 3, logits / train epoch, {network}",
         target,
-        _epoch_of(bench.cached(network, teachers=3)),
-        _epoch_of(bench.plain(network)),
+        epoch_of(bench.cached(network, teachers=3)),
+        epoch_of(bench.plain(network)),
         repetitions=bench.scale.repetitions,
     )
 
@@ -104,8 +51,8 @@ def eight_teachers_over_one(bench: Bench) -> Measurement:
         "2",
         "distill epoch, K = 8 / K = 1, logits, resnet8",
         "<= 1.03",
-        _epoch_of(bench.cached("resnet8", teachers=8)),
-        _epoch_of(bench.cached("resnet8", teachers=1)),
+        epoch_of(bench.cached("resnet8", teachers=8)),
+        epoch_of(bench.cached("resnet8", teachers=1)),
         repetitions=bench.scale.repetitions,
     )
 
@@ -113,14 +60,14 @@ def eight_teachers_over_one(bench: Bench) -> Measurement:
 def online_step_of_ideal(bench: Bench) -> Measurement:
     """3: how close both loops are to the bare cost of a student's step and three forward passes."""
     networks = ("resnet20", "wrn_16_2", "vgg8")
-    small = Bench(replace(bench.scale, samples=20 * bench.scale.batch_size), bench.folder / "online", bench.compute)
-    teachers = [_random_teacher(name, bench.compute) for name in networks]
+    small = bench.smaller(20 * bench.scale.batch_size)
+    teachers = [random_teacher(name, bench.compute) for name in networks]
     table = schedule.view_table(view_seed=0, samples=small.scale.samples, orbit=162, slots=4)
     plan = scheduled_views(lambda slot: table[slot], slots=4, run_seed=0)
     method = METHODS["de-mkd-logits"]
     live = small.trainer("resnet8", LiveTeachers(teachers, small.labels, method, plan), method, teachers=3)
-    run_live, run_cached = _epoch_of(live), _epoch_of(small.cached("resnet8", teachers=3))
-    student, bare = _bare_step(small), _bare_forward(small, teachers)
+    run_live, run_cached = epoch_of(live), epoch_of(small.cached("resnet8", teachers=3))
+    student, bare = bare_step(small), bare_forward(small, teachers)
     for work in (run_live, run_cached, student, bare):
         work()
     shares, times = [], []
@@ -141,7 +88,7 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
 def caching_over_bare_forward(bench: Bench) -> Measurement:
     """4: throughput of stage one, with entropies, features, writing, syncing and checking, against forward alone."""
     pictures = random_pictures(min(bench.scale.samples, 12_800))
-    teacher = _random_teacher("resnet20", bench.compute)
+    teacher = random_teacher("resnet20", bench.compute)
     request = CachingRequest(
         data="synthetic",
         teachers=(),
@@ -153,17 +100,17 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
         batch_size=256,
         normalisations={},
     )
-    studio = Studio(request=request, pictures=pictures, views=1, compute=bench.compute)
+    job = CachingJob(request=request, pictures=pictures, views=1, compute=bench.compute)
     shape = CacheShape(views=1, samples=len(pictures), classes=100, features={"stage3": (64,)})
     batches = torch.split(torch.arange(len(pictures), device=bench.compute.device), request.batch_size)
-    views = [studio.cutter.cut(indices, torch.zeros_like(indices)) for indices in batches]
+    views = [job.cutter.cut(indices, torch.zeros_like(indices)) for indices in batches]
     origin = synthetic_provenance(0, pictures)
     files = (f"resnet20-{number}" for number in range(1_000))
 
     def stage_one() -> None:
         labels = pictures.labels.numpy()
         with CacheWriter(request.folder, next(files), shape=shape, provenance=origin, labels=labels) as writer:
-            answer_pending(studio, teacher, writer, SilentProgress())
+            answer_pending(job, teacher, writer, SilentProgress())
             writer.finish()
 
     def forward() -> None:
@@ -184,13 +131,14 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
 
 def batch_over_step(bench: Bench) -> Measurement:
     """5: cutting and normalising a batch of views, as a share of a training step on it."""
+    batch = 128
     cutter = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device)
     order = torch.from_numpy(schedule.sample_order(run_seed=0, epoch=1, samples=len(bench.pictures)))
     numbers = torch.from_numpy(
         schedule.random_views(run_seed=0, epoch=1, samples=len(bench.pictures), orbit=162).astype("int64")
     )
-    chosen = [indices.to(bench.compute.device) for indices in torch.split(order, 128)[:20]]
-    step = _bare_step(bench, steps=20)
+    chosen = [indices.to(bench.compute.device) for indices in torch.split(order, batch)[:20]]
+    step = bare_step(bench.smaller(batch, batch_size=batch), steps=20)
 
     def make() -> None:
         for _ in range(10):
@@ -216,25 +164,27 @@ def batch_over_step(bench: Bench) -> Measurement:
 
 def default_precision_over_float32(bench: Bench) -> Measurement:
     """6: how much faster training is in the default precision and layout than in float32 NCHW."""
-    small = Bench(replace(bench.scale, samples=10 * bench.scale.batch_size), bench.folder / "precision", bench.compute)
-    fast = _epoch_of(small.plain("resnet8x4"))
+    small = bench.smaller(10 * bench.scale.batch_size)
+    fast = epoch_of(small.plain("resnet8x4"))
     return compare(
         "6",
         f"float32 NCHW / default ({bench.compute.precision}, channels last), training resnet8x4",
         ">= 3",
-        _bare_step(small, network="resnet8x4", precision="float32", layout=torch.contiguous_format, steps=10),
+        bare_step(small, network="resnet8x4", precision="float32", layout=torch.contiguous_format, steps=10),
         fast,
         repetitions=bench.scale.repetitions,
     )
 
 
 def file_over_payload(bench: Bench) -> Measurement:
-    """7: what the format adds to the answers."""
-    file = open_cache(bench.cache(3)).teachers[0]
+    """7: what the format adds to the answers, at CIFAR-100's size."""
+    folder, views = bench.folder / "one-teacher", max(bench.scale.views, _USUAL_VIEWS)
+    write_cache(folder, random_pictures(_CIFAR_SAMPLES), teachers=1, views=views)
+    file = open_cache(folder).teachers[0]
     size = file.path.stat().st_size
     return Measurement(
         number="7",
-        what="file size / payload bytes",
+        what=f"file size / payload bytes, {_CIFAR_SAMPLES:,} samples x {views} views",
         target="<= 1.01",
         ratios=(size / file.shape.payload_bytes(),),
         facts={"file_bytes": size, "payload_bytes": file.shape.payload_bytes()},
@@ -242,18 +192,16 @@ def file_over_payload(bench: Bench) -> Measurement:
 
 
 def peak_anonymous_memory(bench: Bench) -> Measurement:
-    """8: the most anonymous memory of a process that distils from three teachers."""
+    """8: the most anonymous memory of a process that distils from three teachers, on noise of the same size."""
     cache = bench.cache(3, views=bench.scale.views)
+    scale = f"Scale(samples={bench.scale.samples}, views={bench.scale.views}, repetitions=1)"
     code = (
-        "import sys, pathlib, torch\n"
-        "from demkd.benchmarks.measures import Bench, Scale, METHODS, CachedTeachers, anonymous_bytes, open_cache\n"
+        "import sys, pathlib\n"
+        "from demkd.benchmarks.bench import Bench, Scale\n"
+        "from demkd.benchmarks.measures import anonymous_bytes\n"
         "from demkd.pipeline.compute import choose_compute\n"
-        f"bench = Bench(Scale(samples={bench.scale.samples}, views={bench.scale.views}, repetitions=1), "
-        "pathlib.Path(sys.argv[1]), choose_compute(device='cpu'))\n"
-        "cache = open_cache(sys.argv[1]); method = METHODS['de-mkd-logits']\n"
-        "device = bench.compute.device\n"
-        "source = CachedTeachers(cache, bench.labels, method, views=cache.views, run_seed=0, device=device)\n"
-        "trainer = bench.trainer('resnet8', source, method, teachers=3)\n"
+        f"bench = Bench({scale}, pathlib.Path(sys.argv[1]).parent, choose_compute(device='cpu'))\n"
+        "trainer = bench.cached('resnet8', teachers=3, views=bench.scale.views)\n"
         "peak = 0\n"
         "class Watch:\n"
         "    def advance(self, count):\n"
@@ -305,7 +253,7 @@ def start_of_help(bench: Bench) -> Measurement:
 def inspect_seconds(bench: Bench) -> Measurement:
     """9b: `inspect` of the largest cache, after imports."""
     cache = bench.cache(3, views=bench.scale.views)
-    times = tuple(seconds(lambda: summarise(open_cache(cache))) for _ in range(bench.scale.repetitions))
+    times = tuple(seconds(lambda: summarise(take_survey(open_cache(cache)))) for _ in range(bench.scale.repetitions))
     return Measurement(
         number="9b",
         what=f"seconds of inspect, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3, after imports",
@@ -320,19 +268,19 @@ def features_over_none(bench: Bench) -> Measurement:
         "10",
         "distill epoch with features, grid 1, K = 3 / without, resnet8",
         "<= 1.25",
-        _epoch_of(bench.cached("resnet8", teachers=3, method="de-mkd")),
-        _epoch_of(bench.cached("resnet8", teachers=3)),
+        epoch_of(bench.cached("resnet8", teachers=3, method="de-mkd")),
+        epoch_of(bench.cached("resnet8", teachers=3)),
         repetitions=bench.scale.repetitions,
     )
 
 
-def measure_all(scale: Scale, device: str) -> Iterator[Measurement]:
-    """Every line of the table, as it is measured."""
+def measure_all(scale: Scale, device: str, pictures: Pictures | None = None) -> Iterator[Measurement]:
+    """Every line of the table, as it is measured; on noise if no pictures are given."""
     compute = choose_compute(device=device)
-    with _workplace() as folder:
-        bench = Bench(scale, folder, compute)
+    with tempfile.TemporaryDirectory(prefix="demkd-benchmark-") as folder:
+        bench = Bench(scale, Path(folder), compute, pictures)
         yield cached_epoch_over_plain(bench, "resnet8")
-        yield cached_epoch_over_plain(bench, "resnet8x4")
+        yield cached_epoch_over_plain(bench.smaller(scale.samples // 5), "resnet8x4")
         yield eight_teachers_over_one(bench)
         yield online_step_of_ideal(bench)
         yield caching_over_bare_forward(bench)
@@ -343,89 +291,3 @@ def measure_all(scale: Scale, device: str) -> Iterator[Measurement]:
         yield start_of_help(bench)
         yield inspect_seconds(bench)
         yield features_over_none(bench)
-
-
-@contextmanager
-def _workplace() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="demkd-benchmark-") as folder:
-        yield Path(folder)
-
-
-def _epoch_of(trainer: Trainer) -> Callable[[], object]:
-    """One epoch after the other."""
-    epochs = iter(range(1, 1_000_000))
-    return lambda: trainer.train_epoch(next(epochs), SilentProgress())
-
-
-def _bare_step(
-    bench: Bench,
-    *,
-    network: str = "resnet8",
-    precision: str | None = None,
-    layout: torch.memory_format = torch.channels_last,
-    steps: int = 20,
-) -> Callable[[], object]:
-    """Training steps on views that are there already, written as plainly as PyTorch allows."""
-    compute = replace(bench.compute, precision=precision or bench.compute.precision)
-    model = build_network(network, classes=100).to(compute.device).to(memory_format=layout).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    views = torch.randn(bench.scale.batch_size, 3, 32, 32, device=compute.device).to(memory_format=layout)
-    labels = torch.arange(bench.scale.batch_size, device=compute.device) % 100
-
-    def run() -> None:
-        for _ in range(steps):
-            with compute.autocast():
-                logits = model(views)
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-        compute.wait()
-
-    return run
-
-
-def _bare_forward(bench: Bench, teachers: list[Teacher], *, steps: int = 20) -> Callable[[], object]:
-    """The teachers' forward passes on one batch."""
-    indices = torch.arange(bench.scale.batch_size, device=bench.compute.device)
-    views = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device).cut_plain(indices)
-
-    def run() -> None:
-        for _ in range(steps):
-            for teacher in teachers:
-                entropy(teacher.answer(views).logits)
-        bench.compute.wait()
-
-    return run
-
-
-def _random_teacher(network: str, compute: Compute) -> Teacher:
-    torch.manual_seed(0)
-    model = compute.place(build_network(network, classes=100))
-    return Teacher(network, model, prepare=NORMALISATION.apply, autocast=compute.autocast)
-
-
-def _recipe(network: str, method: Method, *, teachers: int, scale: Scale, compute: Compute) -> Recipe:
-    return Recipe(
-        training=Training(
-            data="synthetic",
-            network=network,
-            seed=0,
-            epochs=1_000_000,
-            batch_size=scale.batch_size,
-            learning_rate=0.01,
-            schedule="step",
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-            precision=compute.precision,
-            mean=NORMALISATION.mean,
-            deviation=NORMALISATION.deviation,
-            padding=4,
-            flip=True,
-        ),
-        teaching=Teaching(
-            method=method, teachers=tuple(f"t{n}" for n in range(teachers)), online=False, views=4, view_seed=0
-        ),
-        sources={},
-    )

@@ -12,6 +12,7 @@ from demkd.cache import CacheShape, CacheWriter, Provenance, open_cache, write_w
 from demkd.dataset import Normalisation, Pictures, ViewPolicy, schedule
 from demkd.losses.weights import entropy_weights
 from demkd.pipeline.description import describe_data, describe_views
+from demkd.pipeline.weighing import DEFAULT_WEIGHTING
 
 NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), deviation=(0.2675, 0.2565, 0.2761))
 
@@ -70,7 +71,7 @@ def write_cache(
     if weights:
         cache = open_cache(folder, weights=False)
         slabs = [entropy_weights(torch.from_numpy(cache.slab(slot).entropy)).numpy() for slot in range(views)]
-        write_weights(folder, cache.teachers, np.stack(slabs, axis=1), weighting="entropy")
+        write_weights(folder, cache.teachers, np.stack(slabs, axis=1), weighting=DEFAULT_WEIGHTING)
 
 
 def synthetic_provenance(number: int, pictures: Pictures) -> Provenance:

@@ -6,10 +6,11 @@
         slab = cache.slab(0)                 # every sample's first view
         slab.logits[0], slab.entropy, slab.view, slab.weights
 
-`layout.py` says which byte is where, `writer.py` fills a file, `plan.py` says before what that will take,
-`teacher_file.py` reads it, `reader.py` reads those of several teachers side by side, `provenance.py` says what it was
-made from, `weights.py` keeps the weights, `summary.py` describes a cache in numbers, `verify.py` checks every byte of
-it, and `hdf5_view.py` asks HDF5 whether it sees the same. NumPy and h5py only; never torch.
+`layout.py` says what a file holds and where, `user_block.py` vouches for it, `file.py` makes, opens and maps one,
+`disk.py` brings bytes to the disk. `writer.py` fills a file, `plan.py` says before what that will take,
+`teacher_file.py` reads one, `reader.py` those of several teachers side by side, `provenance.py` says what it was made
+from, `weights.py` keeps the weights, `verify.py` checks every byte, and `hdf5_view.py` asks HDF5 whether it sees the
+same. NumPy and h5py only; never torch.
 """
 
 from demkd.cache.errors import (

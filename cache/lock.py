@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from demkd.cache.disk import disk_errors_in_words
 from demkd.cache.errors import CacheBusyError
-from demkd.cache.layout import disk_errors_in_words
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from demkd.cache.errors import CacheSpaceError
-from demkd.cache.layout import CacheShape, file_bytes
+from demkd.cache.file import file_bytes
+from demkd.cache.layout import CacheShape
 from demkd.cache.provenance import Provenance
 from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
 from demkd.cache.writer import require_same_origin

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheIncompleteError, CacheMissingError
-from demkd.cache.layout import CacheShape, ledger_entry, map_file, read_header
+from demkd.cache.file import map_file, read_header
+from demkd.cache.layout import CacheShape, ledger_entry
 from demkd.cache.provenance import Provenance
 
 Array = NDArray[Any]

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from demkd.cache.errors import CacheError, CacheMissingError
+from demkd.cache.file import read_header
 from demkd.cache.hdf5_view import View, ask_hdf5
-from demkd.cache.layout import Header, read_header
+from demkd.cache.layout import Header
 from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
 from demkd.cache.weights import WEIGHTS_NAME, Weights
 

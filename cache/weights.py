@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from demkd.cache.disk import replace_durably
 from demkd.cache.errors import CacheDamagedError, CacheMismatchError
-from demkd.cache.layout import create_file, map_file, read_header, replace_durably
+from demkd.cache.file import create_file, map_file, read_header
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.teacher_file import TeacherCache, cache_file

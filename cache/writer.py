@@ -14,18 +14,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from demkd.cache.disk import disk_errors_in_words, replace_durably, write_fully
 from demkd.cache.errors import CacheValueError
-from demkd.cache.layout import (
-    CacheShape,
-    Header,
-    create_file,
-    disk_errors_in_words,
-    ledger_entry,
-    map_file,
-    read_header,
-    replace_durably,
-    write_fully,
-)
+from demkd.cache.file import create_file, map_file, read_header
+from demkd.cache.layout import CacheShape, Header, ledger_entry
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file

@@ -1,25 +1,25 @@
 """How progress, tables and errors look: the only room that knows rich. Progress goes to stderr, results to stdout."""
 
 from demkd.console.caching import show_caching, show_plan, show_verification
-from demkd.console.inspection import show_cache, show_sample
+from demkd.console.inspection import show_inspection
 from demkd.console.networks import show_export, show_networks
-from demkd.console.output import show_error, show_json
+from demkd.console.output import show_csv, show_error, show_json
 from demkd.console.progress import ConsoleProgress
 from demkd.console.runs import show_comparison, show_demo, show_evaluation, show_run
 
 __all__ = [
     "ConsoleProgress",
-    "show_cache",
     "show_caching",
     "show_comparison",
+    "show_csv",
     "show_demo",
     "show_error",
     "show_evaluation",
     "show_export",
+    "show_inspection",
     "show_json",
     "show_networks",
     "show_plan",
     "show_run",
-    "show_sample",
     "show_verification",
 ]

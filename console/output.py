@@ -1,8 +1,9 @@
 """Where results go and what they share: stdout, errors, JSON, figures as text."""
 
+import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -10,8 +11,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def show_error(text: str) -> None:
@@ -27,10 +26,12 @@ def show_json(report: object) -> None:
     sys.stdout.write("\n")
 
 
-def sparkline(counts: Sequence[int]) -> str:
-    """A histogram a character a bin; a bin that is not empty never looks empty."""
-    highest = max(max(counts), 1)
-    return "".join(_BARS[0 if count == 0 else max(1, round(count / highest * (len(_BARS) - 1)))] for count in counts)
+def show_csv(rows: Sequence[Mapping[str, object]]) -> None:
+    """Flat rows as CSV on stdout, for programs: every column that any of them has, numbers in full."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def stdout() -> Console:

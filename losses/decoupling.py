@@ -1,13 +1,14 @@
 """Logits taken apart into "the label or not" and "which of the others" (Zhao et al., Decoupled KD, CVPR 2022).
 
 For p = softmax(z / T) and label y:  b = (p_y, 1 - p_y),  q = softmax over the classes other than y.
-Everything is a difference of logsumexps: 1 - p_y, or a sum of probabilities under a logarithm, would lose the rest of
-an over-confident answer to rounding.
+log b is the log-sigmoid of the label's margin, its logit less the logsumexp of the others: 1 - p_y, or a sum of
+probabilities under a logarithm, would lose the rest of an over-confident answer to rounding.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,11 +28,10 @@ def log_parts(logits: Tensor, labels: Tensor, *, temperature: float) -> LogParts
     """Decouple logits (B, C) with respect to labels (B,)."""
     scaled = working_precision(logits) / temperature
     of_label = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, labels[:, None], value=True)
-    everything = scaled.logsumexp(1)
     rest = scaled.masked_fill(of_label, -torch.inf).logsumexp(1)
-    label_logit = scaled.gather(1, labels[:, None]).squeeze(1)
+    margin = scaled.gather(1, labels[:, None]).squeeze(1) - rest
     return LogParts(
-        binary=torch.stack((label_logit - everything, rest - everything), dim=1),
+        binary=F.logsigmoid(torch.stack((margin, -margin), dim=1)),
         others=(scaled - rest[:, None]).masked_fill(of_label, 0.0),
     )
 

@@ -14,6 +14,7 @@ from demkd.pipeline.methods import Method
 from demkd.pipeline.reports import TeacherStatistics
 from demkd.pipeline.supervision import EpochViews, Guidance, SoftTargets, as_tensor, fuse, hint_layer
 from demkd.pipeline.weighing import (
+    DEFAULT_WEIGHTING,
     Shuffle,
     TeacherWeights,
     Uncertainty,
@@ -77,7 +78,8 @@ class CachedTeachers:
 
     def _weigh(self, slab: Slab) -> TeacherWeights:
         """Precomputed weights where they fit, else weights of the cached entropies, or of the logits."""
-        if slab.weights is not None and is_default(self._method):
+        precomputed = self._cache.weights is not None and self._cache.weights.weighting == DEFAULT_WEIGHTING
+        if slab.weights is not None and precomputed and is_default(self._method):
             weights = as_tensor(slab.weights).to(self._device)
             return share_out(weights, weights, self._method)
         if uses_cached_entropy(self._method) or self._method.weight_source in ("uniform", "fixed"):

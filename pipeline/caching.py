@@ -79,22 +79,22 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
     Raises:
         UserError: of any room, in words for the user; what was written stays, and the same call goes on.
     """
-    studio = open_studio(request, compute, progress)
+    job = open_job(request, compute, progress)
     # Whatever is wrong with the last teacher, or with the disk, is said now and not after hours of answers.
-    require_space(request.folder, [plan_teacher(studio, prepare(studio, spec)) for spec in request.teachers])
-    reports = tuple(_cache_teacher(studio, spec, progress) for spec in request.teachers)
+    require_space(request.folder, [plan_teacher(job, prepare(job, spec)) for spec in request.teachers])
+    reports = tuple(_cache_teacher(job, spec, progress) for spec in request.teachers)
     return CachingReport(
         folder=request.folder,
-        samples=len(studio.pictures),
-        views=studio.views,
-        orbit=studio.pictures.policy.orbit,
+        samples=len(job.pictures),
+        views=job.views,
+        orbit=job.pictures.policy.orbit,
         precision=compute.precision,
         teachers=reports,
         weighted=precompute_weights(request.folder, progress),
     )
 
 
-class Studio:
+class CachingJob:
     """What all teachers share: the pictures, cut into views, and their description."""
 
     def __init__(self, *, request: CachingRequest, pictures: Pictures, views: int, compute: Compute) -> None:
@@ -149,7 +149,7 @@ class Studio:
         )
 
 
-def open_studio(request: CachingRequest, compute: Compute, progress: Progress) -> Studio:
+def open_job(request: CachingRequest, compute: Compute, progress: Progress) -> CachingJob:
     """Load the pictures and choose the number of views.
 
     Raises:
@@ -162,7 +162,7 @@ def open_studio(request: CachingRequest, compute: Compute, progress: Progress) -
     orbit = pictures.policy.orbit
     views = min(_USUAL_VIEWS, orbit) if request.views is None else request.views
     schedule.require_slots(views, orbit)
-    return Studio(request=request, pictures=pictures, views=views, compute=compute)
+    return CachingJob(request=request, pictures=pictures, views=views, compute=compute)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,52 +175,52 @@ class PreparedTeacher:
     provenance: Provenance
 
 
-def prepare(studio: Studio, spec: TeacherSpec) -> PreparedTeacher:
+def prepare(job: CachingJob, spec: TeacherSpec) -> PreparedTeacher:
     """Load a teacher, and check that its answers depend on the picture alone.
 
     Raises:
         CheckpointError, TeacherError: if it cannot be used.
     """
-    request, pictures = studio.request, studio.pictures
+    request, pictures = job.request, job.pictures
     teacher, network = load_teacher(
         spec,
         pictures=pictures,
-        compute=studio.compute,
+        compute=job.compute,
         normalisation=chosen_for(request.normalisations, spec),
         input_size=chosen_for(request.input_sizes, spec),
     )
-    some = studio.cut(slice(0, min(64, len(pictures))), studio.view_table(1)[0, :64])
+    some = job.cut(slice(0, min(64, len(pictures))), job.view_table(1)[0, :64])
     teacher.require_pure(some)
     shape = CacheShape(
-        views=studio.views,
+        views=job.views,
         samples=len(pictures),
         classes=pictures.classes,
         features=_feature_shapes(request, teacher, some),
     )
-    provenance = studio.provenance(teacher, network)
+    provenance = job.provenance(teacher, network)
     return PreparedTeacher(teacher=teacher, network=network, shape=shape, provenance=provenance)
 
 
-def plan_teacher(studio: Studio, prepared: PreparedTeacher) -> FilePlan:
+def plan_teacher(job: CachingJob, prepared: PreparedTeacher) -> FilePlan:
     """What remains to be done for a teacher's file.
 
     Raises:
         CacheMismatchError, CacheDamagedError: if the file that is there cannot be added to.
     """
-    folder, name = studio.request.folder, prepared.teacher.name
+    folder, name = job.request.folder, prepared.teacher.name
     return plan_file(folder, name, shape=prepared.shape, provenance=prepared.provenance)
 
 
-def _cache_teacher(studio: Studio, spec: TeacherSpec, progress: Progress) -> TeacherCachingReport:
+def _cache_teacher(job: CachingJob, spec: TeacherSpec, progress: Progress) -> TeacherCachingReport:
     """Everything about one teacher: load, describe, check, answer, finish."""
     started = time.perf_counter()
-    request, pictures = studio.request, studio.pictures
-    prepared = prepare(studio, spec)
+    request, pictures = job.request, job.pictures
+    prepared = prepare(job, spec)
     teacher, labels = prepared.teacher, pictures.labels.numpy()
     with CacheWriter(
         request.folder, spec.name, shape=prepared.shape, provenance=prepared.provenance, labels=labels
     ) as writer:
-        answered = answer_pending(studio, teacher, writer, progress)
+        answered = answer_pending(job, teacher, writer, progress)
         writer.finish()
     file = TeacherCache(cache_file(request.folder, spec.name))
     top1 = float((file.slab("prediction", 0) == labels).mean())
@@ -243,13 +243,13 @@ def _cache_teacher(studio: Studio, spec: TeacherSpec, progress: Progress) -> Tea
     )
 
 
-def answer_pending(studio: Studio, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
+def answer_pending(job: CachingJob, teacher: Teacher, writer: CacheWriter, progress: Progress) -> int:
     """Answer every block that lacks something; how many views that took."""
     pending = writer.pending()
     if not pending:
         return 0
-    table = studio.view_table(writer.shape.views)
-    _require_same_answers(studio, teacher, writer, table)
+    table = job.view_table(writer.shape.views)
+    _require_same_answers(job, teacher, writer, table)
     samples = writer.shape.samples
     rows_of = [writer.shape.rows(block) for _, block in pending]
     total = sum(int(rows.stop) - int(rows.start) for rows in rows_of)
@@ -260,7 +260,7 @@ def answer_pending(studio: Studio, teacher: Teacher, writer: CacheWriter, progre
         done=writer.shape.views * samples - total,
     ) as task:
         for position, ((slot, block), rows) in enumerate(zip(pending, rows_of, strict=True)):
-            writer.write(slot, block, answer_rows(studio, teacher, rows, table[slot], writer.missing(slot, block)))
+            writer.write(slot, block, answer_rows(job, teacher, rows, table[slot], writer.missing(slot, block)))
             task.advance(rows.stop - rows.start)
             if position + 1 == len(pending) or pending[position + 1][0] != slot:
                 writer.sync()
@@ -268,13 +268,13 @@ def answer_pending(studio: Studio, teacher: Teacher, writer: CacheWriter, progre
 
 
 def answer_rows(
-    studio: Studio, teacher: Teacher, rows: slice, numbers: NDArray[np.uint16], names: Sequence[str]
+    job: CachingJob, teacher: Teacher, rows: slice, numbers: NDArray[np.uint16], names: Sequence[str]
 ) -> dict[str, Array]:
     """The named data sets of consecutive samples; batches never cross a block, so that a resumed file is the same."""
     keys = [name.removeprefix("features/") for name in names if name.startswith("features/")]
     parts = [
-        teacher.answer(studio.cut(batch, numbers[batch]), features=keys)
-        for batch in _batches(rows, studio.request.batch_size)
+        teacher.answer(job.cut(batch, numbers[batch]), features=keys)
+        for batch in _batches(rows, job.request.batch_size)
     ]
     logits = torch.cat([part.logits for part in parts])
     answers = {
@@ -287,7 +287,7 @@ def answer_rows(
     return {**arrays, "view": numbers[rows]}
 
 
-def _require_same_answers(studio: Studio, teacher: Teacher, writer: CacheWriter, table: NDArray[np.uint16]) -> None:
+def _require_same_answers(job: CachingJob, teacher: Teacher, writer: CacheWriter, table: NDArray[np.uint16]) -> None:
     """Before rows join earlier ones, answer one earlier block again: it also catches changed code of the network.
 
     Raises:
@@ -299,7 +299,7 @@ def _require_same_answers(studio: Studio, teacher: Teacher, writer: CacheWriter,
     slot, block = place
     rows = writer.shape.rows(block)
     earlier = writer.written(slot, block)["logits"].astype(np.float32)
-    now = answer_rows(studio, teacher, rows, table[slot], ["logits"])["logits"]
+    now = answer_rows(job, teacher, rows, table[slot], ["logits"])["logits"]
     change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
     if change > RECOMPUTE_TOLERANCE * max(scale, 1.0):
         raise CacheMismatchError(

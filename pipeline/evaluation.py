@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from demkd.dataset import Normalisation, ViewCutter
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import load_network, load_split
-from demkd.pipeline.progress import Progress
+from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.reports import EvaluationReport
 
 _BATCH = 500
@@ -28,12 +28,18 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, cutter: ViewCutter, labels: Tensor, prepare: Callable[[Tensor], Tensor], compute: Compute
+    network: nn.Module,
+    cutter: ViewCutter,
+    labels: Tensor,
+    prepare: Callable[[Tensor], Tensor],
+    compute: Compute,
+    task: Task | None = None,
 ) -> Accuracy:
     """Top-1 and top-5 of a network on every sample of a cutter, without augmentation.
 
     Args:
         prepare: turns views (B, 3, H, W), uint8, into the network's input.
+        task: where to tell how far it is, in samples.
     """
     started = time.perf_counter()
     network.eval()
@@ -44,6 +50,8 @@ def evaluate(
             logits: Tensor = network(prepare(cutter.cut_plain(indices)))
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[indices][:, None]  # (B, 5)
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
+        if task:
+            task.advance(len(indices))
     top1, top5 = (right.double() / len(cutter)).tolist()
     return Accuracy(top1=top1, top5=top5, seconds=time.perf_counter() - started)
 
@@ -67,5 +75,6 @@ def evaluate_run(
     test = load_split(data, "test")
     loaded = load_network(path, name=network, pictures=test, normalisation=normalisation, input_size=input_size)
     cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
-    accuracy = evaluate(compute.place(loaded.network), cutter, test.labels, loaded.prepare, compute)
+    with progress.task(f"evaluating {loaded.name}", total=len(test), unit="pictures") as task:
+        accuracy = evaluate(compute.place(loaded.network), cutter, test.labels, loaded.prepare, compute, task)
     return EvaluationReport(folder=path, network=loaded.name, samples=len(test), top1=accuracy.top1, top5=accuracy.top5)

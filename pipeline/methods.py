@@ -3,6 +3,7 @@
 Every option and its formula is described in docs/methods.md; the defaults are DE-MKD's.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,27 +98,34 @@ _NOT_NEGATIVE = ("kd_weight", "tckd_weight", "nckd_weight", "warmup", "hint_weig
 
 
 def choose_method(name: str, **options: Any) -> Method:
-    """A preset with some options changed; None leaves the preset's value.
+    """A preset with some options changed; None leaves the preset's value, and "kd" as `entropy_temperature` is T.
 
     Raises:
         MethodError: if there is no such preset or value, or if options contradict each other.
     """
     if name not in METHODS:
         raise MethodError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
-    method = replace(METHODS[name], **{key: value for key, value in options.items() if value is not None})
+    chosen = {key: value for key, value in options.items() if value is not None}
+    if chosen.get("entropy_temperature") == "kd":
+        chosen["entropy_temperature"] = chosen.get("temperature", METHODS[name].temperature)
+    method = replace(METHODS[name], **chosen)
+    _require_known_values(method)
+    for is_contradiction, why in _CONTRADICTIONS:
+        if is_contradiction(method):
+            raise MethodError(f"these options contradict each other: {why}")
+    return method
+
+
+def _require_known_values(method: Method) -> None:
     for key, choices in CHOICES.items():
         if getattr(method, key) not in choices:
             raise MethodError(f"{key} cannot be {getattr(method, key)!r}: choose one of {', '.join(choices)}")
     for key in (*_POSITIVE, *_NOT_NEGATIVE):
         value = getattr(method, key)
-        if value < 0 or (value == 0 and key in _POSITIVE):
+        if not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE):
             raise MethodError(
                 f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0"
             )
-    for is_contradiction, why in _CONTRADICTIONS:
-        if is_contradiction(method):
-            raise MethodError(f"these options contradict each other: {why}")
-    return method
 
 
 def _has_options_of_entropy(method: Method) -> bool:

@@ -6,11 +6,11 @@ import numpy as np
 
 from demkd.cache.plan import FilePlan, require_space
 from demkd.pipeline.caching import (
+    CachingJob,
     CachingRequest,
     PreparedTeacher,
-    Studio,
     answer_rows,
-    open_studio,
+    open_job,
     plan_teacher,
     prepare,
 )
@@ -30,18 +30,18 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
         CacheSpaceError: if the disk cannot hold it.
         UserError: whatever else would stop it.
     """
-    studio = open_studio(request, compute, progress)
-    prepared = [prepare(studio, spec) for spec in request.teachers]
-    plans = [plan_teacher(studio, teacher) for teacher in prepared]
+    job = open_job(request, compute, progress)
+    prepared = [prepare(job, spec) for spec in request.teachers]
+    plans = [plan_teacher(job, teacher) for teacher in prepared]
     free = require_space(request.folder, plans)
-    teachers = tuple(_plan(studio, teacher, plan, progress) for teacher, plan in zip(prepared, plans, strict=True))
-    samples = len(studio.pictures)
+    teachers = tuple(_plan(job, teacher, plan, progress) for teacher, plan in zip(prepared, plans, strict=True))
+    samples = len(job.pictures)
     epochs = sum(plan.pending for plan in plans) / (samples * len(plans))
     return CachingPlan(
         folder=request.folder,
         samples=samples,
-        views=studio.views,
-        orbit=studio.pictures.policy.orbit,
+        views=job.views,
+        orbit=job.pictures.policy.orbit,
         precision=compute.precision,
         teachers=teachers,
         free_bytes=free,
@@ -52,7 +52,7 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
     )
 
 
-def _plan(studio: Studio, prepared: PreparedTeacher, plan: FilePlan, progress: Progress) -> TeacherPlan:
+def _plan(job: CachingJob, prepared: PreparedTeacher, plan: FilePlan, progress: Progress) -> TeacherPlan:
     progress.note(f"timing teacher {prepared.teacher.name}")
     return TeacherPlan(
         name=prepared.teacher.name,
@@ -62,18 +62,18 @@ def _plan(studio: Studio, prepared: PreparedTeacher, plan: FilePlan, progress: P
         file_bytes=plan.file_bytes,
         new_bytes=plan.new_bytes,
         pending=plan.pending,
-        seconds=plan.pending * _seconds_per_view(studio, prepared) if plan.pending else 0.0,
+        seconds=plan.pending * _seconds_per_view(job, prepared) if plan.pending else 0.0,
     )
 
 
-def _seconds_per_view(studio: Studio, prepared: PreparedTeacher) -> float:
+def _seconds_per_view(job: CachingJob, prepared: PreparedTeacher) -> float:
     """The median over a few batches, after one that only warms up."""
-    rows = slice(0, min(studio.request.batch_size, len(studio.pictures)))
-    numbers = studio.view_table(1)[0]
+    rows = slice(0, min(job.request.batch_size, len(job.pictures)))
+    numbers = job.view_table(1)[0]
     names = tuple(prepared.shape.answers())
     seconds: list[float] = []
     while len(seconds) <= 1 or (len(seconds) <= _MOST_PROBES and sum(seconds) < _PROBE_SECONDS):
         started = time.perf_counter()
-        answer_rows(studio, prepared.teacher, rows, numbers, names)
+        answer_rows(job, prepared.teacher, rows, numbers, names)
         seconds.append(time.perf_counter() - started)
     return float(np.median(seconds[1:])) / (rows.stop - rows.start)

@@ -1,6 +1,6 @@
-"""How a stage tells what it is doing, without knowing how it is shown; `console.py` shows it."""
+"""How a stage tells what it is doing, without knowing how it is shown; `console/progress.py` shows it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -13,8 +13,8 @@ class Task(Protocol):
     def advance(self, count: int) -> None:
         """`count` more units are done."""
 
-    def tell(self, facts: str) -> None:
-        """Show the latest figures beside the bar."""
+    def tell(self, facts: Callable[[], str]) -> None:
+        """Offer the latest figures; they are asked for as rarely as they are shown, and never where nobody looks."""
 
 
 class Progress(Protocol):
@@ -43,7 +43,7 @@ class SilentProgress:
     def advance(self, count: int) -> None:
         """Nothing to show."""
 
-    def tell(self, facts: str) -> None:
+    def tell(self, facts: Callable[[], str]) -> None:
         """Nothing to show."""
 
     def epoch(self, report: EpochReport) -> None:

@@ -4,6 +4,9 @@ recipe.toml          every choice, resolved; written first
 metrics.jsonl        one line an epoch
 checkpoint.pt        to resume; replaced as a whole after every epoch
 student.safetensors  the finished network, with its name, classes and normalisation
+events.out.tfevents* the metrics again, for TensorBoard, where it is installed (`events.py`)
+
+docs/runs.md explains every field.
 """
 
 import io
@@ -21,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from demkd.cache import exclusive
-from demkd.cache.layout import disk_errors_in_words, replace_durably, write_fully
+from demkd.cache.disk import disk_errors_in_words, replace_durably, write_fully
 from demkd.errors import UserError
 from demkd.pipeline.recipe import Recipe, require_same_recipe
 from demkd.pipeline.reports import EpochReport

@@ -19,6 +19,7 @@ Runs are processes: none can disturb another, and any number may run at once.
 """
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,11 +92,13 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
     threads = ThreadPoolExecutor(jobs)  # each waits for a process
     try:
         with progress.task("sweep", total=len(runs), unit="runs", done=len(runs) - len(missing)) as task:
-            for run, error in zip(missing, threads.map(_make, missing), strict=True):
+            for run, result in zip(missing, threads.map(_make, missing), strict=True):
                 task.advance(1)
-                progress.note(f"{run.folder}: {'failed' if error else 'done'}")
-                if error:
-                    failures.append((run, error))
+                if result.returncode:
+                    progress.note(f"{run.folder}: failed")
+                    failures.append((run, (result.stderr.strip().splitlines() or ["no reason"])[-1]))
+                else:
+                    progress.note(f"{run.folder}: test top-1 {json.loads(result.stdout)['test_top1']:.2%}")
     finally:
         threads.shutdown(cancel_futures=True)
     if failures:
@@ -111,7 +114,6 @@ def _combinations(options: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[
         yield [f"{name}{value}" for name, value in chosen.items()], {**options, **chosen}
 
 
-def _make(run: SweepRun) -> str:
-    """Run one; what it said if it failed, else nothing."""
-    result = subprocess.run(run.command(), capture_output=True, text=True, check=False)  # noqa: S603 - our own command
-    return (result.stderr.strip().splitlines() or ["no reason"])[-1] if result.returncode else ""
+def _make(run: SweepRun) -> "subprocess.CompletedProcess[str]":
+    """Run one in a process of its own, whose stdout is its report as JSON."""
+    return subprocess.run(run.command(), capture_output=True, text=True, check=False)  # noqa: S603 - our own command

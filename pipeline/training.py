@@ -5,7 +5,9 @@ N samples, B in a batch, C classes, K teachers.
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from demkd.errors import UserError
 from demkd.networks import Adapter, build_network
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import evaluate
+from demkd.pipeline.events import EventLog
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Objective
 from demkd.pipeline.progress import Progress, Task
@@ -104,6 +107,7 @@ class Trainer:
                 sums[name] += value * len(indices)
             seen += len(indices)
             task.advance(1)
+            task.tell(partial(_running_means, epoch, sums, seen))
         losses = {name: float(total) / seen for name, total in sums.items()}
         if not all(abs(value) < float("inf") for value in losses.values()):
             raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower --learning-rate")
@@ -182,6 +186,8 @@ def fit(
             raise run.damaged_checkpoint() from error
         resumed_after = int(checkpoint["epoch"])
     run.cut_metrics(resumed_after)
+    events = EventLog(run.path, warn=progress.warn)
+    events.restart(run.read_metrics())
     total = settings.epochs * trainer.steps
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
@@ -204,8 +210,8 @@ def fit(
             )
             run.add_metrics(report)
             run.save_checkpoint({"epoch": epoch, **trainer.state()})
+            events.add(asdict(report))
             progress.epoch(report)
-            task.tell(f"loss {trained.losses['loss']:.3f}, test top-1 {tested.top1:.2%}")
     facts = {
         "network": settings.network,
         "class_names": test.class_names,
@@ -214,6 +220,11 @@ def fit(
     }
     run.save_student(trainer.student.state_dict(), facts)
     return _summary(recipe, run, len(test), resumed_after)
+
+
+def _running_means(epoch: int, sums: Mapping[str, Tensor], seen: int) -> str:
+    """How an epoch is going; asking waits for the device, so only whoever shows it asks."""
+    return f"epoch {epoch}  loss {float(sums['loss']) / seen:.3f}  train top-1 {float(sums['right']) / seen:.2%}"
 
 
 def _summary(recipe: Recipe, run: RunFolder, test_samples: int, resumed_after: int) -> RunReport:

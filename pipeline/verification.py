@@ -20,7 +20,7 @@ from demkd.pipeline.reports import RecomputeReport, RepairReport, VerificationRe
 
 if TYPE_CHECKING:
     from demkd.dataset import Normalisation
-    from demkd.pipeline.caching import CachingRequest, PreparedTeacher, Studio
+    from demkd.pipeline.caching import CachingJob, CachingRequest, PreparedTeacher
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import TeacherSpec
 
@@ -157,14 +157,14 @@ def _as_cached(
 def _recompute_teacher(
     folder: Path, spec: "TeacherSpec", witnesses: Witnesses, progress: Progress, *, pairs: int, seed: int
 ) -> RecomputeReport:
-    from demkd.pipeline.caching import open_studio, prepare
+    from demkd.pipeline.caching import open_job, prepare
 
     if not cache_file(folder, spec.name).exists():
         raise CacheMissingError(f"there is no teacher {spec.name!r} in {folder}: name it as it is there")
     file = TeacherCache(cache_file(folder, spec.name))
     request, compute = _as_cached(folder, [spec], witnesses)
-    studio = open_studio(request, compute, progress)
-    prepared = prepare(studio, spec)
+    job = open_job(request, compute, progress)
+    prepared = prepare(job, spec)
     file.provenance.require(
         prepared.provenance,
         cached=str(file.path),
@@ -174,11 +174,11 @@ def _recompute_teacher(
     generator = np.random.default_rng(seed)
     slots = np.sort(generator.integers(file.shape.views, size=pairs))
     samples = generator.integers(file.shape.samples, size=pairs)
-    return _compare(studio, prepared, file, samples, slots, progress)
+    return _compare(job, prepared, file, samples, slots, progress)
 
 
 def _compare(
-    studio: "Studio",
+    job: "CachingJob",
     prepared: "PreparedTeacher",
     file: TeacherCache,
     samples: Indices,
@@ -186,20 +186,20 @@ def _compare(
     progress: Progress,
 ) -> RecomputeReport:
     """Answer pairs (P,) again, in the views that the schedule says, and compare with what is stored."""
-    views = studio.view_table(file.shape.views)[slots, samples]
+    views = job.view_table(file.shape.views)[slots, samples]
     if not np.array_equal(views, _stored(file, "view", samples, slots)):
         raise CacheDamagedError(f"{file.path} has other views than its view seed says: remove it and make it again")
     cached = _stored(file, "logits", samples, slots).astype(np.float32)
-    now = _answer_pairs(studio, prepared, samples, views, progress)
+    now = _answer_pairs(job, prepared, samples, views, progress)
     differences = np.abs(now - cached).max(axis=1)
     differences[np.isnan(differences)] = np.inf
     worst = int(differences.argmax())
-    precision = max(studio.compute.precision, str(file.provenance.bound["precision"]), key=TOLERANCE.__getitem__)
+    precision = max(job.compute.precision, str(file.provenance.bound["precision"]), key=TOLERANCE.__getitem__)
     tolerance = TOLERANCE[precision] * max(float(np.abs(cached).max()), 1.0)
     return RecomputeReport(
         teacher=file.name,
         pairs=len(samples),
-        precision=studio.compute.precision,
+        precision=job.compute.precision,
         largest_difference=float(differences[worst]),
         sample=int(samples[worst]),
         slot=int(slots[worst]),
@@ -216,14 +216,14 @@ def _stored(file: TeacherCache, name: str, samples: Indices, slots: Indices) -> 
 
 
 def _answer_pairs(
-    studio: "Studio", prepared: "PreparedTeacher", samples: Indices, views: NDArray[np.uint16], progress: Progress
+    job: "CachingJob", prepared: "PreparedTeacher", samples: Indices, views: NDArray[np.uint16], progress: Progress
 ) -> NDArray[np.float32]:
     """Logits (P, C) of samples (P,) in views (P,)."""
-    size = studio.request.batch_size
+    size = job.request.batch_size
     parts: list[NDArray[np.float32]] = []
     with progress.task(f"teacher {prepared.teacher.name}", total=len(samples), unit="views") as task:
         for start in range(0, len(samples), size):
             batch = slice(start, start + size)
-            parts.append(prepared.teacher.answer(studio.cut_any(samples[batch], views[batch])).logits.cpu().numpy())
+            parts.append(prepared.teacher.answer(job.cut_any(samples[batch], views[batch])).logits.cpu().numpy())
             task.advance(len(parts[-1]))
     return np.concatenate(parts)

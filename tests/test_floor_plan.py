@@ -31,6 +31,7 @@ OWNERS = {
     "scipy": {"report"},
     "sklearn": {"dataset"},
     "torchvision": {"dataset", "networks"},
+    "tensorboard": {"pipeline"},
     "timm": {"networks"},
     "onnx": {"pipeline"},
     "onnxruntime": {"pipeline"},

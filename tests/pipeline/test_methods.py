@@ -135,6 +135,8 @@ def test_the_weight_options_are_their_formulas(scene: dict[str, Any]) -> None:
     torch.testing.assert_close(weights_of(scene, inverse).nckd, (1 / (h + 0.01)) / (1 / (h + 0.01)).sum(0))
     warm = choose_method("de-mkd", entropy_temperature=4.0)
     torch.testing.assert_close(weights_of(scene, warm).nckd, (1 - torch.softmax(entropies(scene, 4.0), dim=0)) / 2)
+    assert choose_method("de-mkd", entropy_temperature="kd", temperature=2.0).entropy_temperature == 2.0
+    assert choose_method("de-mkd", entropy_temperature="kd") == warm
     level = choose_method("de-mkd", weight_level="dataset")
     mean = (1 - torch.softmax(h.mean(1, keepdim=True), dim=0)) / 2
     torch.testing.assert_close(weights_of(scene, level).nckd, mean.expand(K, B))

@@ -14,6 +14,16 @@ from tests.conftest import Cli
 from tests.pipeline.stages import Workshop
 
 
+class _Notes(SilentProgress):
+    """Keeps what is said in passing."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
 @pytest.fixture
 def recipe(workshop: Workshop, tmp_path: Path) -> Path:
     tables = {
@@ -62,8 +72,10 @@ def test_a_failed_run_is_named_and_does_not_stop_the_others(recipe: Path, tmp_pa
     good, other, *_ = plan_sweep(recipe, tmp_path / "out")
     bad = SweepRun(folder=tmp_path / "bad", options={**good.options, "method": "magic"})
     with pytest.raises(SweepError, match=r"1 of 2 runs failed \(bad\); the first said: .*no method 'magic'"):
-        run_sweep([bad, other], jobs=1, progress=SilentProgress())
+        run_sweep([bad, other], jobs=1, progress=(notes := _Notes()))
     assert other.finished
+    top1 = json.loads((other.folder / "metrics.jsonl").read_text().splitlines()[-1])["test_top1"]
+    assert notes.texts == [f"{bad.folder}: failed", f"{other.folder}: test top-1 {top1:.2%}"]
 
 
 def test_a_sweep_without_runs_is_refused(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ import h5py
 import numpy as np
 
 from demkd.cache import open_cache
-from demkd.cache.summary import summarise, summarise_sample
 from demkd.cache.verify import verify_cache
 from demkd.errors import UserError
+from demkd.report.opinions import summarise_sample
+from demkd.report.summary import summarise
+from demkd.report.survey import take_survey
 from tests.cache.counting import LABELS, SAMPLES, answers, shape
 
 assert h5py, "verify asks it in a process of its own, and finds it in the page cache"
@@ -47,7 +49,7 @@ def examine(folder: Path, *, verify: bool) -> str:
         for slot in range(cache.views):
             weights = cache.slab(slot).weights
             assert weights is None or (weights == 0.5).all(), "weights differ"
-        json.dumps(str(summarise(cache)).encode().decode())
+        json.dumps(str(summarise(take_survey(cache))).encode().decode())
         summarise_sample(cache, 7, slot=1)
     if verify:
         verify_cache(folder)

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from demkd.cache import layout
+import demkd.cache.user_block as block
+from demkd.cache import CacheDamagedError
 
 
 def user_block(data: bytes) -> tuple[bytes, dict[str, Any], int]:
@@ -19,19 +20,19 @@ def with_contents(data: bytes, tables: object) -> bytes:
     """The file with other contents, its digest not yet computed."""
     text = tables if isinstance(tables, bytes) else json.dumps(tables, separators=(",", ":")).encode()
     magic, _, end = user_block(data)
-    block = b"%s\n%s\n%d\n%s\n" % (magic, b"0" * 64, len(text), text)
-    return block + data[len(block) :] if len(block) > end else block + bytes(end - len(block)) + data[end:]
+    front = b"%s\n%s\n%d\n%s\n" % (magic, b"0" * 64, len(text), text)
+    return front + data[len(front) :] if len(front) > end else front + bytes(end - len(front)) + data[end:]
 
 
 def reseal(path: Path) -> bool:
     """Compute the digest of whatever the file says of itself; false if that makes no sense even to a forger."""
     with path.open("r+b") as file:
         try:
-            header, text = layout._parse_user_block(path, file.read(1 << 20))
-            size = layout._user_block_size(len(header.contents))
-            layout._check_extents(path, header, size)
-        except layout.CacheDamagedError:
+            header, text = block.parse(path, file.read(1 << 20))
+            size = block.size_for(len(header.contents))
+            block.check_extents(path, header, size)
+        except CacheDamagedError:
             return False
-        digest = layout._digest(file.fileno(), header, text, size)
+        digest = block.digest(file.fileno(), header, text, size)
         os.pwrite(file.fileno(), digest.encode(), len(b"demkd cache, format 1\n"))
     return True

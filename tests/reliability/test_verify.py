@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from demkd.cache import CacheShape, CacheWriter, TeacherCache, open_cache, write_weights
-from demkd.cache.layout import ledger_entry, read_header
+from demkd.cache.file import read_header
+from demkd.cache.layout import ledger_entry
 from demkd.cache.verify import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
 from tests.cache.counting import LABELS, SAMPLES, answers, fill, flip, provenance, shape
 from tests.reliability.conftest import Run, caching, contents, says, teacher_options, write_teacher

@@ -1,0 +1,163 @@
+"""Lists of classes, samples and slots, as `inspect` shows them."""
+
+from rich.text import Text
+
+from demkd.console.fitting import Column, figure, fitted, share, words
+from demkd.console.output import stdout
+from demkd.report.classes import ClassListing, ClassSummary, ClassTeacher
+from demkd.report.opinions import SampleViews
+from demkd.report.samples import SampleListing
+
+_MORE = "--csv and --json have it"
+
+# What a list of samples is ordered by: in words, and as the heading of the column.
+_ORDERS = {
+    "uncertain": ("the highest entropy, averaged over teachers and views", "entropy"),
+    "disputed": (
+        "most disagreement: the share of views and pairs of teachers with different predictions",
+        "disagree",
+    ),
+    "wrong and trusted": ("a wrong teacher's weight farthest above 1/K, averaged over views", "above 1/K"),
+}
+
+
+def show_classes(listing: ClassListing) -> None:
+    """A line a class; a measure of all teachers is shown or left out as a whole."""
+    console = stdout()
+    rows = listing.rows
+    descending = not listing.sort.startswith("-")
+    console.print(
+        Text(
+            f"{len(rows)} classes by {listing.sort.removeprefix('-')}, {'largest' if descending else 'smallest'} first"
+        )
+    )
+    sorted_by = listing.sort.removeprefix("-")
+    columns = [
+        Column(heading="class", cells=[row.label for row in rows], words=True),
+        Column(heading="number", cells=[f"{row.number}" for row in rows], rank=_rank(sorted_by, "number", 9)),
+        Column(heading="samples", cells=[f"{row.samples:,}" for row in rows], rank=_rank(sorted_by, "samples", 5)),
+        Column(
+            heading="disagree",
+            cells=[share(row.disagreement) for row in rows],
+            rank=_rank(sorted_by, "disagreement", 3),
+        ),
+    ]
+    for measure, heading, rank in _MEASURES:
+        columns += _measure_columns(listing, measure, heading, rank, sorted_by)
+    console.print(fitted(console, columns, more=_MORE))
+    console.print(
+        Text(
+            "mean entropies in nats; disagree: share of views and pairs of teachers; trusted: weighs more than 1/K",
+            style="dim",
+        )
+    )
+
+
+_MEASURES = (
+    ("top1", "top-1", 1),
+    ("entropy", "entropy", 2),
+    ("weight", "weight", 6),
+    ("wrong_and_trusted", "wrong,\ntrusted", 4),
+)
+
+
+def _measure_columns(listing: ClassListing, measure: str, heading: str, rank: int, sorted_by: str) -> list[Column]:
+    """A measure's mean over the teachers, and a column a teacher; what the list is sorted by is always shown."""
+    name = measure.replace("top1", "top-1").replace("_", "-")
+    text = figure if measure in ("entropy", "weight") else share
+    columns = []
+    if measure != "weight":  # whose mean is 1/K
+        columns.append(
+            Column(
+                heading=f"{heading}\nmean",
+                cells=[text(getattr(row, measure)) for row in listing.rows],
+                rank=_rank(sorted_by, measure, rank + 6),
+                name=f"mean {name}",
+            )
+        )
+    for position, teacher in enumerate(listing.teachers):
+        columns.append(
+            Column(
+                heading=f"{heading}\n{teacher}",
+                cells=[text(getattr(_teacher(row, position), measure)) for row in listing.rows],
+                rank=_rank(sorted_by, f"{teacher}.{measure}", rank),
+                name=f"{name} by teacher",
+            )
+        )
+    return columns
+
+
+def _teacher(row: ClassSummary, position: int) -> ClassTeacher:
+    return row.teachers[position]
+
+
+def _rank(sorted_by: str, column: str, rank: int) -> int:
+    return 0 if sorted_by == column else rank
+
+
+def show_samples(listing: SampleListing) -> None:
+    """A line a sample, with every teacher's most frequent prediction; right ones are bold, and equal the label."""
+    console = stdout()
+    rows = listing.rows
+    order, heading = _ORDERS[listing.order]
+    console.print(Text(f"{len(rows)} samples with {order}"))
+    if not rows:
+        return
+    percent, trusted = listing.order == "disputed", listing.order == "wrong and trusted"
+    columns = [
+        Column(heading="sample", cells=[f"{row.index}" for row in rows]),
+        Column(heading="label", cells=[row.label for row in rows], words=True),
+        Column(heading=heading, cells=[share(row.score) if percent else f"{row.score:.3f}" for row in rows], rank=1),
+    ]
+    if trusted:
+        columns.append(Column(heading="of", cells=[row.trusted or "" for row in rows], words=True))
+    for position, teacher in enumerate(listing.teachers):
+        said = [row.teachers[position] for row in rows]
+        answers = [
+            words(one.prediction, "bold" if one.prediction == row.label else "")
+            for one, row in zip(said, rows, strict=True)
+        ]
+        columns += [
+            Column(heading="says", group=teacher, cells=answers, rank=2, words=True, name="predictions"),
+            Column(
+                heading="in",
+                group=teacher,
+                cells=[f"{one.share:.0%}" for one in said],
+                rank=5,
+                name="in how many views",
+            ),
+            Column(
+                heading="entropy", group=teacher, cells=[figure(one.entropy) for one in said], rank=4 if trusted else 3
+            ),
+            Column(
+                heading="weight", group=teacher, cells=[figure(one.weight) for one in said], rank=3 if trusted else 6
+            ),
+        ]
+    console.print(fitted(console, columns, more=_MORE))
+    console.print(
+        Text(
+            "means over the views; says: the most frequent prediction; closer: --sample I",
+            style="dim",
+        )
+    )
+
+
+def show_views(views: SampleViews) -> None:
+    """A line a slot."""
+    console = stdout()
+    console.print(
+        Text.assemble(f"sample {views.index}, label ", words(views.label, "bold"), f", {len(views.rows)} slots")
+    )
+    columns = [
+        Column(heading="slot", cells=[f"{row.slot}" for row in views.rows]),
+        Column(heading="view", cells=[f"{row.view}" for row in views.rows], rank=4),
+    ]
+    for position, teacher in enumerate(views.teachers):
+        said = [row.teachers[position] for row in views.rows]
+        answers = [words(one.prediction, "bold" if one.right else "") for one in said]
+        columns += [
+            Column(heading="says", group=teacher, cells=answers, rank=2, words=True, name="predictions"),
+            Column(heading="entropy", group=teacher, cells=[figure(one.entropy) for one in said], rank=1),
+            Column(heading="weight", group=teacher, cells=[figure(one.weight) for one in said], rank=3),
+        ]
+    console.print(fitted(console, columns, more=_MORE))

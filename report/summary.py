@@ -1,0 +1,243 @@
+"""A cache in numbers: what it was made from, and how sure, how right and how trusted its teachers are.
+
+K teachers, V slots, N samples, C classes.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demkd.cache import Cache, CacheError, TeacherCache
+from demkd.cache.weights import WEIGHTS_NAME
+from demkd.report.survey import Survey
+
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherSummary:
+    """One teacher over all slots, and what its answers were made from; entropies in nats, shares in 0..1.
+
+    Attributes:
+        fingerprint: SHA-256 of its weights.
+        mean, deviation: its normalisation by channel, for pixels in [0, 1].
+        input_size: to how many pixels views were resized for it; None if they were not.
+        features: layer -> shape of one sample's features.
+        views: the slots that its file has; the numbers are of those that all teachers have.
+        versions: of the software that ran it.
+        top1: share of right predictions over all V x N views.
+        quartiles: of the entropy: 25 %, 50 %, 75 %.
+        histogram: counts in `HISTOGRAM_BINS` equal bins from 0 to ln C.
+        mean_weight: over all views; None where no weights were computed.
+        wrong_and_trusted: share of views where the teacher is wrong and weighs more than 1 / K; likewise.
+    """
+
+    name: str
+    network: str
+    parameters: int | None
+    fingerprint: str
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    input_size: int | None
+    precision: str
+    features: Mapping[str, tuple[int, ...]]
+    file_bytes: int
+    views: int
+    device: str | None
+    versions: Mapping[str, str]
+    top1: float
+    mean_entropy: float
+    quartiles: tuple[float, float, float]
+    histogram: tuple[int, ...]
+    mean_weight: float | None
+    wrong_and_trusted: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """How alike the teachers are, K x K.
+
+    Attributes:
+        same_top1: the share of all views in which two of them predict the same class.
+        rank_correlation: Spearman's, of the samples' entropies averaged over the slots: do both find the same
+            pictures hard? None where a teacher's entropies are all equal.
+    """
+
+    names: tuple[str, ...]
+    same_top1: tuple[tuple[float, ...], ...]
+    rank_correlation: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnfinishedFile:
+    """A teacher's file that is still being filled; `progress` in 0..1, None if the file cannot be read."""
+
+    name: str
+    progress: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheSummary:
+    """A whole cache.
+
+    Attributes:
+        picture_size: height and width in pixels.
+        views, orbit: V, and of how many different views; None where the provenance does not tell.
+        padding, flip: how views are cut.
+        weighting: how the weights were computed, in words; None where there are none of these teachers.
+        weights_state: "matches", "absent", or "does not match" if weights.h5 is of other teachers or fewer slots.
+        unfinished: files beside the whole ones that `cache-teachers` has not finished.
+    """
+
+    folder: Path
+    data: str
+    split: str | None
+    samples: int
+    classes: int
+    picture_size: tuple[int, ...]
+    pixels_sha256: str | None
+    labels_sha256: str
+    views: int
+    orbit: int | None
+    padding: int | None
+    flip: bool | None
+    view_seed: int
+    precision: str
+    file_bytes: int
+    weighting: str | None
+    weights_state: str
+    unfinished: tuple[UnfinishedFile, ...]
+    teachers: tuple[TeacherSummary, ...]
+    agreement: Agreement
+
+
+def summarise(survey: Survey) -> CacheSummary:
+    """Describe a cache."""
+    cache = survey.cache
+    first = cache.teachers[0].provenance
+    data, views = first.bound["data"], first.bound["views"]
+    teachers = tuple(_summarise_teacher(survey, position) for position in range(len(cache.teachers)))
+    padding, flip = _kept(views.get("padding"), int), _kept(views.get("flip"), bool)
+    return CacheSummary(
+        folder=cache.folder,
+        data=str(first.noted.get("data", "")),
+        split=_kept(data.get("split"), str),
+        samples=cache.samples,
+        classes=cache.classes,
+        picture_size=tuple(int(side) for side in _numbers(data.get("picture_size"))),
+        pixels_sha256=_kept(data.get("pixels_sha256"), str),
+        labels_sha256=data["labels_sha256"],
+        views=cache.views,
+        orbit=None if padding is None or flip is None else (2 * padding + 1) ** 2 * (2 if flip else 1),
+        padding=padding,
+        flip=flip,
+        view_seed=views["seed"],
+        precision=", ".join(dict.fromkeys(teacher.precision for teacher in teachers)),
+        file_bytes=sum(teacher.file_bytes for teacher in teachers),
+        weighting=cache.weights.weighting if cache.weights else None,
+        weights_state=_weights_state(cache),
+        unfinished=_unfinished(cache.folder),
+        teachers=teachers,
+        agreement=agreement(survey),
+    )
+
+
+def agreement(survey: Survey) -> Agreement:
+    """Compare every teacher with every other."""
+    ranks = [_ranks(entropies) for entropies in survey.mean_entropy]
+    return Agreement(
+        names=survey.cache.names,
+        same_top1=tuple(tuple(map(float, row)) for row in survey.same_top1),
+        rank_correlation=tuple(tuple(_correlation(mine, theirs) for theirs in ranks) for mine in ranks),
+    )
+
+
+def _summarise_teacher(survey: Survey, position: int) -> TeacherSummary:
+    teacher = survey.cache.teachers[position]
+    bound, noted = teacher.provenance.bound["teacher"], teacher.provenance.noted
+    ordered = np.sort(np.concatenate(survey.entropy[position]))  # (V x N,); sorted, one look answers the rest
+    versions = noted.get("versions")
+    return TeacherSummary(
+        name=teacher.name,
+        network=bound["network"],
+        parameters=noted.get("parameters"),
+        fingerprint=bound["weights_sha256"],
+        mean=_numbers(bound.get("mean")),
+        deviation=_numbers(bound.get("deviation")),
+        input_size=_kept(bound.get("input_size"), int),
+        precision=teacher.provenance.bound["precision"],
+        features=teacher.shape.features,
+        file_bytes=teacher.header.size,
+        views=teacher.shape.views,
+        device=_kept(noted.get("device"), str),
+        versions={str(key): str(value) for key, value in versions.items()} if isinstance(versions, Mapping) else {},
+        top1=float(survey.top1[position].mean()),
+        mean_entropy=float(survey.mean_entropy[position].mean()),
+        quartiles=(_quantile(ordered, 0.25), _quantile(ordered, 0.5), _quantile(ordered, 0.75)),
+        histogram=_histogram(ordered, float(np.log(survey.cache.classes))),
+        mean_weight=None if survey.mean_weight is None else float(survey.mean_weight[position].mean()),
+        wrong_and_trusted=(
+            None if survey.wrong_and_trusted is None else float(survey.wrong_and_trusted[position].mean())
+        ),
+    )
+
+
+def _quantile(ordered: NDArray[np.float32], share: float) -> float:
+    """The quantile of sorted values, interpolated linearly."""
+    below, rest = divmod(share * (len(ordered) - 1), 1)
+    low, high = float(ordered[int(below)]), float(ordered[min(int(below) + 1, len(ordered) - 1)])
+    return low + rest * (high - low)
+
+
+def _histogram(ordered: NDArray[np.float32], highest: float) -> tuple[int, ...]:
+    """Counts of sorted values in equal bins from 0 to `highest`; what rounding put beyond an end counts there."""
+    edges = np.linspace(0.0, highest, HISTOGRAM_BINS + 1)
+    edges[0], edges[-1] = -np.inf, np.inf
+    places = [bisect_left(ordered, edge) for edge in edges]
+    return tuple(after - before for before, after in pairwise(places))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks (N,); equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places], np.float64)
+
+
+def _correlation(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> float | None:
+    """Pearson's; of ranks, Spearman's."""
+    one, other = mine - mine.mean(), theirs - theirs.mean()
+    scale = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / scale if scale > 0 else None
+
+
+def _weights_state(cache: Cache) -> str:
+    if cache.weights is not None:
+        return "matches"
+    return "does not match" if (cache.folder / f"{WEIGHTS_NAME}.h5").exists() else "absent"
+
+
+def _unfinished(folder: Path) -> tuple[UnfinishedFile, ...]:
+    files = sorted(folder.glob("*.h5.partial"))
+    return tuple(UnfinishedFile(name=file.name.removesuffix(".h5.partial"), progress=_progress(file)) for file in files)
+
+
+def _progress(file: Path) -> float | None:
+    try:
+        return TeacherCache(file).progress()
+    except (CacheError, OSError):  # damaged, or renamed by the writer since we looked
+        return None
+
+
+def _kept(value: Any, kind: type[Any]) -> Any:
+    """A value of the provenance that nobody vouches for, if it is of the kind that is expected."""
+    return value if type(value) is kind else None
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) and all(type(item) in (int, float) for item in value) else ()
