@@ -8,6 +8,7 @@ import click
 
 from demkd.errors import UserError
 from demkd.options import (
+    FILE,
     FOLDER,
     METHOD_NUMBERS,
     choose_compute,
@@ -33,6 +34,7 @@ from demkd.pipeline.methods import CHOICES
 if TYPE_CHECKING:
     from demkd.cache import Cache
     from demkd.report.rows import Inspection
+    from demkd.report.writing import WrittenFile
 
 
 class _Commands(click.Group):
@@ -185,6 +187,7 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
         demkd inspect runs/cache
         demkd inspect runs/cache --by-class --sort -top1 --limit 20
         demkd inspect runs/cache --sample 7 --data cifar100
+        demkd inspect runs/cache --html cache.html --data cifar100
     """
     from demkd import console
     from demkd.cache import open_cache
@@ -192,13 +195,16 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
 
     require_one_inspection({**options, "json": as_json, "csv": as_csv})
     with open_cache(cache, names(teachers)) as opened:
+        if options["html"] is not None:
+            console.show_written(_write_cache_page(opened, options["html"], options["data"]))
+            return
         found = _look(opened, options)
         if as_json:
             console.show_json(found)
         elif as_csv:
             console.show_csv(flat_rows(found))
         else:
-            picture = None if options["data"] is None else _picture(opened, options["data"], options["sample"])
+            picture = None if options["data"] is None else _pixels(opened, options["data"])[options["sample"]]
             console.show_inspection(found, picture=picture)
 
 
@@ -225,14 +231,22 @@ def _look(cache: "Cache", options: dict[str, Any]) -> "Inspection":
     return listings[chosen](survey, options[chosen]) if chosen else summarise(survey)
 
 
-def _picture(cache: "Cache", data: str, index: int) -> Any:
-    """A sample's pixels (H, W, 3), uint8, of the data that the teachers saw."""
+def _write_cache_page(cache: "Cache", path: Path, data: str | None) -> "WrittenFile":
+    from demkd.report.pages import require_page_libraries, write_cache_page
+    from demkd.report.survey import take_survey
+
+    require_page_libraries("a page")  # before the pictures are read
+    return write_cache_page(take_survey(cache), path, pixels=None if data is None else _pixels(cache, data))
+
+
+def _pixels(cache: "Cache", data: str) -> Any:
+    """All samples' pixels (N, H, W, 3), uint8, of the data that the teachers saw."""
     from demkd.pipeline.distilling import require_same_data
     from demkd.pipeline.loading import load_split
 
     pictures = load_split(data, "train")
     require_same_data(cache.teachers[0], pictures)
-    return pictures.pixels[index].numpy()
+    return pictures.pixels.numpy()
 
 
 @main.command()
@@ -442,14 +456,16 @@ def export(
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
-def compare(runs: tuple[Path, ...], baseline: str | None, form: str) -> None:
+@click.option("--html", type=FILE, help="Also write a page: the table, and accuracy, losses and weights by epoch.")
+@click.option("--plot", type=FILE, metavar="FILE.svg|png", help="Also plot test top-1 by epoch.")
+def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path | None, plot: Path | None) -> None:
     """Compare finished RUNS: means over seeds, and paired differences to a baseline.
 
     \b
     Example:
-        demkd compare runs/sweep/* --baseline runs/sweep/kd-seed0
+        demkd compare runs/sweep/* --baseline runs/sweep/kd-seed0 --html runs.html
     """
-    _show_comparison(runs, baseline, form)
+    _show_comparison(runs, baseline, form, html=html, plot=plot)
 
 
 @main.command()
@@ -475,11 +491,24 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, q
     _show_comparison(tuple(run.folder for run in runs), baseline, form)
 
 
-def _show_comparison(folders: tuple[Path, ...], baseline: str | None, form: str) -> None:
+def _show_comparison(
+    folders: tuple[Path, ...],
+    baseline: str | None,
+    form: str,
+    *,
+    html: Path | None = None,
+    plot: Path | None = None,
+) -> None:
     from demkd import console
+    from demkd.report import pages
     from demkd.report.comparison import compare_runs, read_run
 
-    comparison = compare_runs([read_run(folder) for folder in folders], baseline=baseline)
+    runs = [read_run(folder) for folder in folders]
+    comparison = compare_runs(runs, baseline=baseline)
+    if html is not None:
+        console.show_written(pages.write_runs_page(runs, comparison, html), aside=True)
+    if plot is not None:
+        console.show_written(pages.write_accuracy_plot(runs, comparison, plot), aside=True)
     if form == "json":
         console.show_json(comparison)
     else:

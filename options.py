@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -156,7 +157,9 @@ inspection_options = combine(
     click.option("--sample", type=int, metavar="I", help="Show what the teachers say about this sample."),
     click.option("--slot", type=int, metavar="S", help="With --sample: in which slot; 0 by default."),
     click.option("--views", is_flag=True, help="With --sample: list all its views."),
-    click.option("--data", help="With --sample: draw the picture; the data that the teachers were cached with."),
+    click.option(
+        "--data", help="With --sample and --html: show the pictures; the data that the teachers were cached with."
+    ),
     *(
         click.option(name, type=click.IntRange(min=1), metavar="N", help=f"List the N samples {text}.")
         for name, text in (
@@ -165,10 +168,18 @@ inspection_options = combine(
             ("--wrong-and-trusted", "where a wrong teacher is trusted most"),
         )
     ),
+    click.option("--html", type=FILE, help="Write a page with figures and galleries of the whole cache."),
 )
-_INSPECTION_NEEDS = {"sort": "by_class", "limit": "by_class", "slot": "sample", "views": "sample", "data": "sample"}
+_INSPECTION_NEEDS = {
+    "sort": ("by_class",),
+    "limit": ("by_class",),
+    "slot": ("sample",),
+    "views": ("sample",),
+    "data": ("sample", "html"),
+}
 _INSPECTION_EXCLUDES = (
-    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted"), 2),
+    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "html"), 2),
+    *(("html", "json"), ("html", "csv")),
     *(("views", "slot"), ("views", "data"), ("data", "json"), ("data", "csv"), ("json", "csv")),
 )
 
@@ -181,8 +192,8 @@ def require_one_inspection(options: dict[str, Any]) -> None:
     """
     given = {name for name, value in options.items() if value is not None and value is not False}
     for name, needed in _INSPECTION_NEEDS.items():
-        if name in given and needed not in given:
-            raise click.UsageError(f"{flag(name)} needs {flag(needed)}")
+        if name in given and not given.intersection(needed):
+            raise click.UsageError(f"{flag(name)} needs {' or '.join(map(flag, needed))}")
     for one, other in _INSPECTION_EXCLUDES:
         if {one, other} <= given:
             raise click.UsageError(f"{flag(one)} and {flag(other)} exclude each other: leave one out")

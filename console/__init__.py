@@ -3,7 +3,7 @@
 from demkd.console.caching import show_caching, show_plan, show_verification
 from demkd.console.inspection import show_inspection
 from demkd.console.networks import show_export, show_networks
-from demkd.console.output import show_csv, show_error, show_json
+from demkd.console.output import show_csv, show_error, show_json, show_written
 from demkd.console.progress import ConsoleProgress
 from demkd.console.runs import show_comparison, show_demo, show_evaluation, show_run
 
@@ -22,4 +22,5 @@ __all__ = [
     "show_plan",
     "show_run",
     "show_verification",
+    "show_written",
 ]

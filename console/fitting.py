@@ -14,7 +14,6 @@ from demkd.console.output import plain_table
 
 _GAP = 2
 _INDENT = 1
-_NARROWEST = 10  # words are broken at no less
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +24,7 @@ class Column:
         heading: of one or two lines.
         rank: 0 is always shown; of the others the lowest come first. Columns of a rank are shown together.
         words: folded where there is no room; figures are not.
+        least: what words are not folded below.
         left: how the cells are aligned.
         group: a line above the heading of the first of its columns that is shown.
         name: what the columns of the rank are called together where they are left out.
@@ -34,13 +34,14 @@ class Column:
     cells: Sequence[str | Text]
     rank: int = 0
     words: bool = False
+    least: int = 10
     left: bool = False
     group: str = ""
     name: str = ""
 
     def width(self) -> int:
         """The least that it needs."""
-        return min(self.full_width(), max(self._heading_width(), _NARROWEST)) if self.words else self.full_width()
+        return min(self.full_width(), max(self._heading_width(), self.least)) if self.words else self.full_width()
 
     def full_width(self) -> int:
         """What it needs if nothing is folded."""

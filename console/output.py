@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from demkd.report.writing import WrittenFile
+
 
 def show_error(text: str) -> None:
     """One sentence on stderr."""
@@ -32,6 +34,12 @@ def show_csv(rows: Sequence[Mapping[str, object]]) -> None:
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def show_written(written: WrittenFile, *, aside: bool = False) -> None:
+    """A file that was written; aside, on stderr, where stdout has another result."""
+    where = Console(stderr=True, highlight=False) if aside else stdout()
+    where.print(f"{escape(str(written.file))}: {decimal_bytes(written.file_bytes)}", soft_wrap=True)
 
 
 def stdout() -> Console:

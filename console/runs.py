@@ -2,10 +2,12 @@
 
 import csv
 import sys
+from collections.abc import Sequence
 
 from rich.markup import escape
 
 from demkd.console.caching import show_caching
+from demkd.console.fitting import Column, fitted, words
 from demkd.console.output import decimal_bytes, plain_table, stdout
 from demkd.pipeline.reports import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
@@ -46,10 +48,32 @@ def show_comparison(comparison: Comparison, *, form: str) -> None:
         for line in (headings, ["---"] * len(headings), *shown):
             sys.stdout.write(f"| {' | '.join(line)} |\n")
     else:
-        table = plain_table(left=headings[:1], right=headings[1:])
-        for position, row in enumerate(rows):
-            table.add_row(*map(escape, row), style="bold" if position == best else None)
-        stdout().print(table)
+        _print_comparison(comparison, rows, best=best)
+
+
+def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
+    headings = [("runs", 0), ("seeds", 2), ("last\ntop-1 %", 0), ("best\ntop-1 %", 4)]
+    if comparison.baseline:
+        headings += [("differ-\nence", 0), ("95 %\ninterval", 1), ("detect-\nable", 3)]
+    styled = [[words(cell, "bold" if place == best else "") for cell in row] for place, row in enumerate(rows)]
+    columns = [
+        Column(
+            heading=heading,
+            cells=cells,
+            rank=rank,
+            words=heading == "runs",
+            least=24,
+            name=heading.replace("-\n", "").replace("\n", " "),
+        )
+        for (heading, rank), cells in zip(headings, zip(*styled, strict=True), strict=True)
+    ]
+    console = stdout()
+    console.print(fitted(console, columns, more="--format json has it"))
+    if comparison.baseline:
+        console.print(
+            f"[dim]differences to {escape(comparison.baseline)} in top-1 points, paired by seed; detectable: the least "
+            "that so many seeds could tell from none[/]"
+        )
 
 
 def _comparison_cells(group: Group, *, with_difference: bool) -> list[str]:

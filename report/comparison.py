@@ -15,6 +15,8 @@ from demkd.errors import UserError
 
 CONFIDENCE = 0.95
 _NOT_CHOICES = frozenset({"seed", "sources"})
+_SELF_EXPLAINING = ("student", "network", "method")
+_DIGEST = "digest of "
 
 
 class ComparisonError(UserError, ValueError):
@@ -23,7 +25,7 @@ class ComparisonError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedRun:
-    """One run: what it chose, and its test top-1 by epoch."""
+    """One run: what it chose, and what from (digests of pixels, labels and teachers), and its test top-1 by epoch."""
 
     folder: Path
     choices: Mapping[str, Any]
@@ -61,7 +63,7 @@ class Group:
     """Runs that differ in the seed alone.
 
     Attributes:
-        name: the choices in which the groups differ, in words.
+        name: what tells the group from the others, in words.
         last_deviation, best_deviation: sample standard deviations; None for a single run.
     """
 
@@ -97,6 +99,8 @@ def read_run(folder: Path) -> FinishedRun:
     if len(top1) < recipe.get("epochs", 0) or not top1:
         raise ComparisonError(f"the run in {folder} has {len(top1)} of {recipe.get('epochs')} epochs: finish it first")
     choices = {key: value for key, value in recipe.items() if key not in _NOT_CHOICES}
+    # Other teachers, pixels or labels make another group, even where every option is the same.
+    choices |= {f"{_DIGEST}{name}": str(digest)[:8] for name, digest in recipe.get("sources", {}).items()}
     return FinishedRun(folder=folder, choices=choices, seed=int(recipe["seed"]), top1=top1)
 
 
@@ -127,11 +131,42 @@ def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) ->
 
 
 def _names(choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each group by what not all have in common: `method=kd kd_weight=4.0`."""
-    keys = sorted({key for table in choices for key in table})
-    differing = [key for key in keys if len({json.dumps(table.get(key)) for table in choices}) > 1]
-    shown = sorted(differing, key=lambda key: (key not in ("method", "student", "network"), key)) or ["method"]
-    return [" ".join(f"{key}={table.get(key, '-')}" for key in shown) for table in choices]
+    """Each group by no more than tells it from the others: `ce`, `kd kd_weight=1.0`, `kd kd_weight=4.0`.
+
+    What a method brings with it (its loss, its weights) is not repeated: groups are told apart by the method first, and
+    by other choices only among those that share it.
+    """
+    keys = sorted({key for table in choices for key in table}, key=lambda key: (_rank(key), key))
+    words: list[list[str]] = [[] for _ in choices]
+    _tell_apart(list(zip(choices, words, strict=True)), keys)
+    return [" ".join(own) or str(table.get("method", "labels only")) for own, table in zip(words, choices, strict=True)]
+
+
+def _tell_apart(groups: Sequence[tuple[Mapping[str, Any], list[str]]], keys: Sequence[str]) -> None:
+    """Add to every group's words the first choice in which the groups differ, then go on within those that share it."""
+    for position, key in enumerate(keys):
+        shared: dict[str, list[tuple[Mapping[str, Any], list[str]]]] = {}
+        for group in groups:
+            shared.setdefault(json.dumps(group[0].get(key)), []).append(group)
+        if len(shared) == 1:
+            continue
+        for same in shared.values():
+            for table, words in same:
+                words.append(_in_words(key, table.get(key)))
+            _tell_apart(same, keys[position + 1 :])
+        return
+
+
+def _in_words(key: str, value: Any) -> str:
+    if value is None:
+        return f"no {key}"
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if key in _SELF_EXPLAINING else f"{key}={text}"
+
+
+def _rank(key: str) -> int:
+    """Choices of the user's before digests of what the run was made from."""
+    return _SELF_EXPLAINING.index(key) if key in _SELF_EXPLAINING else len(_SELF_EXPLAINING) + key.startswith(_DIGEST)
 
 
 def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | None) -> str | None:

@@ -17,7 +17,7 @@ DKD = [0.53, 0.53, 0.55, 0.51]
 
 def write_run(folder: Path, *, seed: int, last: float, epochs: int = 3, **choices: Any) -> Path:
     folder.mkdir(parents=True)
-    recipe = {"seed": seed, "epochs": epochs, **choices, "sources": {"pixels_sha256": "ab"}}
+    recipe = {"seed": seed, "epochs": epochs, "sources": {"pixels_sha256": "ab"}, **choices}
     (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
     top1 = [0.1, 0.9, last]
     lines = [json.dumps({"epoch": epoch, "test_top1": value}) for epoch, value in enumerate(top1, 1)]
@@ -38,12 +38,38 @@ def test_groups_are_runs_that_differ_in_the_seed_alone(folders: list[Path], tmp_
     heavier = write_run(tmp_path / "heavy", seed=0, last=0.6, method="kd", student="resnet8", kd_weight=4.0)
     comparison = compare_runs([read_run(folder) for folder in [*folders, heavier]])
     names = [group.name for group in comparison.groups]
-    assert names == ["method=kd kd_weight=-", "method=dkd kd_weight=-", "method=kd kd_weight=4.0"]
+    assert names == ["kd no kd_weight", "dkd", "kd kd_weight=4.0"]
     assert comparison.groups[0].seeds == (0, 1, 2, 3)
 
 
+def test_names_say_no_more_than_it_takes(tmp_path: Path) -> None:
+    """What a method brings with it is not repeated; runs from other teachers are told apart by their digests."""
+    of = {"kd": {"warmup": 0.0}, "dkd": {"warmup": 0.1, "nckd_weight": 8.0}}
+    chosen: list[dict[str, Any]] = [
+        {"method": "kd", **of["kd"], "teachers": ["a", "b"]},
+        {"method": "dkd", **of["dkd"], "teachers": ["a", "b"]},
+        {"method": "dkd", **of["dkd"], "teachers": ["a"]},
+        {
+            "method": "dkd",
+            **of["dkd"],
+            "teachers": ["a"],
+            "sources": {"pixels_sha256": "ab", "teacher_a": "0123456789"},
+        },
+    ]
+    runs = [
+        read_run(write_run(tmp_path / str(place), seed=0, last=0.5, **choices)) for place, choices in enumerate(chosen)
+    ]
+    assert [group.name for group in compare_runs(runs).groups] == [
+        "kd",
+        "dkd teachers=a,b",
+        "dkd teachers=a no digest of teacher_a",
+        "dkd teachers=a digest of teacher_a=01234567",
+    ]
+    assert [group.name for group in compare_runs(runs[:1]).groups] == ["kd"]
+
+
 def test_statistics_are_those_of_numpy_and_scipy(folders: list[Path]) -> None:
-    comparison = compare_runs([read_run(folder) for folder in folders], baseline="method=kd")
+    comparison = compare_runs([read_run(folder) for folder in folders], baseline="kd")
     kd, dkd = comparison.groups
     assert (kd.last, kd.last_deviation) == pytest.approx((np.mean(KD), np.std(KD, ddof=1)))
     assert (kd.best, kd.best_deviation) == pytest.approx((0.9, 0.0))
@@ -58,7 +84,7 @@ def test_statistics_are_those_of_numpy_and_scipy(folders: list[Path]) -> None:
 
 def test_only_seeds_that_both_have_are_paired(folders: list[Path]) -> None:
     comparison = compare_runs([read_run(folder) for folder in folders[:1] + folders[4:6]], baseline=str(folders[0]))
-    assert comparison.baseline == "method=kd"
+    assert comparison.baseline == "kd"
     difference = comparison.groups[1].difference
     assert difference is not None
     assert (difference.seeds, difference.low) == (1, None)
@@ -69,7 +95,7 @@ def test_what_cannot_be_compared_is_refused(folders: list[Path], tmp_path: Path)
     runs = [read_run(folder) for folder in folders]
     with pytest.raises(ComparisonError, match=r"has a seed twice \(\[0, 0\]\)"):
         compare_runs([runs[0], runs[0]])
-    with pytest.raises(ComparisonError, match="there is no baseline 'ce': choose one of method=kd; method=dkd"):
+    with pytest.raises(ComparisonError, match="there is no baseline 'ce': choose one of kd; dkd"):
         compare_runs(runs, baseline="ce")
     with pytest.raises(ComparisonError, match="is no run folder"):
         read_run(tmp_path)

@@ -1,0 +1,125 @@
+"""Writes cli.md from the commands' own texts and options: `python -m docs.write_cli`.
+
+It reads click's parameters rather than its formatted help, whose look differs between versions and terminals.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+
+import click
+
+from demkd.cli import main
+
+PAGE = Path(__file__).with_name("cli.md")
+_WIDTH = 120
+_HEAD = """\
+# Commands
+
+<!-- Written by `python -m docs.write_cli` from cli.py and options.py: change the texts there, then run it again. -->
+
+`demkd COMMAND` once installed, `python cli.py COMMAND` in a checkout. Every command explains itself with `-h`. Results
+go to stdout, progress and errors to stderr, so that a pipe gets results alone; a program asks for `--json`. Every
+command can be interrupted with Ctrl-C, and goes on when called again.
+
+| exit code | |
+|---|---|
+| 0 | done |
+| 1 | something to repair, said in one sentence; or `verify` found damage |
+| 2 | the command line is wrong |
+| 130 | interrupted with Ctrl-C; nothing is lost |
+
+`NO_COLOR=1` switches colours off; `COLUMNS` sets the width of tables where there is no terminal.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    commands = {name: command for name, command in main.commands.items() if not command.hidden}
+    listing = [f"| [`{name}`](#{name}) | {_paragraphs(command)[0]} |" for name, command in commands.items()]
+    parts = ["\n".join([_HEAD, "| command | |", "|---|---|", *listing])]
+    parts += [_section(name, command) for name, command in commands.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(name: str, command: click.Command) -> str:
+    """One command: its usage, its text, its options."""
+    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    needed = [f"{option.opts[0]} {_value(option)}" for option in options if option.required]
+    usage = " ".join(["demkd", name, *map(_argument, arguments), *needed, *(["[OPTIONS]"] if options else [])])
+    rows = ["| option | meaning | default |", "|---|---|---|", *(_row(option) for option in options)]
+    return "\n\n".join([f"## {name}", _indented(usage), *_paragraphs(command), "\n".join(rows)])
+
+
+def _paragraphs(command: click.Command) -> list[str]:
+    """The docstring, wrapped; what click leaves as it is (after a backspace) becomes a block."""
+    return [part for paragraph in cleandoc(command.help or "").split("\n\n") for part in _rendered(paragraph)]
+
+
+def _rendered(paragraph: str) -> Iterator[str]:
+    if not paragraph.startswith("\b"):
+        yield textwrap.fill(" ".join(paragraph.split()), _WIDTH, break_on_hyphens=False)
+        return
+    title, _, block = paragraph.removeprefix("\b").lstrip("\n").partition("\n")
+    yield title
+    yield _indented(textwrap.dedent(block))
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text, "    ")
+
+
+def _row(option: click.Option) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    if not option.is_flag:
+        names = f"{names[:-1]} {_value(option)}`"
+    meaning = f"{option.help or ''} {_bounds(option.type)}".strip()
+    return f"| {_cell(names)} | {_cell(meaning)} | {_cell(_default(option))} |"
+
+
+def _argument(argument: click.Argument) -> str:
+    name = (argument.name or "").upper()
+    return f"{name} ..." if argument.nargs == -1 else name
+
+
+def _value(option: click.Option) -> str:
+    """What stands for an option's value."""
+    kind = option.type
+    if option.metavar:
+        return option.metavar
+    if isinstance(kind, click.Choice):
+        return "|".join(map(str, kind.choices))
+    if isinstance(kind, click.Path):
+        return "FOLDER" if not kind.file_okay else "FILE" if not kind.dir_okay else "PATH"
+    return {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}.get(kind.name, "TEXT")
+
+
+def _bounds(kind: object) -> str:
+    """The bounds of a number, in words."""
+    if not isinstance(kind, click.IntRange | click.FloatRange):
+        return ""
+    low = None if kind.min is None else f"above {kind.min}" if kind.min_open else f"{kind.min} or more"
+    high = None if kind.max is None else f"below {kind.max}" if kind.max_open else f"{kind.max} or less"
+    words = [bound for bound in (low, high) if bound]
+    return f"({', '.join(words)})" if words else ""
+
+
+def _default(option: click.Option) -> str:
+    if option.required:
+        return "required"
+    if not option.show_default:
+        return ""
+    if option.is_flag and option.secondary_opts:
+        return f"`{(option.opts if option.default else option.secondary_opts)[0]}`"
+    values = option.default if isinstance(option.default, tuple | list) else [option.default]
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

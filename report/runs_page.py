@@ -1,0 +1,131 @@
+"""The runs' page: the table of `compare`, and accuracy, losses and teachers' weights by epoch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from demkd.report.comparison import Comparison, Difference, FinishedRun, Group
+from demkd.report.curves import BAND, group_curves
+from demkd.report.labels import short_labels
+from demkd.report.rendering import render
+from demkd.report.run_figures import MOST_WEIGHT_FIGURES, accuracy_figures, chosen_groups, loss_figures, weight_figures
+from demkd.report.tables import Cell, Column, Table, number, share, word
+
+
+def runs_page(runs: Sequence[FinishedRun], comparison: Comparison) -> str:
+    """The page of these runs and their comparison, as HTML."""
+    labels = short_labels(runs, comparison)
+    groups, left_out = chosen_groups(group_curves(runs, comparison), comparison.baseline)
+    weights, alike = weight_figures(groups)
+    shared, differing = _split_choices(runs)
+    return render(
+        "runs.html.j2",
+        title="Runs compared",
+        runs=len(runs),
+        groups=len(comparison.groups),
+        shared=shared,
+        final=_final_table(comparison, labels),
+        table_of_runs=_table_of_runs(runs, differing),
+        accuracy=accuracy_figures(groups),
+        losses=loss_figures(groups),
+        weights=weights,
+        alike=alike,
+        left_out=left_out,
+        most_weight_figures=MOST_WEIGHT_FIGURES,
+        band=BAND,
+    )
+
+
+def _final_table(comparison: Comparison, labels: Mapping[str, str]) -> Table:
+    columns = [Column(text="runs", numeric=False), Column(text="seeds"), Column(text="last top-1")]
+    columns += [Column(text="best top-1")]
+    if comparison.baseline:
+        columns += [Column(text="difference"), Column(text="95 % interval"), Column(text="detectable")]
+    best = max(comparison.groups, key=lambda group: group.last)
+    caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
+    if comparison.baseline:
+        caption += (
+            f" Differences to {labels[comparison.baseline]} are in percentage points, paired by seed, in the last epoch"
+            "; an interval that holds 0 shows none, and half its width is the smallest that so many seeds could show."
+        )
+    rows = [_final_row(group, labels, best=group is best, baseline=comparison.baseline) for group in comparison.groups]
+    return Table(key="final", title="Test top-1", caption=caption, columns=columns, rows=rows)
+
+
+def _final_row(group: Group, labels: Mapping[str, str], *, best: bool, baseline: str | None) -> list[Cell]:
+    label = labels[group.name]
+    cells = [
+        Cell(text=f"{label} ★" if best else label, strong=best),
+        number(len(group.seeds), "seeds", form="d"),
+        _with_deviation("last", group.last, group.last_deviation),
+        _with_deviation("best", group.best, group.best_deviation),
+    ]
+    if baseline is None:
+        return cells
+    return [*cells, *_difference_cells(group.difference, is_baseline=group.name == baseline)]
+
+
+def _with_deviation(name: str, value: float, deviation: float | None) -> Cell:
+    text = f"{value:.2%}" if deviation is None else f"{100 * value:.2f} ± {100 * deviation:.2f}%"
+    return Cell(text=text, value=value, name=name)
+
+
+def _difference_cells(difference: Difference | None, *, is_baseline: bool) -> list[Cell]:
+    if difference is None:
+        return [Cell(text="baseline" if is_baseline else "-"), number(None), number(None)]
+    mean = Cell(text=f"{100 * difference.mean:+.2f}", value=difference.mean, name="difference")
+    if difference.low is None or difference.high is None or difference.detectable is None:
+        return [mean, number(None), number(None)]
+    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+    detectable = Cell(text=f"{100 * difference.detectable:.2f}", value=difference.detectable, name="detectable")
+    return [mean, Cell(text=interval, value=difference.low, name="low"), detectable]
+
+
+def _split_choices(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:
+    """What all runs chose alike, and the names of the other choices."""
+    names = list(dict.fromkeys(name for run in runs for name in run.choices))
+    differing = [name for name in names if len({json.dumps(run.choices.get(name)) for run in runs}) > 1]
+    shared = {name: _in_words(runs[0].choices[name]) for name in names if name not in differing}
+    return shared, differing
+
+
+def _table_of_runs(runs: Sequence[FinishedRun], differing: Sequence[str]) -> Table:
+    columns = [Column(text="run", numeric=False), Column(text="seed"), Column(text="last top-1")]
+    columns += [Column(text="best top-1"), Column(text="best epoch")]
+    columns += [Column(text=name, numeric=_is_numeric(runs, name)) for name in differing]
+    rows = [
+        [
+            word(run.folder),
+            number(run.seed, "seed", form="d"),
+            share(run.last, "last"),
+            share(run.best, "best"),
+            number(1 + run.top1.index(run.best), "best_epoch", form="d"),
+            *(_choice_cell(run.choices, name) for name in differing),
+        ]
+        for run in runs
+    ]
+    caption = "Every run, and the choices in which the runs differ."
+    return Table(key="runs", title="Each run", caption=caption, columns=columns, rows=rows, tall=True)
+
+
+def _is_numeric(runs: Sequence[FinishedRun], name: str) -> bool:
+    return all(_is_number(run.choices[name]) for run in runs if name in run.choices)
+
+
+def _choice_cell(choices: Mapping[str, Any], name: str) -> Cell:
+    if name not in choices:
+        return word("-")
+    value = choices[name]
+    return Cell(text=_in_words(value), value=float(value) if _is_number(value) else None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

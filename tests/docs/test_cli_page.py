@@ -1,0 +1,56 @@
+"""docs/cli.md is what the commands say of themselves, and every command line in the documents is one that they take."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from demkd.cli import main
+from docs.write_cli import PAGE, page
+from tests.conftest import CHECKOUT
+
+DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m docs.write_cli"
+
+
+def test_every_command_and_option_is_on_the_page() -> None:
+    """Asked of click itself, and not of what wrote the page."""
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page(), re.MULTILINE | re.DOTALL))
+    assert sections.keys() == main.commands.keys()
+    for name, command in main.commands.items():
+        for parameter in command.params:
+            for word in (*parameter.opts, *parameter.secondary_opts):
+                shown = f"`{word}" if isinstance(parameter, click.Option) else word.upper()
+                assert shown in sections[name], f"{name} {word}"
+        assert f"    demkd {name}" in sections[name], "an example"
+
+
+def command_lines(document: Path) -> list[str]:
+    """Lines of code that call demkd, with their continuations."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^ {4,}(.*)$", text, re.MULTILINE)
+    code = [line for block in (*fenced, *indented) for line in block.splitlines()]
+    found = [re.match(r"(?:\$ )?(?:demkd|python cli\.py) +([a-z].*)$", line) for line in code]
+    return [line[1] for line in found if line and not re.search(r"\[OPTIONS\]| [.]{3}", line[1])]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_command_line_in_a_document_is_understood(document: Path) -> None:
+    """Parsed, not run: names of commands and options are right, and what is required is there."""
+    for line in command_lines(document):
+        name, *arguments = shlex.split(line, comments=True)
+        if "--recipe" in arguments:
+            continue  # reads a file, which fills in the rest
+        main.commands[name].make_context(name, [word for word in arguments if word not in ("-h", "&&")])
+
+
+def test_command_lines_are_found() -> None:
+    """The parser above sees the examples: those of the README, and one a command at least on its page."""
+    assert len(command_lines(CHECKOUT / "README.md")) >= 4
+    assert {line.split()[0] for line in command_lines(PAGE)} == set(main.commands)

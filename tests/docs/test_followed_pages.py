@@ -1,0 +1,92 @@
+"""docs/tutorial.md and docs/library.md: their commands run in order, and say what the pages say they say."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demkd.pipeline.loading import load_split
+from docs.write_pages import LIBRARY, TUTORIAL, PageError, run_command, run_page, steps
+from tests.docs.shape import shape
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The folder in which the tutorial was followed, which is the current one, and the page as it would now be."""
+    for package in ("scipy", "matplotlib", "jinja2", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the page needs pip install 'demkd[report,onnx]'")
+    folder = tmp_path_factory.mktemp("tutorial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        load_split.cache_clear()
+        yield folder, run_page(TUTORIAL.read_text(encoding="utf-8"), folder)
+        load_split.cache_clear()
+
+
+def test_the_tutorial_says_what_happens(tutorial: tuple[Path, str]) -> None:
+    """Every command succeeds; numbers aside, every output is the one on the page."""
+    _, now = tutorial
+    assert shape(now) == shape(TUTORIAL.read_text(encoding="utf-8")), "run python -m docs.write_pages"
+    accuracies = [float(share) for share in re.findall(r"test top-1 (\d+\.\d+)%", now)]
+    assert len(accuracies) == 5
+    assert min(accuracies) > 70, "a page to be proud of"
+
+
+def test_the_plain_loop_has_the_losses_of_distill(tutorial: tuple[Path, str]) -> None:
+    folder, _ = tutorial
+    page = library_parts()[0]
+    now = run_page(page, folder)
+    assert shape(now) == shape(page), "run python -m docs.write_pages"
+    shown = [float(loss) for loss in re.findall(r"^epoch \d+  loss (\S+)$", now, re.MULTILINE)]
+    lines = [json.loads(line) for line in (folder / "runs" / "check" / "metrics.jsonl").read_text().splitlines()]
+    assert shown == pytest.approx([line["losses"]["loss"] for line in lines], rel=1e-3)
+    assert len(shown) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="pip install lightning; it is no dependency")
+def test_the_lightning_module_trains(tutorial: tuple[Path, str]) -> None:
+    folder, _ = tutorial
+    page = library_parts()[1]
+    now = run_page(page, folder)
+    assert shape(now) == shape(page), "run python -m docs.write_pages"
+    (loss,) = re.findall(r"^epoch 3  loss (\S+)$", now, re.MULTILINE)
+    assert 0 < float(loss) < 24, "less than in the first epoch of the plain loop"
+
+
+def library_parts() -> tuple[str, str]:
+    """The page before and after its section about Lightning begins."""
+    before, _, after = LIBRARY.read_text(encoding="utf-8").partition("\n## In a Lightning module\n")
+    return before, after
+
+
+def test_a_command_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PageError, match="there is no cache in nothing"):
+        run_command("demkd inspect nothing", tmp_path)
+    (tmp_path / "wrong.py").write_text("raise SystemExit('no')")
+    with pytest.raises(PageError, match="no"):
+        run_command("python wrong.py", tmp_path)
+
+
+def test_commands_and_outputs_are_told_apart() -> None:
+    first, second, third = steps("$ demkd a \\\n    --b\nsays\n\n  more\n$ demkd c\n$ python d.py\nd\n")
+    assert (first.command, first.output) == ("demkd a \\\n    --b", "says\n\n  more\n")
+    assert (second.command, second.output) == ("demkd c", "")
+    assert (third.command, third.output) == ("python d.py", "d\n")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("resnet20 97.50% 2.14 MB", "resnet20  97.2% 980 kB", True),
+        ("resnet20 97.50%", "resnet32 97.50%", False),
+        ("answered 12", "answered", False),
+        ("histogram █▁ ▂ 0.4", "histogram ▁▁▁█▁ 0.3", True),
+        ("sound  weights: 97 kB", "damaged weights: 97 kB", False),
+    ],
+)
+def test_the_comparison_forgives_numbers_and_nothing_else(one: str, other: str, alike: bool) -> None:
+    assert (shape(one) == shape(other)) is alike
