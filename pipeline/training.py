@@ -16,12 +16,12 @@ from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
 from demkd.errors import UserError
 from demkd.networks import Adapter, build_network
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.evaluation import evaluate
+from demkd.pipeline.evaluation import Accuracy, evaluate
 from demkd.pipeline.events import EventLog
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Objective
 from demkd.pipeline.progress import Progress, Task
-from demkd.pipeline.recipe import Recipe
+from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.reports import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.schedules import SCHEDULES
@@ -177,15 +177,7 @@ def fit(
     settings = recipe.training
     normalisation = Normalisation(mean=settings.mean, deviation=settings.deviation)
     test_cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
-    checkpoint = run.load_checkpoint()
-    resumed_after = 0
-    if checkpoint:
-        try:
-            trainer.restore(checkpoint)
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            raise run.damaged_checkpoint() from error
-        resumed_after = int(checkpoint["epoch"])
-    run.cut_metrics(resumed_after)
+    resumed_after = _resume(trainer, run)
     events = EventLog(run.path, warn=progress.warn)
     events.restart(run.read_metrics())
     total = settings.epochs * trainer.steps
@@ -194,20 +186,7 @@ def fit(
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = trainer.train_epoch(epoch, task)
             tested = evaluate(trainer.student, test_cutter, test.labels, normalisation.apply, compute)
-            report = EpochReport(
-                epoch=epoch,
-                epochs=settings.epochs,
-                learning_rate=trainer.learning_rate((epoch - 1) / settings.epochs),
-                losses=trained.losses,
-                train_top1=trained.top1,
-                test_top1=tested.top1,
-                test_top5=tested.top5,
-                seconds=trained.seconds,
-                data_seconds=trained.data_seconds,
-                test_seconds=tested.seconds,
-                slot=trained.slot,
-                teachers=trainer.teacher_statistics(),
-            )
+            report = _epoch_report(epoch, settings, trainer, trained, tested)
             run.add_metrics(report)
             run.save_checkpoint({"epoch": epoch, **trainer.state()})
             events.add(asdict(report))
@@ -220,6 +199,37 @@ def fit(
     }
     run.save_student(trainer.student.state_dict(), facts)
     return _summary(recipe, run, len(test), resumed_after)
+
+
+def _resume(trainer: Trainer, run: RunFolder) -> int:
+    """Go back to the run's checkpoint, if it has one; after which epoch that was."""
+    checkpoint = run.load_checkpoint()
+    epoch = 0
+    if checkpoint:
+        try:
+            trainer.restore(checkpoint)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise run.damaged_checkpoint() from error
+        epoch = int(checkpoint["epoch"])
+    run.cut_metrics(epoch)
+    return epoch
+
+
+def _epoch_report(epoch: int, settings: Training, trainer: Trainer, trained: Epoch, tested: Accuracy) -> EpochReport:
+    return EpochReport(
+        epoch=epoch,
+        epochs=settings.epochs,
+        learning_rate=trainer.learning_rate((epoch - 1) / settings.epochs),
+        losses=trained.losses,
+        train_top1=trained.top1,
+        test_top1=tested.top1,
+        test_top5=tested.top5,
+        seconds=trained.seconds,
+        data_seconds=trained.data_seconds,
+        test_seconds=tested.seconds,
+        slot=trained.slot,
+        teachers=trainer.teacher_statistics(),
+    )
 
 
 def _running_means(epoch: int, sums: Mapping[str, Tensor], seen: int) -> str:

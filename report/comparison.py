@@ -16,7 +16,7 @@ from demkd.errors import UserError
 CONFIDENCE = 0.95
 _NOT_CHOICES = frozenset({"seed", "sources"})
 _SELF_EXPLAINING = ("student", "network", "method")
-_DIGEST = "digest of "
+DIGEST = "digest of "
 
 
 class ComparisonError(UserError, ValueError):
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> FinishedRun:
         raise ComparisonError(f"the run in {folder} has {len(top1)} of {recipe.get('epochs')} epochs: finish it first")
     choices = {key: value for key, value in recipe.items() if key not in _NOT_CHOICES}
     # Other teachers, pixels or labels make another group, even where every option is the same.
-    choices |= {f"{_DIGEST}{name}": str(digest)[:8] for name, digest in recipe.get("sources", {}).items()}
+    choices |= {f"{DIGEST}{name}": str(digest)[:8] for name, digest in recipe.get("sources", {}).items()}
     return FinishedRun(folder=folder, choices=choices, seed=int(recipe["seed"]), top1=top1)
 
 
@@ -166,7 +166,7 @@ def _in_words(key: str, value: Any) -> str:
 
 def _rank(key: str) -> int:
     """Choices of the user's before digests of what the run was made from."""
-    return _SELF_EXPLAINING.index(key) if key in _SELF_EXPLAINING else len(_SELF_EXPLAINING) + key.startswith(_DIGEST)
+    return _SELF_EXPLAINING.index(key) if key in _SELF_EXPLAINING else len(_SELF_EXPLAINING) + key.startswith(DIGEST)
 
 
 def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | None) -> str | None:

@@ -10,7 +10,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from demkd.report.comparison import Comparison, ComparisonError, FinishedRun
-from demkd.report.labels import short_labels
 
 BAND = (
     "The band is one standard deviation (of the sample) around the mean of three or more seeds, "
@@ -37,14 +36,13 @@ class GroupCurves:
     """Everything of a group that is measured by epoch.
 
     Attributes:
-        name: as in the comparison; `label` is shorter, for legends.
+        name: as in the comparison.
         losses: by term; "loss" is their weighted sum.
         weights: mean weights by teacher; empty without teachers.
         effective_teachers: exp of the weights' entropy, from 1 to K; None without teachers.
     """
 
     name: str
-    label: str
     runs: tuple[FinishedRun, ...]
     test_top1: Curve
     train_top1: Curve | None
@@ -62,12 +60,11 @@ def group_curves(runs: Sequence[FinishedRun], comparison: Comparison) -> tuple[G
     grouped: dict[str, list[FinishedRun]] = {}
     for run in runs:
         grouped.setdefault(json.dumps(run.choices, sort_keys=True), []).append(run)
-    labels = short_labels(runs, comparison)
-    pairs = zip(labels.items(), grouped.values(), strict=True)
-    return tuple(_curves(name, label, members) for (name, label), members in pairs)
+    pairs = zip(comparison.groups, grouped.values(), strict=True)
+    return tuple(_curves(group.name, members) for group, members in pairs)
 
 
-def _curves(name: str, label: str, members: Sequence[FinishedRun]) -> GroupCurves:
+def _curves(name: str, members: Sequence[FinishedRun]) -> GroupCurves:
     runs = sorted(members, key=lambda run: run.seed)
     histories = [[_numbers(run, line) for line in _lines(run)] for run in runs]
     keys = [key for key in histories[0][0] if all(key in line for history in histories for line in history)]
@@ -78,7 +75,6 @@ def _curves(name: str, label: str, members: Sequence[FinishedRun]) -> GroupCurve
 
     return GroupCurves(
         name=name,
-        label=label,
         runs=tuple(runs),
         test_top1=_over_seeds([run.top1 for run in runs]),
         train_top1=of_kind("accuracy").get("train_top1"),

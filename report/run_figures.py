@@ -112,8 +112,8 @@ def weight_figures(groups: Sequence[GroupCurves]) -> tuple[list[Illustration], l
         the figures, and the names of the groups that weigh all teachers alike, which need none.
     """
     taught = [group for group in groups if group.weights]
-    alike = [group.label for group in taught if _is_even(group.weights)]
-    weighing = [group for group in taught if group.label not in alike]
+    alike = [group.name for group in taught if _is_even(group.weights)]
+    weighing = [group for group in taught if group.name not in alike]
     teachers = sorted({teacher for group in weighing for teacher in group.weights})
     figures = [_weights_of(group, number, teachers) for number, group in enumerate(weighing[:MOST_WEIGHT_FIGURES])]
     lines = [line for line in _lines(groups, lambda group: group.effective_teachers) if line.name not in alike]
@@ -149,7 +149,7 @@ def accuracy_file(groups: Sequence[GroupCurves], *, file_format: str) -> bytes:
 
 
 def _lines(groups: Sequence[GroupCurves], curve_of: Callable[[GroupCurves], Curve | None]) -> list[Line]:
-    curves = [(number, group.label, curve_of(group)) for number, group in enumerate(groups)]
+    curves = [(number, group.name, curve_of(group)) for number, group in enumerate(groups)]
     return [Line(name=name, number=number, curve=curve) for number, name, curve in curves if curve is not None]
 
 
@@ -158,7 +158,7 @@ def _weights_of(group: GroupCurves, number: int, teachers: Sequence[str]) -> Ill
     text = f"Mean weight of each teacher over the samples; the thin line is 1/{len(lines)}, all alike."
     level = 1 / len(lines)
     highest = max(max(line.curve.high or line.curve.mean) for line in lines)
-    title, limits = f"Weights: {group.label}", (0.0, 1.15 * highest)
+    title, limits = f"Weights: {group.name}", (0.0, 1.15 * highest)
     return _figure(f"weights-{number}", title, lines, y="mean weight", text=text, limits=limits, level=level)
 
 

@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from demkd.report.comparison import Comparison, Difference, FinishedRun, Group
+from demkd.report.comparison import DIGEST, Comparison, Difference, FinishedRun, Group
 from demkd.report.curves import BAND, group_curves
-from demkd.report.labels import short_labels
 from demkd.report.rendering import render
 from demkd.report.run_figures import MOST_WEIGHT_FIGURES, accuracy_figures, chosen_groups, loss_figures, weight_figures
 from demkd.report.tables import Cell, Column, Table, number, share, word
@@ -14,7 +13,6 @@ from demkd.report.tables import Cell, Column, Table, number, share, word
 
 def runs_page(runs: Sequence[FinishedRun], comparison: Comparison) -> str:
     """The page of these runs and their comparison, as HTML."""
-    labels = short_labels(runs, comparison)
     groups, left_out = chosen_groups(group_curves(runs, comparison), comparison.baseline)
     weights, alike = weight_figures(groups)
     shared, differing = _split_choices(runs)
@@ -24,7 +22,7 @@ def runs_page(runs: Sequence[FinishedRun], comparison: Comparison) -> str:
         runs=len(runs),
         groups=len(comparison.groups),
         shared=shared,
-        final=_final_table(comparison, labels),
+        final=_final_table(comparison),
         table_of_runs=_table_of_runs(runs, differing),
         accuracy=accuracy_figures(groups),
         losses=loss_figures(groups),
@@ -36,7 +34,7 @@ def runs_page(runs: Sequence[FinishedRun], comparison: Comparison) -> str:
     )
 
 
-def _final_table(comparison: Comparison, labels: Mapping[str, str]) -> Table:
+def _final_table(comparison: Comparison) -> Table:
     columns = [Column(text="runs", numeric=False), Column(text="seeds"), Column(text="last top-1")]
     columns += [Column(text="best top-1")]
     if comparison.baseline:
@@ -45,17 +43,16 @@ def _final_table(comparison: Comparison, labels: Mapping[str, str]) -> Table:
     caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
     if comparison.baseline:
         caption += (
-            f" Differences to {labels[comparison.baseline]} are in percentage points, paired by seed, in the last epoch"
+            f" Differences to {comparison.baseline} are in percentage points, paired by seed, in the last epoch"
             "; an interval that holds 0 shows none, and half its width is the smallest that so many seeds could show."
         )
-    rows = [_final_row(group, labels, best=group is best, baseline=comparison.baseline) for group in comparison.groups]
+    rows = [_final_row(group, best=group is best, baseline=comparison.baseline) for group in comparison.groups]
     return Table(key="final", title="Test top-1", caption=caption, columns=columns, rows=rows)
 
 
-def _final_row(group: Group, labels: Mapping[str, str], *, best: bool, baseline: str | None) -> list[Cell]:
-    label = labels[group.name]
+def _final_row(group: Group, *, best: bool, baseline: str | None) -> list[Cell]:
     cells = [
-        Cell(text=f"{label} ★" if best else label, strong=best),
+        Cell(text=f"{group.name} ★" if best else group.name, strong=best),
         number(len(group.seeds), "seeds", form="d"),
         _with_deviation("last", group.last, group.last_deviation),
         _with_deviation("best", group.best, group.best_deviation),
@@ -84,9 +81,12 @@ def _difference_cells(difference: Difference | None, *, is_baseline: bool) -> li
 def _split_choices(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:
     """What all runs chose alike, and the names of the other choices."""
     names = list(dict.fromkeys(name for run in runs for name in run.choices))
-    differing = [name for name in names if len({json.dumps(run.choices.get(name)) for run in runs}) > 1]
-    shared = {name: _in_words(runs[0].choices[name]) for name in names if name not in differing}
-    return shared, differing
+    values = {name: {json.dumps(run.choices[name]) for run in runs if name in run.choices} for name in names}
+    everywhere = {name for name in names if all(name in run.choices for run in runs)}
+    shared = {name: _in_words(runs[0].choices[name]) for name in names if name in everywhere and len(values[name]) == 1}
+    # A digest that only some runs have is that of a teacher, and `teachers` says it better.
+    told = [name for name in names if name not in shared and (len(values[name]) > 1 or not name.startswith(DIGEST))]
+    return shared, told
 
 
 def _table_of_runs(runs: Sequence[FinishedRun], differing: Sequence[str]) -> Table:

@@ -43,6 +43,8 @@ def test_a_wheel_has_one_top_level_name(installed: Path) -> None:
     (wheel,) = installed.parent.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if "tests/" in name or "/runs/" in name]
+    templates = {file.name for file in (CHECKOUT / "report" / "templates").iterdir()}
+    assert {name.rpartition("/")[2] for name in names if name.startswith("demkd/report/templates/")} == templates
 
 
 def test_an_installed_wheel_works_beside_a_users_own_folders(installed: Path, tmp_path: Path) -> None:

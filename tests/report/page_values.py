@@ -11,11 +11,13 @@ class PageValues(HTMLParser):
     """Reads a page with nothing but the standard library.
 
     Attributes:
+        headings: id -> what the columns are called.
         tables: id -> rows; a row's first cell is under "", named cells hold their plain values.
         ids, references: of everything on the page, and what refers to them.
     """
 
     tables: dict[str, list[Row]] = field(default_factory=dict)
+    headings: dict[str, list[str]] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -23,6 +25,7 @@ class PageValues(HTMLParser):
     _table: str = ""
     _row: Row = field(default_factory=dict)
     _heads_row: bool = False
+    _heads_column: bool = False
 
     @classmethod
     def of(cls, page: str) -> "PageValues":
@@ -42,17 +45,19 @@ class PageValues(HTMLParser):
         elif tag == "tr":
             self._row = {}
             self.tables.setdefault(self._table, []).append(self._row)
-        elif tag == "th" and found.get("scope") == "row":
-            self._heads_row = True
+        elif tag == "th":
+            self._heads_row, self._heads_column = found.get("scope") == "row", found.get("scope") == "col"
         elif tag == "td" and "data-name" in found:
             self._row.setdefault(found["data-name"], found["data-value"])
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "th":
-            self._heads_row = False
+            self._heads_row = self._heads_column = False
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+        if self._heads_column and data.strip():
+            self.headings.setdefault(self._table, []).append(data)
         if self._heads_row:
             self._row[""] = self._row.get("", "") + data
 

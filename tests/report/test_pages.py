@@ -18,7 +18,6 @@ from demkd.cache import open_cache
 from demkd.cli import main
 from demkd.report.comparison import ComparisonError, compare_runs, read_run
 from demkd.report.curves import group_curves
-from demkd.report.labels import short_labels
 from demkd.report.pages import write_accuracy_plot, write_cache_page, write_runs_page
 from demkd.report.survey import take_survey
 from demkd.report.writing import PageError, write_whole
@@ -119,7 +118,7 @@ def test_curves_are_means_and_bands_over_seeds(runs: list[Path]) -> None:
         epochs = range(1, run_folders.EPOCHS + 1)
         values = np.array([[run_folders.top1(method, seed, epoch) for epoch in epochs] for seed in range(seeds)])
         deviation = values.std(0, ddof=1) if seeds > 2 else None
-        assert group.label == method
+        assert group.name == method
         assert group.test_top1.mean == pytest.approx(values.mean(0))
         if seeds == 1:
             assert group.test_top1.low is None
@@ -133,12 +132,17 @@ def test_curves_are_means_and_bands_over_seeds(runs: list[Path]) -> None:
     assert last == pytest.approx(np.mean([run_folders.weights("de-mkd", seed, 4)[0] for seed in range(3)]))
 
 
-def test_labels_say_no_more_than_it_takes(runs: list[Path], tmp_path: Path) -> None:
-    heavier = run_folders.write_run(tmp_path / "heavier", method="kd", seed=0, kd_weight=4.0, warmup=0.5)
-    found = [read_run(folder) for folder in (*runs, heavier)]
-    labels = short_labels(found, compare_runs(found))
-    assert list(labels.values()) == ["ce, kd_weight -", "kd, kd_weight -", "de-mkd, kd_weight -", "kd, kd_weight 4.0"]
-    assert list(short_labels(found[:1], compare_runs(found[:1])).values()) == ["ce"]
+def test_each_run_is_listed_with_the_choices_that_differ(runs: list[Path], tmp_path: Path) -> None:
+    """A teacher's digest, which runs without teachers lack, is not among them; one that differs is."""
+    recipe = runs[1] / "recipe.toml"
+    folders = [run_folders.copy_run(folder, tmp_path / folder.name) for folder in runs[:3]]
+    for place, folder in enumerate(folders[1:]):
+        text = recipe.read_text() + f'[sources]\nteacher_ada = "abc"\nteacher_bob = "{place}"\n'
+        (folder / "recipe.toml").write_text(text)
+    values = PageValues.of(runs_page([folders[0], folders[1]], tmp_path / "two.html"))
+    assert values.headings["runs"] == ["run", "seed", "last top-1", "best top-1", "best epoch", "warmup", "method"]
+    values = PageValues.of(runs_page(folders, tmp_path / "three.html"))
+    assert values.headings["runs"][5:] == ["warmup", "method", "digest of teacher_bob"]
 
 
 def test_runs_without_teachers_say_nothing_of_them(runs: list[Path], tmp_path: Path) -> None:
