@@ -20,7 +20,7 @@ import torch
 
 from demkd.benchmarks.bench import FULL, QUICK
 from demkd.benchmarks.growth import SIZES, measure_growth
-from demkd.benchmarks.measures import measure_all
+from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.precision import measure_precision
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.description import describe_device
@@ -42,7 +42,7 @@ def main() -> None:
     else:
         kind = "quick" if arguments.quick else "full"
         scale, pictures = (QUICK, None) if arguments.quick else (FULL, load_split(arguments.data, "train"))
-        rows = _targets(measure_all(scale, arguments.device, pictures))
+        rows = _targets(measure_all(scale, arguments.device, pictures=pictures, only=arguments.only))
     result = {
         "kind": kind,
         "device": describe_device(compute),
@@ -62,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="3,200 samples of noise and 4 views instead of 50,000 and 162"
     )
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=[], help="some lines of the table alone")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
     parser.add_argument("--data", default="cifar100")
@@ -77,8 +78,11 @@ def _targets(measurements: Iterable[Any]) -> list[dict[str, Any]]:
     for measured in measurements:
         low, high = min(measured.ratios), max(measured.ratios)
         spread = f"({low:.3f} to {high:.3f})"
+        fastest = "" if measured.fastest is None else f"{measured.fastest:.3f}"
         print(
-            f"{measured.number:>3}  {measured.value:7.3f}  {spread}  {measured.target:<14} {measured.what}", flush=True
+            f"{measured.number:>3}  {measured.value:7.3f}  {spread:<18} {fastest:>6}  {measured.target:<14} "
+            f"{measured.what}",
+            flush=True,
         )
         rows.append({**asdict(measured), "value": measured.value})
     return rows

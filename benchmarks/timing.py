@@ -15,6 +15,7 @@ class Measurement:
     Attributes:
         target: what the ratio should be, in words; empty where it is only reported.
         ratios: one per repetition, or a single figure that was computed.
+        fastest: the ratio of the shortest times, which a busy machine disturbs least; None without times.
         facts: seconds, bytes and what else explains the ratio.
     """
 
@@ -22,6 +23,7 @@ class Measurement:
     what: str
     target: str
     ratios: tuple[float, ...]
+    fastest: float | None = None
     facts: dict[str, float | str] = field(default_factory=dict)
 
     @property
@@ -44,15 +46,14 @@ def alternate(first: Work, second: Work, *, repetitions: int) -> tuple[list[floa
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def compare(
-    number: str, what: str, target: str, first: Work, second: Work, *, repetitions: int, per: int = 1
-) -> Measurement:
-    """The ratio first / second, pair by pair; `per` divides the times in the facts."""
+def compare(number: str, what: str, target: str, first: Work, second: Work, *, repetitions: int) -> Measurement:
+    """The ratio first / second, pair by pair."""
     a, b = alternate(first, second, repetitions=repetitions)
     return Measurement(
         number=number,
         what=what,
         target=target,
         ratios=tuple(x / y for x, y in zip(a, b, strict=True)),
-        facts={"numerator_s": median(a) / per, "denominator_s": median(b) / per},
+        fastest=min(a) / min(b),
+        facts={"numerator_s": median(a), "denominator_s": median(b)},
     )

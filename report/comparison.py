@@ -5,6 +5,7 @@ Runs whose recipes differ in nothing but the seed are one group. n runs a group;
 
 import json
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,8 @@ def _difference(members: Sequence[FinishedRun], base: Sequence[FinishedRun]) -> 
         from scipy.stats import ttest_rel
     except ImportError:
         raise ComparisonError("intervals need scipy: pip install 'demkd[report]' installs it") from None
-    interval = ttest_rel(*zip(*pairs, strict=True)).confidence_interval(CONFIDENCE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal differences have a spread of 0, as they should
+        interval = ttest_rel(*zip(*pairs, strict=True)).confidence_interval(CONFIDENCE)
     low, high = float(interval.low), float(interval.high)
     return Difference(seeds=len(pairs), mean=average, low=low, high=high, detectable=(high - low) / 2)

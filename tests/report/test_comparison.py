@@ -82,6 +82,18 @@ def test_statistics_are_those_of_numpy_and_scipy(folders: list[Path]) -> None:
     assert dkd.difference.detectable == pytest.approx(width)
 
 
+def test_equal_differences_have_an_interval_of_no_width(tmp_path: Path) -> None:
+    """And no warning of the statistics library."""
+    runs = [
+        read_run(write_run(tmp_path / f"{method}{seed}", seed=seed, last=0.5 + seed / 8 + gain, method=method))
+        for method, gain in (("kd", 0.0), ("dkd", 0.125))
+        for seed in range(3)
+    ]
+    difference = compare_runs(runs, baseline="kd").groups[1].difference
+    assert difference is not None
+    assert (difference.mean, difference.low, difference.high, difference.detectable) == (0.125, 0.125, 0.125, 0.0)
+
+
 def test_only_seeds_that_both_have_are_paired(folders: list[Path]) -> None:
     comparison = compare_runs([read_run(folder) for folder in folders[:1] + folders[4:6]], baseline=str(folders[0]))
     assert comparison.baseline == "kd"
