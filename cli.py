@@ -145,8 +145,8 @@ def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) ->
             --teacher resnet20@resnet20.pth --teacher vgg8@vgg8.pth
     """
     from demkd import console
-    from demkd.pipeline.caching import CachingRequest
     from demkd.pipeline.caching import cache_teachers as run_caching
+    from demkd.pipeline.caching_job import CachingRequest
     from demkd.pipeline.loading import parse_input_sizes, parse_normalisations, parse_teachers
 
     refuse_code_of_recipe("teachers", options["teachers"])

@@ -19,7 +19,8 @@ from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic
 from demkd.benchmarks.timing import Measurement, compare, seconds
 from demkd.cache import CacheShape, CacheWriter, open_cache
 from demkd.dataset import Pictures, ViewCutter, schedule
-from demkd.pipeline.caching import CachingJob, CachingRequest, answer_pending
+from demkd.pipeline.caching import answer_pending
+from demkd.pipeline.caching_job import CachingJob, CachingRequest
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.live_teachers import LiveTeachers
 from demkd.pipeline.methods import METHODS

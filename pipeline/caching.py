@@ -10,67 +10,38 @@ B in a batch, N samples, C classes, K teachers, V slots.
 """
 
 import contextlib
-import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from demkd.cache import (
     CacheDamagedError,
     CacheMismatchError,
-    CacheShape,
     CacheWriter,
-    Provenance,
     TeacherCache,
     open_cache,
     write_weights,
 )
-from demkd.cache.plan import FilePlan, plan_file, require_space
+from demkd.cache.plan import require_space
 from demkd.cache.teacher_file import cache_file
-from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
 from demkd.losses import entropy, entropy_weights
+from demkd.pipeline.caching_job import CachingJob, CachingRequest, open_job, plan_teacher, prepare
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.description import describe_data, describe_device, describe_views
-from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_split, load_teacher, require_teachers
+from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.reports import CachingReport, TeacherCachingReport
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
-from demkd.teachers import Teacher, feature_key
+from demkd.teachers import Teacher
 
 Array = NDArray[Any]
 
-_USUAL_VIEWS = 16
 # As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
 RECOMPUTE_TOLERANCE = 0.05
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CachingRequest:
-    """What `cache-teachers` is asked for.
-
-    Attributes:
-        views: V; None for 16, or as many as there are.
-        layers: whose features are kept; "last" is each teacher's hint layer.
-        normalisations, input_sizes: by teacher name, what was given on the command line; "" stands for all others.
-    """
-
-    data: str
-    teachers: tuple[TeacherSpec, ...]
-    folder: Path
-    views: int | None
-    view_seed: int
-    layers: tuple[str, ...]
-    grid: int
-    batch_size: int
-    normalisations: Mapping[str, Normalisation]
-    input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
@@ -92,123 +63,6 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
         teachers=reports,
         weighted=precompute_weights(request.folder, progress),
     )
-
-
-class CachingJob:
-    """What all teachers share: the pictures, cut into views, and their description."""
-
-    def __init__(self, *, request: CachingRequest, pictures: Pictures, views: int, compute: Compute) -> None:
-        self.request, self.pictures, self.views, self.compute = request, pictures, views, compute
-        self.cutter = ViewCutter(pictures.pixels, pictures.policy, device=compute.device)
-        self._data = describe_data(pictures)
-
-    def view_table(self, slots: int) -> NDArray[np.uint16]:
-        """The view (V, N) of every slot and sample."""
-        return schedule.view_table(
-            view_seed=self.request.view_seed,
-            samples=len(self.pictures),
-            orbit=self.pictures.policy.orbit,
-            slots=slots,
-        )
-
-    def cut(self, rows: slice, numbers: NDArray[np.uint16]) -> Tensor:
-        """Views (B, 3, H, W) of consecutive samples, in the views that the numbers (B,) name."""
-        return self.cut_any(np.arange(rows.start, rows.stop), numbers)
-
-    def cut_any(self, indices: NDArray[np.int64], numbers: NDArray[np.uint16]) -> Tensor:
-        """Views (B, 3, H, W) of any samples (B,), in the views that the numbers (B,) name."""
-        device = self.compute.device
-        return self.cutter.cut(
-            torch.from_numpy(indices).to(device), torch.from_numpy(numbers.astype(np.int64)).to(device)
-        )
-
-    def provenance(self, teacher: Teacher, network: LoadedNetwork) -> Provenance:
-        """What this teacher's answers are made from."""
-        return Provenance(
-            bound={
-                "teacher": {
-                    "network": network.name,
-                    "weights_sha256": teacher.weights_sha256(),
-                    "mean": list(network.normalisation.mean),
-                    "deviation": list(network.normalisation.deviation),
-                    # Absent for views as they are, as in caches of before there was a choice.
-                    **({"input_size": network.input_size} if network.input_size else {}),
-                },
-                "data": self._data,
-                "views": describe_views(self.pictures.policy, self.request.view_seed),
-                "precision": self.compute.precision,
-            },
-            noted={
-                "data": self.pictures.name,
-                "parameters": teacher.parameters,
-                "hint_layer": teacher.hint_layer,
-                "batch_size": self.request.batch_size,
-                "device": describe_device(self.compute),
-                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            },
-        )
-
-
-def open_job(request: CachingRequest, compute: Compute, progress: Progress) -> CachingJob:
-    """Load the pictures and choose the number of views.
-
-    Raises:
-        DataError, ViewsError: if there are no such pictures, or not so many views.
-    """
-    require_teachers(request.normalisations, request.teachers, option="--normalise")
-    require_teachers(request.input_sizes, request.teachers, option="--input-size")
-    progress.note(f"reading the training pictures of {request.data}")
-    pictures = load_split(request.data, "train")
-    orbit = pictures.policy.orbit
-    views = min(_USUAL_VIEWS, orbit) if request.views is None else request.views
-    schedule.require_slots(views, orbit)
-    return CachingJob(request=request, pictures=pictures, views=views, compute=compute)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedTeacher:
-    """A teacher that passed every check, and what is asked of it."""
-
-    teacher: Teacher
-    network: LoadedNetwork
-    shape: CacheShape
-    provenance: Provenance
-
-
-def prepare(job: CachingJob, spec: TeacherSpec) -> PreparedTeacher:
-    """Load a teacher, and check that its answers depend on the picture alone.
-
-    Raises:
-        CheckpointError, TeacherError: if it cannot be used.
-    """
-    request, pictures = job.request, job.pictures
-    teacher, network = load_teacher(
-        spec,
-        pictures=pictures,
-        compute=job.compute,
-        normalisation=chosen_for(request.normalisations, spec),
-        input_size=chosen_for(request.input_sizes, spec),
-    )
-    some = job.cut(slice(0, min(64, len(pictures))), job.view_table(1)[0, :64])
-    teacher.require_pure(some)
-    shape = CacheShape(
-        views=job.views,
-        samples=len(pictures),
-        classes=pictures.classes,
-        features=_feature_shapes(request, teacher, some),
-    )
-    provenance = job.provenance(teacher, network)
-    return PreparedTeacher(teacher=teacher, network=network, shape=shape, provenance=provenance)
-
-
-def plan_teacher(job: CachingJob, prepared: PreparedTeacher) -> FilePlan:
-    """What remains to be done for a teacher's file.
-
-    Raises:
-        CacheMismatchError, CacheDamagedError: if the file that is there cannot be added to.
-    """
-    folder, name = job.request.folder, prepared.teacher.name
-    return plan_file(folder, name, shape=prepared.shape, provenance=prepared.provenance)
 
 
 def _cache_teacher(job: CachingJob, spec: TeacherSpec, progress: Progress) -> TeacherCachingReport:
@@ -326,13 +180,6 @@ def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
         weights[:, slot] = entropy_weights(torch.from_numpy(np.stack(of_teachers))).numpy()
     write_weights(folder, cache.teachers, weights, weighting=DEFAULT_WEIGHTING)
     return cache.names
-
-
-def _feature_shapes(request: CachingRequest, teacher: Teacher, views: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape of one sample's features, by key."""
-    layers = [teacher.hint_layer if layer == "last" else layer for layer in request.layers]
-    keys = [feature_key(layer, request.grid) for layer in layers]
-    return {key: tuple(features.shape[1:]) for key, features in teacher.answer(views, features=keys).features.items()}
 
 
 def _near_chance(classes: int) -> float:

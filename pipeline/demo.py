@@ -6,7 +6,8 @@ The settings were fixed once and are not tuned until a method wins; one of 360 t
 import time
 from pathlib import Path
 
-from demkd.pipeline.caching import CachingRequest, cache_teachers
+from demkd.pipeline.caching import cache_teachers
+from demkd.pipeline.caching_job import CachingRequest
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.distilling import DistillRequest, distill, train
 from demkd.pipeline.loading import TeacherSpec

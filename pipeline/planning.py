@@ -5,15 +5,8 @@ import time
 import numpy as np
 
 from demkd.cache.plan import FilePlan, require_space
-from demkd.pipeline.caching import (
-    CachingJob,
-    CachingRequest,
-    PreparedTeacher,
-    answer_rows,
-    open_job,
-    plan_teacher,
-    prepare,
-)
+from demkd.pipeline.caching import answer_rows
+from demkd.pipeline.caching_job import CachingJob, CachingRequest, PreparedTeacher, open_job, plan_teacher, prepare
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.reports import CachingPlan, TeacherPlan

@@ -20,7 +20,7 @@ from demkd.pipeline.reports import RecomputeReport, RepairReport, VerificationRe
 
 if TYPE_CHECKING:
     from demkd.dataset import Normalisation
-    from demkd.pipeline.caching import CachingJob, CachingRequest, PreparedTeacher
+    from demkd.pipeline.caching_job import CachingJob, CachingRequest, PreparedTeacher
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import TeacherSpec
 
@@ -135,7 +135,7 @@ def _as_cached(
     folder: Path, specs: Sequence["TeacherSpec"], witnesses: Witnesses
 ) -> tuple["CachingRequest", "Compute"]:
     """The request that these teachers were cached with; asking for one view asks for no more than there is."""
-    from demkd.pipeline.caching import CachingRequest
+    from demkd.pipeline.caching_job import CachingRequest
     from demkd.pipeline.compute import choose_compute
 
     provenance = TeacherCache(cache_file(folder, specs[0].name)).provenance
@@ -157,7 +157,7 @@ def _as_cached(
 def _recompute_teacher(
     folder: Path, spec: "TeacherSpec", witnesses: Witnesses, progress: Progress, *, pairs: int, seed: int
 ) -> RecomputeReport:
-    from demkd.pipeline.caching import open_job, prepare
+    from demkd.pipeline.caching_job import open_job, prepare
 
     if not cache_file(folder, spec.name).exists():
         raise CacheMissingError(f"there is no teacher {spec.name!r} in {folder}: name it as it is there")

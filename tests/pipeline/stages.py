@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from demkd.pipeline.caching import CachingRequest, cache_teachers
+from demkd.pipeline.caching import cache_teachers
+from demkd.pipeline.caching_job import CachingRequest
 from demkd.pipeline.compute import Compute, choose_compute
 from demkd.pipeline.distilling import DistillRequest, distill, train
 from demkd.pipeline.loading import TeacherSpec

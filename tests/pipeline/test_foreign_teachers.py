@@ -12,7 +12,8 @@ from demkd.cache import CacheMismatchError, open_cache
 from demkd.dataset import ViewCutter, load_pictures
 from demkd.dataset.sources import NORMALISATIONS
 from demkd.networks import build_network
-from demkd.pipeline.caching import CachingRequest, cache_teachers
+from demkd.pipeline.caching import cache_teachers
+from demkd.pipeline.caching_job import CachingRequest
 from demkd.pipeline.distilling import DistillRequest, distill, train
 from demkd.pipeline.evaluation import evaluate_run
 from demkd.pipeline.loading import TeacherSpec, TeacherSpecError, load_teacher
