@@ -37,7 +37,7 @@ def show_comparison(comparison: Comparison, *, form: str) -> None:
     """Groups of runs, best mean in bold: as a table of text or Markdown, or as CSV."""
     headings = ["runs", "seeds", "last top-1 %", "best top-1 %"]
     if comparison.baseline:
-        headings += [f"against {comparison.baseline}", "95 % interval", "detectable"]
+        headings += [f"against {comparison.baseline}", "pairs", "95 % interval", "detectable"]
     rows = [_comparison_cells(group, with_difference=comparison.baseline is not None) for group in comparison.groups]
     best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
     if form == "csv":
@@ -54,7 +54,7 @@ def show_comparison(comparison: Comparison, *, form: str) -> None:
 def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
     headings = [("runs", 0), ("seeds", 2), ("last\ntop-1 %", 0), ("best\ntop-1 %", 4)]
     if comparison.baseline:
-        headings += [("differ-\nence", 0), ("95 %\ninterval", 1), ("detect-\nable", 3)]
+        headings += [("differ-\nence", 0), ("pairs", 2), ("95 %\ninterval", 1), ("detect-\nable", 3)]
     styled = [[words(cell, "bold" if place == best else "") for cell in row] for place, row in enumerate(rows)]
     columns = [
         Column(
@@ -71,8 +71,8 @@ def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, 
     console.print(fitted(console, columns, more="--format json has it"))
     if comparison.baseline:
         console.print(
-            f"[dim]differences to {escape(comparison.baseline)} in top-1 points, paired by seed; detectable: the least "
-            "that so many seeds could tell from none[/]"
+            f"[dim]differences to {escape(comparison.baseline)} in top-1 points, over the seeds that both have; "
+            "detectable: the least that so many pairs could tell from none[/]"
         )
 
 
@@ -87,11 +87,12 @@ def _comparison_cells(group: Group, *, with_difference: bool) -> list[str]:
         return cells
     difference = group.difference
     if difference is None:
-        return [*cells, "", "", ""]
+        return [*cells, "", "", "", ""]
+    paired = [*cells, f"{100 * difference.mean:+.2f}", str(difference.seeds)]
     if difference.low is None or difference.high is None or difference.detectable is None:
-        return [*cells, f"{100 * difference.mean:+.2f}", "", ""]
+        return [*paired, "", ""]
     interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return [*cells, f"{100 * difference.mean:+.2f}", interval, f"{100 * difference.detectable:.2f}"]
+    return [*paired, interval, f"{100 * difference.detectable:.2f}"]
 
 
 def _with_deviation(share: float, deviation: float | None) -> str:

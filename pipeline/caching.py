@@ -77,7 +77,8 @@ def _cache_teacher(job: CachingJob, spec: TeacherSpec, progress: Progress) -> Te
         answered = answer_pending(job, teacher, writer, progress)
         writer.finish()
     file = TeacherCache(cache_file(request.folder, spec.name))
-    top1 = float((file.slab("prediction", 0) == labels).mean())
+    slots = range(file.shape.views)
+    top1 = float(np.mean([(file.slab("prediction", slot) == labels).mean() for slot in slots]))
     if top1 < _near_chance(pictures.classes):
         progress.warn(
             f"teacher {spec.name} is right about {top1:.1%} of {pictures.name}, near chance "
@@ -90,7 +91,7 @@ def _cache_teacher(job: CachingJob, spec: TeacherSpec, progress: Progress) -> Te
         views=file.shape.views,
         answered=answered,
         top1=top1,
-        mean_entropy=float(file.slab("entropy", 0).mean()),
+        mean_entropy=float(np.mean([file.slab("entropy", slot).mean(dtype=np.float64) for slot in slots])),
         file_bytes=file.path.stat().st_size,
         seconds=time.perf_counter() - started,
         features=file.shape.features,

@@ -110,6 +110,9 @@ def choose_method(name: str, **options: Any) -> Method:
         chosen["entropy_temperature"] = chosen.get("temperature", METHODS[name].temperature)
     method = replace(METHODS[name], **chosen)
     _require_known_values(method)
+    for key, (is_read, reader) in _READERS.items():
+        if getattr(method, key) != getattr(METHODS[name], key) and not is_read(method):
+            raise MethodError(f"{key} would do nothing here: it is for {reader}; leave it out")
     for is_contradiction, why in _CONTRADICTIONS:
         if is_contradiction(method):
             raise MethodError(f"these options contradict each other: {why}")
@@ -132,7 +135,30 @@ def _has_options_of_entropy(method: Method) -> bool:
     return method.entropy_scope != "full" or method.entropy_temperature != 1.0
 
 
-# Options that would silently do nothing, or have no meaning, are refused with the reason.
+def _has_uncertainty(method: Method) -> bool:
+    return method.weight_source not in ("uniform", "fixed")
+
+
+_TEACHERS = (lambda m: m.needs_teachers, "a method with teachers")
+
+# Which methods read an option. One that is changed and not read would silently do nothing.
+_READERS: dict[str, tuple[Callable[[Method], bool], str]] = {
+    "kd_weight": _TEACHERS,
+    "temperature": _TEACHERS,
+    "warmup": _TEACHERS,
+    "weight_source": _TEACHERS,
+    "wrong_teacher": _TEACHERS,
+    "tckd_weight": (lambda m: m.decouple == "dkd", "a decoupled loss"),
+    "nckd_weight": (lambda m: m.decouple == "dkd", "a decoupled loss"),
+    "weight_form": (_has_uncertainty, "weights of entropies or cross-entropies"),
+    "weight_tau": (
+        lambda m: _has_uncertainty(m) and m.weight_form in ("one_minus_softmax", "softmax"),
+        "weights of entropies or cross-entropies in the forms one_minus_softmax and softmax",
+    ),
+    "feature_weighting": (lambda m: m.needs_features, "a method with features"),
+}
+
+# Options that have no meaning together are refused with the reason.
 _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
     (
         lambda m: m.decouple == "none" and m.needs_features,
@@ -155,8 +181,13 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
         "weight_level dataset averages uncertainties, and this weight_source has none",
     ),
     (
-        lambda m: bool(m.fixed_weights) and abs(sum(m.fixed_weights) - 1) > 1e-6,
-        "fixed_weights do not sum to 1",
+        # NaN is neither of both
+        lambda m: bool(m.fixed_weights) and not (min(m.fixed_weights) >= 0 and abs(sum(m.fixed_weights) - 1) <= 1e-6),
+        "fixed_weights are shares: none below 0, and their sum 1",
+    ),
+    (
+        lambda m: m.weight_level == "dataset" and m.weight_source == "shuffled_samples",
+        "weight_level dataset gives all samples the same weights, so there is nothing for shuffled_samples to shuffle",
     ),
     (
         lambda m: (m.weight_source == "fixed") != bool(m.fixed_weights),

@@ -91,6 +91,8 @@ class Recipe:
             teaching = asdict(self.teaching)
             method = teaching.pop("method")
             tables |= {"method": method.pop("name"), **teaching, **method}
+        if not self.training.label_noise:
+            del tables["label_noise"]  # as in runs of before there was a choice
         tables["student" if self.teaching else "network"] = tables.pop("network")
         return tomli_w.dumps({**tables, "sources": dict(self.sources)})
 

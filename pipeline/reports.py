@@ -85,7 +85,7 @@ class TeacherCachingReport:
 
     Attributes:
         answered: views answered now; the others were there already.
-        top1: share of right predictions over the first slot.
+        top1, mean_entropy: over all slots; the share of right predictions, and nats.
         seconds: of answering and writing.
     """
 

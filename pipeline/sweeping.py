@@ -28,11 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from demkd.errors import UserError
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
 
+OPTIONS_FILE = "sweep.toml"  # what a sweep asked of a run
 _LISTS = frozenset({"live", "normalise"})  # options that are lists themselves
 _COMMAND = Path(__file__).resolve().parents[1] / "cli.py"
 
@@ -50,7 +53,19 @@ class SweepRun:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / STUDENT_FILE).exists()
+        """Whether it was made, and with these very options; if not, `distill` says what differs."""
+        return (self.folder / STUDENT_FILE).exists() and self._made_with() == self._as_text()
+
+    def remember(self) -> None:
+        """Keep the options beside the finished run."""
+        (self.folder / OPTIONS_FILE).write_text(self._as_text(), encoding="utf-8")
+
+    def _made_with(self) -> str | None:
+        file = self.folder / OPTIONS_FILE
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def _as_text(self) -> str:
+        return tomli_w.dumps(dict(self.options))
 
     def command(self) -> list[str]:
         """The command line that makes, or goes on with, this run."""
@@ -98,6 +113,7 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
                     progress.note(f"{run.folder}: failed")
                     failures.append((run, (result.stderr.strip().splitlines() or ["no reason"])[-1]))
                 else:
+                    run.remember()
                     progress.note(f"{run.folder}: test top-1 {json.loads(result.stdout)['test_top1']:.2%}")
     finally:
         threads.shutdown(cancel_futures=True)

@@ -91,7 +91,11 @@ def reliability_figure(survey: Survey) -> Illustration:
         for axes in (above, below):
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
 
-    parts = [f"{each.name} is right in {_accuracy(each, 0):.0%} of its surest views" for each in distributions]
+    parts = [
+        f"{each.name} is right in {_accuracy(each, surest):.0%} of its surest views"
+        for each in distributions
+        for surest in [position for position, count in enumerate(each.counts) if count >= FEWEST_VIEWS][:1]
+    ]
     return illustrate(
         draw,
         key="reliability",

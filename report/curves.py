@@ -6,8 +6,9 @@ E epochs.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
+
+import numpy as np
 
 from demkd.report.comparison import Comparison, ComparisonError, FinishedRun
 
@@ -110,12 +111,12 @@ def _numbers(run: FinishedRun, line: Mapping[str, Any]) -> dict[tuple[str, str],
 def _over_seeds(values: Sequence[Sequence[float]]) -> Curve:
     """Mean and band of (seeds, E)."""
     by_epoch = list(zip(*values, strict=True))
-    average = tuple(mean(epoch) for epoch in by_epoch)
+    average = tuple(float(np.mean(epoch)) for epoch in by_epoch)
     if len(values) == 1:
         return Curve(mean=average, low=None, high=None)
     if len(values) == 2:
         return Curve(mean=average, low=tuple(map(min, by_epoch)), high=tuple(map(max, by_epoch)))
-    deviations = [stdev(epoch) for epoch in by_epoch]
+    deviations = [float(np.std(epoch, ddof=1)) for epoch in by_epoch]
     return Curve(
         mean=average,
         low=tuple(middle - deviation for middle, deviation in zip(average, deviations, strict=True)),

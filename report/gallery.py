@@ -72,14 +72,20 @@ def _data_uri(picture: NDArray[np.uint8]) -> str:
 
 def _table(listing: SampleListing, *, key: str, title: str, caption: str) -> Table:
     columns = [Column(text="sample", numeric=False), Column(text="label", numeric=False), Column(text="score")]
+    columns += [Column(text="trusted", numeric=False)] if _names_the_trusted(listing) else []
     for name in listing.teachers:
         columns += [Column(text=f"{name}: answer", numeric=False), Column(text="entropy"), Column(text="weight")]
     rows = [_table_row(row) for row in listing.rows]
     return Table(key=key, title=title, caption=caption, columns=columns, rows=rows, tall=True)
 
 
+def _names_the_trusted(listing: SampleListing) -> bool:
+    return any(row.trusted is not None for row in listing.rows)
+
+
 def _table_row(row: SampleRow) -> list[Cell]:
     cells = [word(row.index), word(row.label), number(row.score, "score")]
+    cells += [] if row.trusted is None else [word(row.trusted)]
     for teacher in row.teachers:
         answer = f"{teacher.prediction} in {teacher.share:.0%} of views"
         cells += [word(answer), number(teacher.entropy, "entropy"), number(teacher.weight, "weight")]

@@ -38,13 +38,14 @@ def _final_table(comparison: Comparison) -> Table:
     columns = [Column(text="runs", numeric=False), Column(text="seeds"), Column(text="last top-1")]
     columns += [Column(text="best top-1")]
     if comparison.baseline:
-        columns += [Column(text="difference"), Column(text="95 % interval"), Column(text="detectable")]
+        columns += [Column(text=text) for text in ("difference", "pairs", "95 % interval", "detectable")]
     best = max(comparison.groups, key=lambda group: group.last)
     caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
     if comparison.baseline:
         caption += (
-            f" Differences to {comparison.baseline} are in percentage points, paired by seed, in the last epoch"
-            "; an interval that holds 0 shows none, and half its width is the smallest that so many seeds could show."
+            f" Differences to {comparison.baseline} are in percentage points, over pairs of the seeds that both have, "
+            "in the last epoch; an interval that holds 0 shows none, and half its width is the smallest that so many "
+            "seeds could show."
         )
     rows = [_final_row(group, best=group is best, baseline=comparison.baseline) for group in comparison.groups]
     return Table(key="final", title="Test top-1", caption=caption, columns=columns, rows=rows)
@@ -69,13 +70,14 @@ def _with_deviation(name: str, value: float, deviation: float | None) -> Cell:
 
 def _difference_cells(difference: Difference | None, *, is_baseline: bool) -> list[Cell]:
     if difference is None:
-        return [Cell(text="baseline" if is_baseline else "-"), number(None), number(None)]
+        return [Cell(text="baseline" if is_baseline else "no common seed"), *[number(None)] * 3]
     mean = Cell(text=f"{100 * difference.mean:+.2f}", value=difference.mean, name="difference")
+    pairs = Cell(text=str(difference.seeds), value=difference.seeds, name="pairs")
     if difference.low is None or difference.high is None or difference.detectable is None:
-        return [mean, number(None), number(None)]
+        return [mean, pairs, number(None), number(None)]
     interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
     detectable = Cell(text=f"{100 * difference.detectable:.2f}", value=difference.detectable, name="detectable")
-    return [mean, Cell(text=interval, value=difference.low, name="low"), detectable]
+    return [mean, pairs, Cell(text=interval, value=difference.low, name="low"), detectable]
 
 
 def _split_choices(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:

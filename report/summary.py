@@ -139,7 +139,7 @@ def summarise(survey: Survey) -> CacheSummary:
         flip=flip,
         view_seed=views["seed"],
         precision=", ".join(dict.fromkeys(teacher.precision for teacher in teachers)),
-        file_bytes=sum(teacher.file_bytes for teacher in teachers),
+        file_bytes=sum(file.stat().st_size for file in cache.folder.glob("*.h5")),
         weighting=cache.weights.weighting if cache.weights else None,
         weights_state=_weights_state(cache),
         unfinished=_unfinished(cache.folder),

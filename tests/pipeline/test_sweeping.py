@@ -68,6 +68,19 @@ def test_a_sweep_interrupted_and_resumed_gives_the_same_table(recipe: Path, tmp_
     assert re.search(r"\| \**dkd .*\| [+-]\d+\.\d\d ", compared.replace("**", ""))
 
 
+@pytest.mark.slow
+def test_a_changed_sweep_does_not_pass_old_runs_off_as_its_own(recipe: Path, tmp_path: Path) -> None:
+    """The same folder, another temperature: the run that is there is named with both values, and kept."""
+    one = plan_sweep(recipe, tmp_path / "out")[:1]
+    run_sweep(one, jobs=1, progress=SilentProgress())
+    assert one[0].finished
+    recipe.write_text(f"temperature = 2.0\n{recipe.read_text()}")
+    changed = plan_sweep(recipe, tmp_path / "out")[:1]
+    assert not changed[0].finished
+    with pytest.raises(SweepError, match=r"1 of 1 runs failed .*temperature was 4\.0 and is 2\.0"):
+        run_sweep(changed, jobs=1, progress=SilentProgress())
+
+
 def test_a_failed_run_is_named_and_does_not_stop_the_others(recipe: Path, tmp_path: Path) -> None:
     good, other, *_ = plan_sweep(recipe, tmp_path / "out")
     bad = SweepRun(folder=tmp_path / "bad", options={**good.options, "method": "magic"})

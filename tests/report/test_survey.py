@@ -200,7 +200,7 @@ def test_provenance(folder: Path, survey: Survey) -> None:
     assert (summary.data, summary.split, summary.samples, summary.classes) == ("insects", "train", 14, 4)
     assert (summary.views, summary.orbit, summary.padding, summary.flip, summary.view_seed) == (4, 18, 1, True, 7)
     assert summary.pixels_sha256 == "cd" * 32
-    assert summary.file_bytes == sum((folder / f"{name}.h5").stat().st_size for name in TEACHERS)
+    assert summary.file_bytes == sum((folder / f"{name}.h5").stat().st_size for name in (*TEACHERS, "weights"))
     assert (summary.weighting, summary.weights_state, summary.unfinished) == ("a half in turn", "matches", ())
     teacher = summary.teachers[1]
     assert (teacher.network, teacher.parameters, teacher.fingerprint) == ("resnet16", 2000, "21" * 32)
