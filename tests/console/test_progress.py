@@ -214,6 +214,7 @@ def test_a_resumed_run_does_not_count_what_was_there_as_speed() -> None:
     assert max(rates) < 100
 
 
+@pytest.mark.slow
 def test_quiet_silences_every_long_command(made: Path, tmp_path: Path) -> None:
     """Results still come, on stdout."""
     sweep = tmp_path / "sweep.toml"

@@ -26,6 +26,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
         load_split.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_tutorial_says_what_happens(tutorial: tuple[Path, str]) -> None:
     """Every command succeeds; numbers aside, every output is the one on the page."""
     _, now = tutorial
@@ -35,6 +36,7 @@ def test_the_tutorial_says_what_happens(tutorial: tuple[Path, str]) -> None:
     assert min(accuracies) > 70, "a page to be proud of"
 
 
+@pytest.mark.slow
 def test_the_plain_loop_has_the_losses_of_distill(tutorial: tuple[Path, str]) -> None:
     folder, _ = tutorial
     page = library_parts()[0]
@@ -46,6 +48,7 @@ def test_the_plain_loop_has_the_losses_of_distill(tutorial: tuple[Path, str]) ->
     assert len(shown) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="pip install lightning; it is no dependency")
 def test_the_lightning_module_trains(tutorial: tuple[Path, str]) -> None:
     folder, _ = tutorial
