@@ -75,6 +75,8 @@ def test_ctrl_c_loses_nothing(digits: Path, tmp_path: Path, cli: Cli) -> None:
     process = subprocess.Popen(
         [sys.executable, str(CHECKOUT / "cli.py"), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -15,6 +15,7 @@ from PIL import Image
 from demkd.cache import CacheMismatchError, Provenance, TeacherCache, open_cache
 from demkd.dataset import Normalisation, ViewPolicy, load_pictures
 from demkd.pipeline import caching as stage
+from demkd.pipeline import caching_job
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.description import describe_data, describe_views
 from demkd.pipeline.loading import TeacherSpec
@@ -134,11 +135,11 @@ def other_padding(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     pictures = load_pictures(str(data), split="train")
     narrow = {name: getattr(pictures, name) for name in pictures.__slots__}
     narrow["policy"] = ViewPolicy(padding=1, flip=True)
-    monkeypatch.setattr(stage, "load_split", lambda *_: type(pictures)(**narrow))
+    monkeypatch.setattr(caching_job, "load_split", lambda *_: type(pictures)(**narrow))
 
 
 def test_other_padding_is_refused(data: Path, own_teachers: Path, cache: Path, other_padding: None) -> None:
-    request = stage.CachingRequest(
+    request = caching_job.CachingRequest(
         data=str(data),
         teachers=(TeacherSpec(name="a", network="resnet8", checkpoint=own_teachers / "a.safetensors"),),
         folder=cache,
@@ -159,7 +160,7 @@ def test_changed_code_of_a_network_is_found_before_rows_are_mixed(
     """No digest sees code: a block that is there already is answered again, and compared."""
     original = Normalisation.apply
     monkeypatch.setattr(Normalisation, "apply", lambda self, views: original(self, views) * 1.5)
-    request = stage.CachingRequest(
+    request = caching_job.CachingRequest(
         data=str(data),
         teachers=(TeacherSpec(name="a", network="resnet8", checkpoint=own_teachers / "a.safetensors"),),
         folder=cache,
