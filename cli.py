@@ -29,6 +29,7 @@ from demkd.options import (
     training_options,
     views_or_random,
 )
+from demkd.pipeline import defaults
 from demkd.pipeline.methods import CHOICES
 
 if TYPE_CHECKING:
@@ -117,20 +118,30 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     help="A checkpoint file, or a run folder (which knows its network); repeat for more teachers.",
 )
 @click.option("--out", required=True, type=FOLDER, help="The cache's folder; what is there already is kept.")
-@click.option("--views", type=int, help="Views per sample; 16 by default, or all there are if fewer.")
-@click.option("--view-seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which views come first.")
+@click.option("--views", type=int, help=f"Views per sample; {defaults.VIEWS} by default, or all there are if fewer.")
+@click.option(
+    "--view-seed",
+    default=defaults.VIEW_SEED,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Which views come first.",
+)
 @click.option(
     "--features",
     multiple=True,
-    default=("last",),
+    default=defaults.LAYERS,
     show_default=True,
     metavar="LAYER",
     help="Whose features to keep: last (the last map before pooling), a layer's name, or none; repeatable.",
 )
 @click.option(
-    "--feature-grid", default=1, show_default=True, type=click.IntRange(min=1), help="Average maps down to this side."
+    "--feature-grid",
+    default=defaults.GRID,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Average maps down to this side.",
 )
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=defaults.BATCH_SIZE, show_default=True, type=click.IntRange(min=1))
 @click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
 @normalise_option
 @input_size_option
@@ -324,7 +335,11 @@ def _witnesses(options: dict[str, Any]) -> Any:
     "--teacher", "live", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online."
 )
 @click.option(
-    "--view-seed", default=0, show_default=True, type=click.IntRange(min=0), help="As cache-teachers', with --online."
+    "--view-seed",
+    default=defaults.VIEW_SEED,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="As cache-teachers', with --online.",
 )
 @training_options
 @normalise_option

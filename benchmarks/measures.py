@@ -90,17 +90,7 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
     """4: throughput of stage one, with entropies, features, writing, syncing and checking, against forward alone."""
     pictures = random_pictures(min(bench.scale.samples, 12_800))
     teacher = random_teacher("resnet20", bench.compute)
-    request = CachingRequest(
-        data="synthetic",
-        teachers=(),
-        folder=bench.folder / "stage-one",
-        views=1,
-        view_seed=0,
-        layers=("last",),
-        grid=1,
-        batch_size=256,
-        normalisations={},
-    )
+    request = CachingRequest(data="synthetic", teachers=(), folder=bench.folder / "stage-one", views=1)
     job = CachingJob(request=request, pictures=pictures, views=1, compute=bench.compute)
     shape = CacheShape(views=1, samples=len(pictures), classes=100, features={"stage3": (64,)})
     batches = torch.split(torch.arange(len(pictures), device=bench.compute.device), request.batch_size)

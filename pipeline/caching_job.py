@@ -16,13 +16,12 @@ from torch import Tensor
 from demkd.cache import CacheShape, Provenance
 from demkd.cache.plan import FilePlan, plan_file
 from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
+from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.description import describe_data, describe_device, describe_views
 from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_split, load_teacher, require_teachers
 from demkd.pipeline.progress import Progress
 from demkd.teachers import Teacher, feature_key
-
-_USUAL_VIEWS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +29,7 @@ class CachingRequest:
     """What `cache-teachers` is asked for.
 
     Attributes:
-        views: V; None for 16, or as many as there are.
+        views: V; None for `defaults.VIEWS`, or as many as there are.
         layers: whose features are kept; "last" is each teacher's hint layer.
         normalisations, input_sizes: by teacher name, what was given on the command line; "" stands for all others.
     """
@@ -38,12 +37,12 @@ class CachingRequest:
     data: str
     teachers: tuple[TeacherSpec, ...]
     folder: Path
-    views: int | None
-    view_seed: int
-    layers: tuple[str, ...]
-    grid: int
-    batch_size: int
-    normalisations: Mapping[str, Normalisation]
+    views: int | None = None
+    view_seed: int = defaults.VIEW_SEED
+    layers: tuple[str, ...] = defaults.LAYERS
+    grid: int = defaults.GRID
+    batch_size: int = defaults.BATCH_SIZE
+    normalisations: Mapping[str, Normalisation] = field(default_factory=dict)
     input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -113,7 +112,7 @@ def open_job(request: CachingRequest, compute: Compute, progress: Progress) -> C
     progress.note(f"reading the training pictures of {request.data}")
     pictures = load_split(request.data, "train")
     orbit = pictures.policy.orbit
-    views = min(_USUAL_VIEWS, orbit) if request.views is None else request.views
+    views = min(defaults.VIEWS, orbit) if request.views is None else request.views
     schedule.require_slots(views, orbit)
     return CachingJob(request=request, pictures=pictures, views=views, compute=compute)
 

@@ -38,11 +38,6 @@ def run_demo(folder: Path, compute: Compute, progress: Progress) -> DemoReport:
             teachers=tuple(TeacherSpec(name=name, network=None, checkpoint=folder / name) for name in TEACHERS),
             folder=folder / "cache",
             views=_VIEWS,
-            view_seed=0,
-            layers=("last",),
-            grid=1,
-            batch_size=256,
-            normalisations={},
         ),
         compute,
         progress,
@@ -76,11 +71,6 @@ def _distill_student(method: str, folder: Path, compute: Compute, progress: Prog
         method=METHODS[method],
         folder=folder / f"student-{method}",
         cache=folder / "cache",
-        teachers=(),
-        live=(),
-        normalisations={},
-        views=None,
-        view_seed=0,
     )
     return distill(request, compute, progress)
 

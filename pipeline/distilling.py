@@ -16,6 +16,7 @@ from torch import Tensor
 
 from demkd.cache import Cache, Provenance, TeacherCache, open_cache
 from demkd.dataset import Normalisation, Pictures, ViewsError, schedule
+from demkd.pipeline import defaults
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.description import describe_data, describe_views
@@ -56,12 +57,12 @@ class DistillRequest:
     options: TrainingOptions
     method: Method
     folder: Path
-    cache: Path | None
-    teachers: tuple[str, ...]
-    live: tuple[TeacherSpec, ...]
-    normalisations: Mapping[str, Normalisation]
-    views: int | str | None
-    view_seed: int
+    cache: Path | None = None
+    teachers: tuple[str, ...] = ()
+    live: tuple[TeacherSpec, ...] = ()
+    normalisations: Mapping[str, Normalisation] = field(default_factory=dict)
+    views: int | str | None = None
+    view_seed: int = defaults.VIEW_SEED
     input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -15,6 +15,7 @@ from demkd.cache.errors import CacheDamagedError, CacheMissingError
 from demkd.cache.teacher_file import TeacherCache, cache_file
 from demkd.cache.verify import DAMAGED, Verification, bytes_to_verify, verify_cache
 from demkd.cache.weights import WEIGHTS_NAME
+from demkd.pipeline import defaults
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.reports import RecomputeReport, RepairReport, VerificationReport
 
@@ -29,7 +30,6 @@ Indices = NDArray[np.int64]
 # As a share of the largest logit, at least of 1: float16 keeps three digits, another processor or batch size rounds
 # otherwise, and bfloat16 has two digits to begin with.
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
-_USUAL_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,8 +147,7 @@ def _as_cached(
         views=1,
         view_seed=provenance.bound["views"]["seed"],
         layers=(),
-        grid=1,
-        batch_size=max(1, provenance.noted.get("batch_size", _USUAL_BATCH)),
+        batch_size=max(1, provenance.noted.get("batch_size", defaults.BATCH_SIZE)),
         normalisations=witnesses.normalisations,
     )
     return request, choose_compute(device=witnesses.device, precision=precision)

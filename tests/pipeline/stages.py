@@ -34,6 +34,21 @@ def training_options(data: Path | str, network: str, **changes: Any) -> Training
     return replace(options, **changes)
 
 
+def cache_one(
+    data: Path,
+    checkpoint: Path,
+    out: Path,
+    *,
+    network: str = "resnet8",
+    progress: SilentProgress | None = None,
+    **changes: Any,
+) -> CachingReport:
+    """Cache one teacher, called as its file."""
+    teacher = TeacherSpec(name=checkpoint.stem, network=network, checkpoint=checkpoint)
+    request = CachingRequest(data=str(data), teachers=(teacher,), folder=out, **changes)
+    return cache_teachers(request, FLOAT32, progress or SilentProgress())
+
+
 @dataclass(frozen=True)
 class Workshop:
     """A folder of pictures, three teachers trained on it for an epoch, and their cache of five views."""
@@ -59,11 +74,7 @@ class Workshop:
             teachers=tuple(self.spec(network) for network in TEACHERS),
             folder=self.cache,
             views=5,
-            view_seed=0,
-            layers=("last",),
-            grid=1,
             batch_size=32,
-            normalisations={},
         )
         return cache_teachers(replace(request, **changes), compute, SilentProgress())
 
@@ -84,11 +95,8 @@ class Workshop:
             method=choose_method(method, **(method_options or {})),
             folder=out,
             cache=None if online else self.cache,
-            teachers=(),
             live=tuple(self.spec(network) for network in sorted(TEACHERS)) if online else (),
-            normalisations={},
             views=views,
-            view_seed=0,
         )
         return distill(request, compute, progress or SilentProgress())
 

@@ -63,11 +63,7 @@ def request_(
         teachers=specs,
         folder=tmp_path_factory.mktemp("cache"),
         views=2,
-        view_seed=0,
-        layers=("last",),
-        grid=1,
         batch_size=4,
-        normalisations={},
         input_sizes={"own": 32},
     )
 
@@ -176,9 +172,5 @@ def distilling(data: Path, folder: Path, *, cache: Path, network: str = "resnet8
         method=choose_method("de-mkd"),
         folder=folder,
         cache=cache,
-        teachers=(),
-        live=(),
-        normalisations={},
         views=2,
-        view_seed=0,
     )

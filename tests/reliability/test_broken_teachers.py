@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from demkd.networks import NETWORKS
 from demkd.networks.resnet import CifarResNet
 from demkd.pipeline import caching as stage
-from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.loading import TeacherSpec
-from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.reports import CachingReport
 from demkd.teachers import TeacherError
+from tests.pipeline.stages import cache_one
 from tests.reliability.conftest import Run, says, teacher_options
 
 
@@ -89,21 +86,6 @@ class BatchStatistics(CifarResNet):
                 module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def cache_one(data: Path, checkpoint: Path, out: Path) -> CachingReport:
-    request = stage.CachingRequest(
-        data=str(data),
-        teachers=(TeacherSpec(name="t", network="broken", checkpoint=checkpoint),),
-        folder=out,
-        views=2,
-        view_seed=0,
-        layers=("last",),
-        grid=1,
-        batch_size=256,
-        normalisations={},
-    )
-    return stage.cache_teachers(request, choose_compute(device="cpu", precision="float32"), SilentProgress())
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -124,7 +106,7 @@ def test_an_impure_teacher_is_refused_before_anything_is_written(
     torch.manual_seed(0)
     save_file(build(3).state_dict(), tmp_path / "t.safetensors")
     with pytest.raises(TeacherError, match=message):
-        cache_one(picture_folder, tmp_path / "t.safetensors", tmp_path / "cache")
+        cache_one(picture_folder, tmp_path / "t.safetensors", tmp_path / "cache", network="broken", views=2)
     assert not (tmp_path / "cache").exists()
 
 

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from demkd.cache import TeacherCache, open_cache
-from demkd.pipeline import caching as stage
 from demkd.pipeline.cached_teachers import CachedTeachers
-from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import SilentProgress
+from tests.pipeline.stages import cache_one
 from tests.reliability.conftest import Run, teacher_options
 
 _FLAT = 4 << 20  # bytes; less than what a leak of one block or slab a step leaves in these tests
@@ -40,20 +38,6 @@ class MemoryProgress(SilentProgress):
         self.memory.append(anonymous_memory())
 
 
-def request(data: Path, teachers: Path, out: Path, *, views: int, batch_size: int = 256) -> stage.CachingRequest:
-    return stage.CachingRequest(
-        data=str(data),
-        teachers=(TeacherSpec(name="a", network="resnet8", checkpoint=teachers / "a.safetensors"),),
-        folder=out,
-        views=views,
-        view_seed=0,
-        layers=("stage1",),
-        grid=8,
-        batch_size=batch_size,
-        normalisations={},
-    )
-
-
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 
 
@@ -61,8 +45,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 def test_stage_one_stays_as_small_as_it_is(picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
     """50 slots of 60 x 1,024 features, 120 kB each: kept in memory they would be 6 MB."""
     progress = MemoryProgress()
-    compute = choose_compute(device="cpu", precision="float32")
-    stage.cache_teachers(request(picture_folder, teachers, tmp_path, views=50), compute, progress)
+    checkpoint = teachers / "a.safetensors"
+    cache_one(picture_folder, checkpoint, tmp_path, progress=progress, views=50, layers=("stage1",), grid=8)
     assert len(progress.memory) == 50
     assert progress.memory[-1] - progress.memory[4] < _FLAT
 

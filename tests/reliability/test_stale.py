@@ -14,13 +14,10 @@ from PIL import Image
 
 from demkd.cache import CacheMismatchError, Provenance, TeacherCache, open_cache
 from demkd.dataset import Normalisation, ViewPolicy, load_pictures
-from demkd.pipeline import caching as stage
 from demkd.pipeline import caching_job
-from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.description import describe_data, describe_views
-from demkd.pipeline.loading import TeacherSpec
-from demkd.pipeline.progress import SilentProgress
 from demkd.teachers.checkpoint import state_sha256
+from tests.pipeline.stages import cache_one
 from tests.reliability.conftest import Run, contents, distilling, says, teacher_options, write_teacher
 
 
@@ -139,19 +136,8 @@ def other_padding(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
 
 
 def test_other_padding_is_refused(data: Path, own_teachers: Path, cache: Path, other_padding: None) -> None:
-    request = caching_job.CachingRequest(
-        data=str(data),
-        teachers=(TeacherSpec(name="a", network="resnet8", checkpoint=own_teachers / "a.safetensors"),),
-        folder=cache,
-        views=2,
-        view_seed=0,
-        layers=("last",),
-        grid=1,
-        batch_size=256,
-        normalisations={},
-    )
     with pytest.raises(CacheMismatchError, match=r"views\.padding is 2 in the cache and 1 now"):
-        stage.cache_teachers(request, choose_compute(device="cpu", precision="float32"), SilentProgress())
+        cache_one(data, own_teachers / "a.safetensors", cache, views=2)
 
 
 def test_changed_code_of_a_network_is_found_before_rows_are_mixed(
@@ -160,19 +146,8 @@ def test_changed_code_of_a_network_is_found_before_rows_are_mixed(
     """No digest sees code: a block that is there already is answered again, and compared."""
     original = Normalisation.apply
     monkeypatch.setattr(Normalisation, "apply", lambda self, views: original(self, views) * 1.5)
-    request = caching_job.CachingRequest(
-        data=str(data),
-        teachers=(TeacherSpec(name="a", network="resnet8", checkpoint=own_teachers / "a.safetensors"),),
-        folder=cache,
-        views=5,
-        view_seed=0,
-        layers=("last",),
-        grid=1,
-        batch_size=256,
-        normalisations={},
-    )
     with pytest.raises(CacheMismatchError, match="otherwise than when the cache was started"):
-        stage.cache_teachers(request, choose_compute(device="cpu", precision="float32"), SilentProgress())
+        cache_one(data, own_teachers / "a.safetensors", cache, views=5)
     assert open_cache(cache).views == 4
 
 
