@@ -3,11 +3,14 @@
 The latter are divergences scaled by the squared temperature.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from demkd.losses.decoupling import log_parts, working_precision
+from demkd.losses.decoupling import log_parts, probabilities, working_precision
 from demkd.losses.targets import CoupledTargets, DecoupledTargets
 
 
@@ -29,7 +32,36 @@ def decoupled_kd_loss(
 
     With two classes there is one other class, q is always 1, and NCKD is 0.
     """
-    log_b, log_q = log_parts(logits, labels, temperature=temperature)
-    tckd = -(targets.binary * log_b).sum(1) - targets.binary_entropy
-    nckd = -(targets.others * log_q).sum(1) - targets.others_entropy
+    binary, others = _DecoupledCrossEntropies.apply(logits, labels, targets.binary, targets.others, temperature)
+    tckd = binary - targets.binary_entropy
+    nckd = others - targets.others_entropy
     return temperature**2 * tckd, temperature**2 * nckd
+
+
+class _DecoupledCrossEntropies(torch.autograd.Function):
+    """CE(b, b^S) and CE(q, q^S) with the gradient by hand, which costs a third of what autograd's thirty steps do.
+
+    With m the label's margin, at temperature T, and |.| a target's sum (1, or less where teachers are masked):
+
+        dCE(b, b^S) / dm = |b| b^S_y - b_y            dm / dz = (onehot(y) - q^S) / T
+        dCE(q, q^S) / dz = (|q| q^S - q) / T, which is 0 in the label's place
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, binary: Tensor, others: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        log_b, log_q = log_parts(logits, labels, temperature=temperature)
+        ctx.save_for_backward(labels, binary, others, log_b, log_q)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return -(binary * log_b).sum(1), -(others * log_q).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_binary: Tensor, of_others: Tensor) -> tuple[Tensor | None, ...]:
+        labels, binary, others, log_b, log_q = ctx.saved_tensors
+        by_margin = of_binary * (binary.sum(1) * log_b[:, 0].exp() - binary[:, 0]) / ctx.temperature
+        scale = of_others / ctx.temperature
+        gradient = probabilities(log_q, labels) * (scale * others.sum(1) - by_margin)[:, None]
+        gradient = gradient.addcmul_(others, scale[:, None], value=-1).scatter_(1, labels[:, None], by_margin[:, None])
+        return gradient.to(ctx.dtype), None, None, None, None

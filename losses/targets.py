@@ -24,7 +24,7 @@ class _Targets:
 
     def rows(self, indices: Tensor) -> Self:
         """The targets of some samples."""
-        return type(self)(**{field.name: getattr(self, field.name)[indices] for field in fields(self)})
+        return type(self)(**{field.name: getattr(self, field.name).index_select(0, indices) for field in fields(self)})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:

@@ -1,6 +1,6 @@
 """The loss of a batch, term by term: labels, the teachers' logits, their features.
 
-B in a batch, C classes, K teachers.
+B in a batch, C classes, K teachers, L terms of the loss.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,15 @@ from torch import Tensor
 
 from demkd.losses import CoupledTargets, decoupled_kd_loss, hint_loss, kd_loss, label_loss
 from demkd.pipeline.methods import RELEASED_SCALES, Method
-from demkd.pipeline.supervision import Guidance
+from demkd.pipeline.supervision import Guidance, SoftTargets
 
 
 class Objective:
-    """Label loss + faded-in logit loss + hint loss (method.md, "DE-MKD as implemented")."""
+    """Label loss + faded-in logit loss + hint loss (method.md, "DE-MKD as implemented").
+
+    The terms of a method are the entries of one tensor, in the order of `names`: summed up over an epoch and weighted
+    into the loss all at once, where a tensor each would cost a small step of work each.
+    """
 
     def __init__(self, method: Method, *, epochs: int, teachers: int) -> None:
         """Fix what does not depend on the batch.
@@ -28,40 +32,48 @@ class Objective:
         released = RELEASED_SCALES[method.name](teachers) if method.reduction == "released" else 1.0
         self._kd_weight = method.kd_weight * released
         self._hint_weight = method.hint_weight / max(teachers, 1)
+        self.names = tuple(self._weights(epoch=1))
 
     def fade_in(self, epoch: int) -> float:
         """The factor of the logit loss in epoch 1, 2, ...: it rises to 1 over the warm-up."""
         return min(epoch / self._warmup_epochs, 1.0) if self._warmup_epochs else 1.0
 
-    def terms(
-        self, logits: Tensor, labels: Tensor, guidance: Guidance, adapted: Sequence[Tensor], *, epoch: int
-    ) -> dict[str, Tensor]:
-        """Every term's mean over the batch, unweighted, and their weighted sum, "loss".
+    def weights(self, *, epoch: int) -> Tensor:
+        """What each term counts for in epoch 1, 2, ...: (L,), float64."""
+        return torch.tensor(list(self._weights(epoch=epoch).values()), dtype=torch.float64)
+
+    def terms(self, logits: Tensor, labels: Tensor, guidance: Guidance, adapted: Sequence[Tensor]) -> Tensor:
+        """Every term's mean over the batch, not yet weighted: (L,).
 
         Args:
             logits: (B, C), the student's.
             adapted: the student's features by teacher, adapted to the teacher's shape.
         """
-        terms = {"label_loss": label_loss(logits, labels).mean()}
-        loss = terms["label_loss"]
+        terms = {"label_loss": label_loss(logits, labels)}
         if guidance.targets is not None:
-            kd_terms, kd = self._logit_loss(logits, labels, guidance)
-            terms |= kd_terms
-            loss = loss + self.fade_in(epoch) * self._kd_weight * kd
+            terms |= self._logit_terms(logits, labels, guidance.targets)
         if adapted:
             assert guidance.hint_weights is not None
             distances = torch.stack([hint_loss(a, h) for a, h in zip(adapted, guidance.hints, strict=True)])  # (K, B)
-            terms["hint_loss"] = (guidance.hint_weights * distances).sum(0).mean()
-            loss = loss + self._hint_weight * terms["hint_loss"]
-        return {**terms, "loss": loss}
+            terms["hint_loss"] = (guidance.hint_weights * distances).sum(0)
+        return torch.stack([terms[name] for name in self.names]).mean(1)
 
-    def _logit_loss(self, logits: Tensor, labels: Tensor, guidance: Guidance) -> tuple[dict[str, Tensor], Tensor]:
-        method, targets = self._method, guidance.targets
+    def _weights(self, *, epoch: int) -> dict[str, float]:
+        method, weights = self._method, {"label_loss": 1.0}
+        kd_weight = self.fade_in(epoch) * self._kd_weight
+        if method.decouple == "coupled":
+            weights["kd_loss"] = kd_weight
+        if method.decouple == "dkd":
+            weights["target_class_kd"] = kd_weight * method.tckd_weight
+            weights["non_target_class_kd"] = kd_weight * method.nckd_weight
+        if method.needs_features:
+            weights["hint_loss"] = self._hint_weight
+        return weights
+
+    def _logit_terms(self, logits: Tensor, labels: Tensor, targets: SoftTargets) -> dict[str, Tensor]:
+        """The terms of the teachers' logits, (B,) each."""
+        temperature = self._method.temperature
         if isinstance(targets, CoupledTargets):
-            kd = kd_loss(logits, targets, temperature=method.temperature).mean()
-            return {"kd_loss": kd}, kd
-        assert targets is not None
-        tckd, nckd = decoupled_kd_loss(logits, labels, targets, temperature=method.temperature)
-        terms = {"target_class_kd": tckd.mean(), "non_target_class_kd": nckd.mean()}
-        tckd_mean, nckd_mean = terms.values()
-        return terms, method.tckd_weight * tckd_mean + method.nckd_weight * nckd_mean
+            return {"kd_loss": kd_loss(logits, targets, temperature=temperature)}
+        tckd, nckd = decoupled_kd_loss(logits, labels, targets, temperature=temperature)
+        return {"target_class_kd": tckd, "non_target_class_kd": nckd}

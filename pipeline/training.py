@@ -1,13 +1,12 @@
 """The training loop: set up, one epoch, one step, evaluate. Everything that is trained is trained here.
 
-N samples, B in a batch, C classes, K teachers.
+N samples, B in a batch, C classes, K teachers, L terms of the loss.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -97,23 +96,23 @@ class Trainer:
         ).to(self._compute.device)
         self._compute.wait()
         prepared = time.perf_counter()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._compute.device))
+        weights = self._objective.weights(epoch=epoch).to(self._compute.device, torch.float32)
+        sums = torch.zeros(len(self._objective.names) + 2, device=self._compute.device)
         seen = 0
         self.student.train()
         for step in range(self.steps):
             indices = order[step * self._settings.batch_size : (step + 1) * self._settings.batch_size]
             self._set_learning_rate((epoch - 1 + step / self.steps) / self._settings.epochs)
-            for name, value in self._step(indices, view[indices], epoch=epoch).items():
-                sums[name] += value * len(indices)
+            sums += self._step(indices, view[indices], weights) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
-        losses = {name: float(total) / seen for name, total in sums.items()}
-        if not all(abs(value) < float("inf") for value in losses.values()):
+        means = dict(zip((*self._objective.names, "loss", "right"), (sums.double() / seen).tolist(), strict=True))
+        if not all(map(isfinite, means.values())):
             raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower --learning-rate")
         return Epoch(
-            top1=losses.pop("right"),
-            losses=losses,
+            top1=means.pop("right"),
+            losses=means,
             seconds=time.perf_counter() - started,
             data_seconds=prepared - started,
             slot=views.slot,
@@ -137,20 +136,25 @@ class Trainer:
         self._adapters.load_state_dict(state["adapters"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _step(self, indices: Tensor, numbers: Tensor, *, epoch: int) -> dict[str, Tensor]:
-        """Train on samples (B,) in views (B,); every term of the loss, and the share of right answers."""
+    def _step(self, indices: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
+        """Train on samples (B,) in views (B,), with the terms of the loss weighted (L,).
+
+        Returns:
+            (L + 2,): every term of the loss, the loss, and the share of right answers.
+        """
         views = self._cutter.cut(indices, numbers)  # (B, 3, H, W)
         labels = self._labels[indices]
         guidance = self._supervision.guide(indices, views)
         with self._compute.autocast():
             logits, features = self.student.forward_features(self._normalisation.apply(views))
             adapted = [adapter(features[self.student.hint_layer]) for adapter in self._adapters]
-        terms = self._objective.terms(logits, labels, guidance, adapted, epoch=epoch)
+        terms = self._objective.terms(logits, labels, guidance, adapted)
+        loss = terms @ weights
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(terms["loss"])
+        torch.autograd.backward(loss)
         self._optimizer.step()
-        terms["right"] = (logits.argmax(1) == labels).float().mean()
-        return {name: value.detach() for name, value in terms.items()}
+        right = (logits.argmax(1) == labels).float().mean()
+        return torch.cat((terms.detach(), torch.stack((loss.detach(), right))))
 
     def _set_learning_rate(self, done: float) -> None:
         self._optimizer.param_groups[0]["lr"] = self.learning_rate(done)
@@ -232,9 +236,10 @@ def _epoch_report(epoch: int, settings: Training, trainer: Trainer, trained: Epo
     )
 
 
-def _running_means(epoch: int, sums: Mapping[str, Tensor], seen: int) -> str:
+def _running_means(epoch: int, sums: Tensor, seen: int) -> str:
     """How an epoch is going; asking waits for the device, so only whoever shows it asks."""
-    return f"epoch {epoch}  loss {float(sums['loss']) / seen:.3f}  train top-1 {float(sums['right']) / seen:.2%}"
+    loss, right = (sums[-2:] / seen).tolist()
+    return f"epoch {epoch}  loss {loss:.3f}  train top-1 {right:.2%}"
 
 
 def _summary(recipe: Recipe, run: RunFolder, test_samples: int, resumed_after: int) -> RunReport:

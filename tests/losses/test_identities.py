@@ -85,6 +85,31 @@ def test_fused_equals_unfused_in_value_and_gradient(generator: torch.Generator) 
     torch.testing.assert_close(fused_gradient, naive_gradient, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("classes", [2, C])
+def test_the_gradient_written_by_hand_is_the_losses(classes: int, generator: torch.Generator) -> None:
+    """Numerically, for targets that do not sum to 1 too, and another weight on every sample's losses."""
+    teachers, student = [draw(generator, B, classes) for _ in range(K)], draw(generator, B, classes).requires_grad_()
+    labels = torch.randint(0, classes, (B,), generator=generator)
+    w_t, w_n = draw(generator, K, B).abs(), draw(generator, K, B).abs()
+    targets = fuse_decoupled(teachers, labels, tckd_weights=w_t, nckd_weights=w_n, temperature=T)
+    assert torch.autograd.gradcheck(
+        lambda z: torch.stack(decoupled_kd_loss(z, labels, targets, temperature=T)), student, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_have_the_logits_precision_and_losses_float32(dtype: torch.dtype, generator: torch.Generator) -> None:
+    labels, one = draw_labels(generator), torch.ones(1, B)
+    targets = fuse_decoupled([draw(generator, B, C).float()], labels, tckd_weights=one, nckd_weights=one, temperature=T)
+    student = draw(generator, B, C).to(dtype).requires_grad_()
+    exact = student.detach().float().requires_grad_()
+    tckd, nckd = decoupled_kd_loss(student, labels, targets, temperature=T)
+    assert tckd.dtype == nckd.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(nckd.sum(), student)  # and nothing asked of the other
+    (expected,) = torch.autograd.grad(decoupled_kd_loss(exact, labels, targets, temperature=T)[1].sum(), exact)
+    assert torch.equal(gradient, expected.to(dtype))
+
+
 def test_fused_equals_unfused_when_coupled(generator: torch.Generator) -> None:
     teachers, weights = [draw(generator, B, C) for _ in range(K)], draw_weights(generator)
     student = draw(generator, B, C)

@@ -52,7 +52,8 @@ def loss_of(scene: dict[str, Any], method: Method) -> dict[str, Tensor]:
     )
     adapted = scene["adapted"] if method.needs_features else []
     objective = Objective(method, epochs=240, teachers=K)
-    return objective.terms(scene["student"], scene["labels"], guidance, adapted, epoch=240)
+    terms = objective.terms(scene["student"], scene["labels"], guidance, adapted)
+    return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.weights(epoch=240)}
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
