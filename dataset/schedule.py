@@ -90,15 +90,16 @@ def noisy_labels(labels: NDArray[np.int64], *, share: float, classes: int, seed:
     Raises:
         ValueError: if there is no other class.
     """
+    noisy = labels.copy()
     count = round(share * len(labels))
-    if count and classes < 2:
+    if not count:
+        return noisy
+    if classes < 2:
         raise ValueError(f"labels of {classes} class cannot be wrong")
     keys = _hash(_LABEL, seed, np.arange(len(labels)))
     chosen = np.argsort(keys, kind="stable")[:count]
-    noisy = labels.copy()
-    if count:
-        shift = 1 + (_mix(keys[chosen]) % np.uint64(classes - 1)).astype(np.int64)
-        noisy[chosen] = (labels[chosen] + shift) % classes
+    shift = 1 + (_mix(keys[chosen]) % np.uint64(classes - 1)).astype(np.int64)
+    noisy[chosen] = (labels[chosen] + shift) % classes
     return noisy
 
 

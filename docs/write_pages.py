@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from click.testing import CliRunner
 
 from demkd.cli import main
@@ -77,7 +78,8 @@ def run_command(command: str, folder: Path) -> str:
     else:
         assert program == "python", command
         words = [sys.executable, *arguments]
-        found = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+        # The same threads as here: sums are rounded in another order with others, which training amplifies.
+        found = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": str(torch.get_num_threads())}
         done = subprocess.run(words, cwd=folder, env=found, capture_output=True, text=True, check=False)  # noqa: S603
         code, output, errors = done.returncode, done.stdout, done.stderr
     if code != 0:
