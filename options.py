@@ -11,11 +11,11 @@ import click
 from click.core import ParameterSource
 
 from demkd.pipeline.methods import CHOICES, METHODS
+from demkd.pipeline.recipe import RecipeError, TrainingOptions, option_values, read_recipe
 
 if TYPE_CHECKING:
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.progress import Progress
-    from demkd.pipeline.recipe import TrainingOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,8 +36,6 @@ def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None)
     """Let a recipe fill in what the command line leaves out."""
     if path is None:
         return
-    from demkd.pipeline.recipe import RecipeError, option_values, read_recipe
-
     known = {parameter.name or "": parameter for parameter in ctx.command.params}
     repeatable = {name for name, parameter in known.items() if parameter.multiple}
     values = option_values(read_recipe(path), repeatable=repeatable)
@@ -86,26 +84,38 @@ recipe_option = click.option(
     expose_value=False,
     help="A TOML file that fills in what the command line leaves out.",
 )
+_USUAL = {field.name: field.default for field in fields(TrainingOptions)}
 training_options = combine(
     click.option(
-        "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of everything random in the run."
+        "--seed",
+        default=_USUAL["seed"],
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Of everything random in the run.",
     ),
-    click.option("--epochs", default=240, show_default=True, type=click.IntRange(min=1)),
-    click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=2)),
-    click.option("--learning-rate", default=0.05, show_default=True, type=click.FloatRange(min=0, min_open=True)),
+    click.option("--epochs", default=_USUAL["epochs"], show_default=True, type=click.IntRange(min=1)),
+    click.option("--batch-size", default=_USUAL["batch_size"], show_default=True, type=click.IntRange(min=2)),
+    click.option(
+        "--learning-rate",
+        default=_USUAL["learning_rate"],
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+    ),
     click.option(
         "--schedule",
-        default="step",
+        default=_USUAL["schedule"],
         show_default=True,
         type=click.Choice(["step", "cosine", "one-cycle"]),
         help="Of the learning rate; step is x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
     ),
-    click.option("--momentum", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True)),
-    click.option("--nesterov/--no-nesterov", default=True, show_default=True),
-    click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(min=0)),
+    click.option(
+        "--momentum", default=_USUAL["momentum"], show_default=True, type=click.FloatRange(0, 1, max_open=True)
+    ),
+    click.option("--nesterov/--no-nesterov", default=_USUAL["nesterov"], show_default=True),
+    click.option("--weight-decay", default=_USUAL["weight_decay"], show_default=True, type=click.FloatRange(min=0)),
     click.option(
         "--label-noise",
-        default=0.0,
+        default=_USUAL["label_noise"],
         show_default=True,
         type=click.FloatRange(0, 1),
         help="Share of the training labels to replace by wrong ones, to see what a method makes of it.",
@@ -225,9 +235,8 @@ def choose_progress(quiet: bool) -> "Progress":
     return ConsoleProgress()
 
 
-def chosen_training(options: dict[str, Any], network: str) -> "TrainingOptions":
+def chosen_training(options: dict[str, Any], network: str) -> TrainingOptions:
     """What `training_options` and `--data` say."""
-    from demkd.pipeline.recipe import TrainingOptions
 
     own = (field.name for field in fields(TrainingOptions) if field.name != "network")
     return TrainingOptions(network=network, **{name: options[name] for name in own})

@@ -1,7 +1,8 @@
-"""What stage one does unless told otherwise, in Python and on the command line; no PyTorch, so that --help is quick."""
+"""What both stages do unless told otherwise, in Python and on the command line; no PyTorch, so that --help is quick."""
 
 VIEWS = 16  # or as many as there are
-VIEW_SEED = 0  # stage two's too, where it has no cache to follow
+VIEW_SEED = 0
 LAYERS = ("last",)
 GRID = 1
-BATCH_SIZE = 256
+BATCH_SIZE = 256  # of stage one; a student's is in `recipe.TrainingOptions`
+EPOCHS = 240  # of a student, as in the literature

@@ -76,15 +76,4 @@ def _distill_student(method: str, folder: Path, compute: Compute, progress: Prog
 
 
 def _options(network: str, *, seed: int, epochs: int) -> TrainingOptions:
-    return TrainingOptions(
-        data="digits",
-        network=network,
-        seed=seed,
-        epochs=epochs,
-        batch_size=64,
-        learning_rate=0.05,
-        schedule="one-cycle",
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-    )
+    return TrainingOptions(data="digits", network=network, seed=seed, epochs=epochs, schedule="one-cycle")

@@ -5,13 +5,13 @@ import time
 import numpy as np
 
 from demkd.cache.plan import FilePlan, require_space
+from demkd.pipeline import defaults
 from demkd.pipeline.caching import answer_rows
 from demkd.pipeline.caching_job import CachingJob, CachingRequest, PreparedTeacher, open_job, plan_teacher, prepare
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.reports import CachingPlan, TeacherPlan
 
-STUDENT_EPOCHS = 240  # of an ordinary online run, `distill`'s default
 _PROBE_SECONDS = 1.0
 _MOST_PROBES = 8
 
@@ -40,8 +40,8 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
         free_bytes=free,
         seconds=sum(teacher.seconds for teacher in teachers),
         break_even_epochs=epochs,
-        student_epochs=STUDENT_EPOCHS,
-        break_even_runs=epochs / STUDENT_EPOCHS,
+        student_epochs=defaults.EPOCHS,
+        break_even_runs=epochs / defaults.EPOCHS,
     )
 
 

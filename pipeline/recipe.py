@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from demkd.errors import UserError
+from demkd.pipeline import defaults
 from demkd.pipeline.methods import Method
 
 
@@ -28,14 +29,14 @@ class TrainingOptions:
 
     data: str
     network: str
-    seed: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
-    momentum: float
-    nesterov: bool
-    weight_decay: float
+    seed: int = 0
+    epochs: int = defaults.EPOCHS
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    schedule: str = "step"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
     label_noise: float = 0.0
 
 

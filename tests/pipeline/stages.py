@@ -19,18 +19,7 @@ TEACHERS = ("resnet8", "wrn_16_1", "vgg8")
 
 
 def training_options(data: Path | str, network: str, **changes: Any) -> TrainingOptions:
-    options = TrainingOptions(
-        data=str(data),
-        network=network,
-        seed=0,
-        epochs=1,
-        batch_size=16,
-        learning_rate=0.02,
-        schedule="step",
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-    )
+    options = TrainingOptions(data=str(data), network=network, epochs=1, batch_size=16, learning_rate=0.02)
     return replace(options, **changes)
 
 
