@@ -12,7 +12,7 @@ from rich.text import Text
 from demkd.console.bars import histogram_bars
 from demkd.console.fitting import Column, figure, fitted, room, share, words
 from demkd.console.listings import show_classes, show_samples, show_views
-from demkd.console.output import decimal_bytes, stdout
+from demkd.console.output import counted, decimal_bytes, stdout
 from demkd.console.sample import show_sample
 from demkd.report.classes import ClassListing
 from demkd.report.opinions import SampleSummary, SampleViews
@@ -51,9 +51,10 @@ def show_cache(summary: CacheSummary) -> None:
     console = stdout()
     headline = Text.assemble(
         words(str(summary.folder), "bold"),
-        f": {len(summary.teachers)} teacher{'s' if len(summary.teachers) > 1 else ''} on ",
+        f": {counted(len(summary.teachers), 'teacher', 'teachers')} on ",
         words(summary.data),
-        f", {summary.samples:,} samples x {summary.views} views, {summary.classes} classes, {summary.precision}, ",
+        f", {summary.samples:,} samples x {counted(summary.views, 'view', 'views')}, "
+        f"{counted(summary.classes, 'class', 'classes')}, {summary.precision}, ",
         decimal_bytes(summary.file_bytes),
     )
     console.print(headline, overflow="fold")

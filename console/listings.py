@@ -3,8 +3,8 @@
 from rich.text import Text
 
 from demkd.console.fitting import Column, figure, fitted, share, words
-from demkd.console.output import stdout
-from demkd.report.classes import ClassListing, ClassSummary, ClassTeacher
+from demkd.console.output import counted, stdout
+from demkd.report.classes import ClassListing
 from demkd.report.opinions import SampleViews
 from demkd.report.samples import SampleListing
 
@@ -25,13 +25,9 @@ def show_classes(listing: ClassListing) -> None:
     """A line a class; a measure of all teachers is shown or left out as a whole."""
     console = stdout()
     rows = listing.rows
-    descending = not listing.sort.startswith("-")
-    console.print(
-        Text(
-            f"{len(rows)} classes by {listing.sort.removeprefix('-')}, {'largest' if descending else 'smallest'} first"
-        )
-    )
     sorted_by = listing.sort.removeprefix("-")
+    first = "smallest" if listing.sort.startswith("-") else "largest"
+    console.print(Text(f"{counted(len(rows), 'class', 'classes')} by {sorted_by}, {first} first"))
     columns = [
         Column(heading="class", cells=[row.label for row in rows], words=True),
         Column(heading="number", cells=[f"{row.number}" for row in rows], rank=_rank(sorted_by, "number", 9)),
@@ -79,16 +75,12 @@ def _measure_columns(listing: ClassListing, measure: str, heading: str, rank: in
         columns.append(
             Column(
                 heading=f"{heading}\n{teacher}",
-                cells=[text(getattr(_teacher(row, position), measure)) for row in listing.rows],
+                cells=[text(getattr(row.teachers[position], measure)) for row in listing.rows],
                 rank=_rank(sorted_by, f"{teacher}.{measure}", rank),
                 name=f"{name} by teacher",
             )
         )
     return columns
-
-
-def _teacher(row: ClassSummary, position: int) -> ClassTeacher:
-    return row.teachers[position]
 
 
 def _rank(sorted_by: str, column: str, rank: int) -> int:
@@ -100,7 +92,7 @@ def show_samples(listing: SampleListing) -> None:
     console = stdout()
     rows = listing.rows
     order, heading = _ORDERS[listing.order]
-    console.print(Text(f"{len(rows)} samples with {order}"))
+    console.print(Text(f"{counted(len(rows), 'sample', 'samples')} with {order}"))
     if not rows:
         return
     percent, trusted = listing.order == "disputed", listing.order == "wrong and trusted"
@@ -127,7 +119,11 @@ def show_samples(listing: SampleListing) -> None:
                 name="in how many views",
             ),
             Column(
-                heading="entropy", group=teacher, cells=[figure(one.entropy) for one in said], rank=4 if trusted else 3
+                heading="entropy",
+                group=teacher,
+                cells=[figure(one.entropy) for one in said],
+                rank=4 if trusted else 3,
+                name="entropy by teacher",
             ),
             Column(
                 heading="weight", group=teacher, cells=[figure(one.weight) for one in said], rank=3 if trusted else 6
@@ -146,7 +142,11 @@ def show_views(views: SampleViews) -> None:
     """A line a slot."""
     console = stdout()
     console.print(
-        Text.assemble(f"sample {views.index}, label ", words(views.label, "bold"), f", {len(views.rows)} slots")
+        Text.assemble(
+            f"sample {views.index}, label ",
+            words(views.label, "bold"),
+            f", {counted(len(views.rows), 'slot', 'slots')}",
+        )
     )
     columns = [
         Column(heading="slot", cells=[f"{row.slot}" for row in views.rows]),

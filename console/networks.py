@@ -2,7 +2,7 @@
 
 from rich.markup import escape
 
-from demkd.console.output import decimal_bytes, plain_table, stdout
+from demkd.console.output import counted, decimal_bytes, plain_table, stdout
 from demkd.pipeline.reports import ExportReport, NetworkListing
 
 
@@ -10,7 +10,8 @@ def show_networks(listing: NetworkListing) -> None:
     """What networks there are."""
     console = stdout()
     _, height, width = listing.picture
-    console.print(f"{listing.classes} classes; multiply-accumulates and features of one {height} x {width} picture")
+    classes = counted(listing.classes, "class", "classes")
+    console.print(f"{classes}; multiply-accumulates and features of one {height} x {width} picture")
     table = plain_table()
     table.add_column("network", no_wrap=True)
     for heading in ("parameters", "MACs"):
@@ -28,7 +29,7 @@ def show_export(report: ExportReport) -> None:
     shape = ", ".join(str(side) for side in report.input_shape)
     stdout().print(
         f"{escape(str(report.file))}: {report.network} as {report.format}, {decimal_bytes(report.file_bytes)}, "
-        f"input (B, {shape}), {report.classes} classes. Loaded in a fresh process, its logits of {report.pictures} "
-        f"test pictures differ from the student's by {report.largest_difference:.2g} at most",
+        f"input (B, {shape}), {counted(report.classes, 'class', 'classes')}. Loaded in a fresh process, its logits of "
+        f"{report.pictures} test pictures differ from the student's by {report.largest_difference:.2g} at most",
         soft_wrap=True,
     )

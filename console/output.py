@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from demkd.report.rows import FlatRows
 from demkd.report.writing import WrittenFile
 
 
@@ -28,12 +29,11 @@ def show_json(report: object) -> None:
     sys.stdout.write("\n")
 
 
-def show_csv(rows: Sequence[Mapping[str, object]]) -> None:
-    """Flat rows as CSV on stdout, for programs: every column that any of them has, numbers in full."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+def show_csv(flat: FlatRows) -> None:
+    """Flat rows as CSV on stdout, for programs: a line of headings, though there be no rows."""
+    writer = csv.DictWriter(sys.stdout, flat.columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(flat.rows)
 
 
 def show_written(written: WrittenFile, *, aside: bool = False) -> None:
@@ -45,6 +45,11 @@ def show_written(written: WrittenFile, *, aside: bool = False) -> None:
 def stdout() -> Console:
     """For results."""
     return Console(highlight=False)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """`1 class`, `100 classes`."""
+    return f"{count} {one if count == 1 else many}"
 
 
 def decimal_bytes(count: int) -> str:

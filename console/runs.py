@@ -1,6 +1,5 @@
 """What came of runs: one, several compared, the demo's."""
 
-import csv
 import sys
 from collections.abc import Sequence
 
@@ -8,16 +7,19 @@ from rich.markup import escape
 
 from demkd.console.caching import show_caching
 from demkd.console.fitting import Column, fitted, words
-from demkd.console.output import decimal_bytes, plain_table, stdout
+from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout
 from demkd.pipeline.reports import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
+from demkd.report.comparison_text import difference_texts, percent
+from demkd.report.rows import comparison_rows
 
 
 def show_run(report: RunReport) -> None:
     """What a run came to."""
     stdout().print(
         f"{report.network}, {report.method}, seed {report.seed}: test top-1 [bold]{report.test_top1:.2%}[/] "
-        f"({round(report.test_top1 * report.test_samples)} of {report.test_samples}) after {report.epochs} epochs; "
+        f"({round(report.test_top1 * report.test_samples)} of {report.test_samples}) after "
+        f"{counted(report.epochs, 'epoch', 'epochs')}; "
         f"best {report.best_top1:.2%} in epoch {report.best_epoch}; {report.seconds:.1f} s of training; "
         f"{escape(str(report.folder))}",
         soft_wrap=True,
@@ -34,21 +36,23 @@ def show_evaluation(report: EvaluationReport) -> None:
 
 
 def show_comparison(comparison: Comparison, *, form: str) -> None:
-    """Groups of runs, best mean in bold: as a table of text or Markdown, or as CSV."""
+    """Groups of runs: as a table of text or Markdown, the best mean in bold, or as CSV, for programs."""
+    if form == "csv":
+        show_csv(comparison_rows(comparison))
+        return
+    rows = [_comparison_cells(group, with_difference=comparison.baseline is not None) for group in comparison.groups]
+    best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
+    show = _write_markdown if form == "markdown" else _print_comparison
+    show(comparison, rows, best=best)
+
+
+def _write_markdown(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
     headings = ["runs", "seeds", "last top-1 %", "best top-1 %"]
     if comparison.baseline:
         headings += [f"against {comparison.baseline}", "pairs", "95 % interval", "detectable"]
-    rows = [_comparison_cells(group, with_difference=comparison.baseline is not None) for group in comparison.groups]
-    best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
-    if form == "csv":
-        writer = csv.writer(sys.stdout)
-        writer.writerows([headings, *rows])
-    elif form == "markdown":
-        shown = [[f"**{cell}**" if i == best and cell else cell for cell in row] for i, row in enumerate(rows)]
-        for line in (headings, ["---"] * len(headings), *shown):
-            sys.stdout.write(f"| {' | '.join(line)} |\n")
-    else:
-        _print_comparison(comparison, rows, best=best)
+    shown = [[f"**{cell}**" if i == best and cell else cell for cell in row] for i, row in enumerate(rows)]
+    for line in (headings, ["---"] * len(headings), *shown):
+        sys.stdout.write(f"| {' | '.join(line)} |\n")
 
 
 def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
@@ -80,23 +84,12 @@ def _comparison_cells(group: Group, *, with_difference: bool) -> list[str]:
     cells = [
         group.name,
         str(len(group.seeds)),
-        _with_deviation(group.last, group.last_deviation),
-        _with_deviation(group.best, group.best_deviation),
+        percent(group.last, group.last_deviation),
+        percent(group.best, group.best_deviation),
     ]
     if not with_difference:
         return cells
-    difference = group.difference
-    if difference is None:
-        return [*cells, "", "", "", ""]
-    paired = [*cells, f"{100 * difference.mean:+.2f}", str(difference.seeds)]
-    if difference.low is None or difference.high is None or difference.detectable is None:
-        return [*paired, "", ""]
-    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return [*paired, interval, f"{100 * difference.detectable:.2f}"]
-
-
-def _with_deviation(share: float, deviation: float | None) -> str:
-    return f"{100 * share:.2f}" if deviation is None else f"{100 * share:.2f} ± {100 * deviation:.2f}"
+    return [*cells, *([""] * 4 if group.difference is None else difference_texts(group.difference))]
 
 
 def show_demo(report: DemoReport) -> None:

@@ -1,4 +1,4 @@
-"""One sample, as `inspect --sample` shows it: the picture, the teachers' likeliest classes, and and their views."""
+"""One sample, as `inspect --sample` shows it: the picture, the teachers' likeliest classes, and their views."""
 
 from collections.abc import Sequence
 from statistics import fmean

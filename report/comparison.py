@@ -16,7 +16,8 @@ from demkd.errors import UserError
 
 CONFIDENCE = 0.95
 _NOT_CHOICES = frozenset({"seed", "sources"})
-_SELF_EXPLAINING = ("student", "network", "method")
+_SELF_EXPLAINING = ("student", "method")
+_LABELS_ONLY = "labels only"  # the method of train, whose recipes name none
 DIGEST = "digest of "
 
 
@@ -99,10 +100,21 @@ def read_run(folder: Path) -> FinishedRun:
         raise ComparisonError(f"{folder} is no run folder ({error}): give what train or distill wrote") from error
     if len(top1) < recipe.get("epochs", 0) or not top1:
         raise ComparisonError(f"the run in {folder} has {len(top1)} of {recipe.get('epochs')} epochs: finish it first")
-    choices = {key: value for key, value in recipe.items() if key not in _NOT_CHOICES}
+    # What distill calls the student, train calls the network: runs of both are compared by it.
+    choices = {
+        "student" if key == "network" else key: value for key, value in recipe.items() if key not in _NOT_CHOICES
+    }
     # Other teachers, pixels or labels make another group, even where every option is the same.
     choices |= {f"{DIGEST}{name}": str(digest)[:8] for name, digest in recipe.get("sources", {}).items()}
     return FinishedRun(folder=folder, choices=choices, seed=int(recipe["seed"]), top1=top1)
+
+
+def group_runs(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs that made the same choices, by seed; the groups are in the order in which their first runs were given."""
+    grouped: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        grouped.setdefault(json.dumps(run.choices, sort_keys=True), []).append(run)
+    return [sorted(members, key=lambda run: run.seed) for members in grouped.values()]
 
 
 def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) -> Comparison:
@@ -114,11 +126,8 @@ def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) ->
     Raises:
         ComparisonError: if there is no such group, or a seed comes twice in one.
     """
-    grouped: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        grouped.setdefault(json.dumps(run.choices, sort_keys=True), []).append(run)
-    names = dict(zip(grouped, _names([members[0].choices for members in grouped.values()]), strict=True))
-    members_of = {names[key]: sorted(members, key=lambda run: run.seed) for key, members in grouped.items()}
+    grouped = group_runs(runs)
+    members_of = dict(zip(_names([members[0].choices for members in grouped]), grouped, strict=True))
     for name, members in members_of.items():
         seeds = [run.seed for run in members]
         if len(set(seeds)) < len(seeds):
@@ -140,7 +149,9 @@ def _names(choices: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = sorted({key for table in choices for key in table}, key=lambda key: (_rank(key), key))
     words: list[list[str]] = [[] for _ in choices]
     _tell_apart(list(zip(choices, words, strict=True)), keys)
-    return [" ".join(own) or str(table.get("method", "labels only")) for own, table in zip(words, choices, strict=True)]
+    return [
+        " ".join(own) or _in_words("method", table.get("method")) for own, table in zip(words, choices, strict=True)
+    ]
 
 
 def _tell_apart(groups: Sequence[tuple[Mapping[str, Any], list[str]]], keys: Sequence[str]) -> None:
@@ -160,7 +171,7 @@ def _tell_apart(groups: Sequence[tuple[Mapping[str, Any], list[str]]], keys: Seq
 
 def _in_words(key: str, value: Any) -> str:
     if value is None:
-        return f"no {key}"
+        return _LABELS_ONLY if key == "method" else f"no {key}"
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if key in _SELF_EXPLAINING else f"{key}={text}"
 

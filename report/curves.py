@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from demkd.report.comparison import Comparison, ComparisonError, FinishedRun
+from demkd.report.comparison import Comparison, ComparisonError, FinishedRun, group_runs
 
 BAND = (
     "The band is one standard deviation (of the sample) around the mean of three or more seeds, "
@@ -58,15 +58,11 @@ def group_curves(runs: Sequence[FinishedRun], comparison: Comparison) -> tuple[G
     Raises:
         ComparisonError: if the metrics of a run cannot be read.
     """
-    grouped: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        grouped.setdefault(json.dumps(run.choices, sort_keys=True), []).append(run)
-    pairs = zip(comparison.groups, grouped.values(), strict=True)
+    pairs = zip(comparison.groups, group_runs(runs), strict=True)
     return tuple(_curves(group.name, members) for group, members in pairs)
 
 
-def _curves(name: str, members: Sequence[FinishedRun]) -> GroupCurves:
-    runs = sorted(members, key=lambda run: run.seed)
+def _curves(name: str, runs: Sequence[FinishedRun]) -> GroupCurves:
     histories = [[_numbers(run, line) for line in _lines(run)] for run in runs]
     keys = [key for key in histories[0][0] if all(key in line for history in histories for line in history)]
     curves = {key: _over_seeds([[line[key] for line in history] for history in histories]) for key in keys}

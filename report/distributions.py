@@ -3,9 +3,12 @@
 K teachers, V slots, N samples, C classes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from demkd.report.errors import InspectionError
 from demkd.report.survey import Survey
@@ -30,7 +33,7 @@ class Distribution:
 def entropy_distributions(survey: Survey, *, bins: int = 50) -> tuple[Distribution, ...]:
     """Every teacher's entropies from 0 to ln C; `right` / `counts` against the bins is the reliability diagram."""
     highest = float(np.log(survey.cache.classes))
-    return tuple(_distribution(survey, position, bins, highest) for position in range(len(survey.cache.teachers)))
+    return tuple(_distribution(survey, position, slabs, bins, highest) for position, slabs in enumerate(survey.entropy))
 
 
 def weight_distributions(survey: Survey, *, bins: int = 50) -> tuple[Distribution, ...]:
@@ -41,11 +44,13 @@ def weight_distributions(survey: Survey, *, bins: int = 50) -> tuple[Distributio
     """
     if survey.weights is None:
         raise InspectionError(f"{survey.cache.folder} has no weights of {', '.join(survey.cache.names)}")
-    return tuple(_distribution(survey, position, bins, 1.0, weights=True) for position in range(len(survey.weights)))
+    return tuple(_distribution(survey, position, slabs, bins, 1.0) for position, slabs in enumerate(survey.weights))
 
 
-def _distribution(survey: Survey, position: int, bins: int, highest: float, *, weights: bool = False) -> Distribution:
-    slabs = survey.weights[position] if weights and survey.weights is not None else survey.entropy[position]
+def _distribution(
+    survey: Survey, position: int, slabs: Iterable[NDArray[Any]], bins: int, highest: float
+) -> Distribution:
+    """Of one teacher's V slabs (N,) of values from 0 to `highest`."""
     counts, right = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     for slab, said in zip(slabs, survey.prediction[position], strict=True):
         inside = np.clip(slab.astype(np.float64), 0.0, highest)  # float32's ln C may be above ln C

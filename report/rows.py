@@ -1,30 +1,74 @@
-"""Listings as flat rows for CSV: what is nested in the JSON becomes a column `outer.inner`.
+"""What is listed or compared as flat rows for CSV, numbers in full.
 
-A row's teachers are named: `resnet20.entropy`; other tuples are numbered: `quartiles.0`.
+What is nested in a listing's JSON becomes a column `outer.inner`. A row's teachers are named: `resnet20.entropy`;
+other tuples are numbered: `quartiles.0`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from demkd.report.classes import ClassListing
+from demkd.report.comparison import Comparison, Group
 from demkd.report.opinions import SampleSummary, SampleViews
-from demkd.report.samples import SampleListing
+from demkd.report.samples import SampleListing, SampleRow, SampleTeacher
 from demkd.report.summary import CacheSummary
 
 Inspection = CacheSummary | ClassListing | SampleListing | SampleSummary | SampleViews
 Value = str | int | float | bool | None
 
 
-def flat_rows(inspection: Inspection) -> list[dict[str, Value]]:
-    """A listing's rows; of a whole cache and of a sample, a row a teacher. Columns may differ from row to row."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlatRows:
+    """Rows by column; a row may lack some of the columns."""
+
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Value]]
+
+
+def flat_rows(inspection: Inspection) -> FlatRows:
+    """A listing's rows; of a whole cache and of a sample, a row a teacher. Columns are all that any row has."""
     if isinstance(inspection, CacheSummary):
         rows: tuple[Any, ...] = inspection.teachers
     elif isinstance(inspection, SampleSummary):
         rows = inspection.opinions
     else:
         rows = inspection.rows
-    return [dict(_flatten(asdict(row))) for row in rows]
+    flat = [dict(_flatten(asdict(row))) for row in rows]
+    return FlatRows(columns=_columns(inspection, flat), rows=flat)
+
+
+def comparison_rows(comparison: Comparison) -> FlatRows:
+    """A row a group, with the same columns whatever there is; shares in 0..1, and differences of shares."""
+    rows = [_group_row(group, comparison.baseline) for group in comparison.groups]
+    return FlatRows(columns=list(rows[0]), rows=rows)
+
+
+def _columns(inspection: Inspection, rows: Sequence[Mapping[str, Value]]) -> list[str]:
+    if not isinstance(inspection, SampleListing):
+        return list(dict.fromkeys(name for row in rows for name in row))
+    # A list of samples may be empty, where no wrong teacher is trusted, and has the same columns then.
+    own = [field.name for field in fields(SampleRow) if field.name != "teachers"]
+    of_teacher = [field.name for field in fields(SampleTeacher) if field.name != "name"]
+    return [*own, *(f"{teacher}.{name}" for teacher in inspection.teachers for name in of_teacher)]
+
+
+def _group_row(group: Group, baseline: str | None) -> dict[str, Value]:
+    difference = {} if group.difference is None else asdict(group.difference)
+    return {
+        "group": group.name,
+        "seeds": len(group.seeds),
+        "last_top1_mean": group.last,
+        "last_top1_standard_deviation": group.last_deviation,
+        "best_top1_mean": group.best,
+        "best_top1_standard_deviation": group.best_deviation,
+        "baseline": baseline,
+        "difference_mean": difference.get("mean"),
+        "pairs": difference.get("seeds"),
+        "interval_low": difference.get("low"),
+        "interval_high": difference.get("high"),
+        "detectable_difference": difference.get("detectable"),
+    }
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:

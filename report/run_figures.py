@@ -24,7 +24,6 @@ from demkd.report.figures import (
 )
 
 MOST_LINES = 10
-MOST_WEIGHT_FIGURES = 12
 _MARKED_EPOCHS = 12
 _EVEN = 1e-6
 _TERMS = {
@@ -115,7 +114,7 @@ def weight_figures(groups: Sequence[GroupCurves]) -> tuple[list[Illustration], l
     alike = [group.name for group in taught if _is_even(group.weights)]
     weighing = [group for group in taught if group.name not in alike]
     teachers = sorted({teacher for group in weighing for teacher in group.weights})
-    figures = [_weights_of(group, number, teachers) for number, group in enumerate(weighing[:MOST_WEIGHT_FIGURES])]
+    figures = [_weights_of(group, number, teachers) for number, group in enumerate(weighing)]
     lines = [line for line in _lines(groups, lambda group: group.effective_teachers) if line.name not in alike]
     if lines:
         most = max(len(group.weights) for group in weighing)

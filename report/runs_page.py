@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from demkd.report.comparison import DIGEST, Comparison, Difference, FinishedRun, Group
+from demkd.report.comparison_text import difference_texts, percent
 from demkd.report.curves import BAND, group_curves
 from demkd.report.rendering import render
-from demkd.report.run_figures import MOST_WEIGHT_FIGURES, accuracy_figures, chosen_groups, loss_figures, weight_figures
+from demkd.report.run_figures import accuracy_figures, chosen_groups, loss_figures, weight_figures
 from demkd.report.tables import Cell, Column, Table, number, share, word
 
 
@@ -29,7 +30,6 @@ def runs_page(runs: Sequence[FinishedRun], comparison: Comparison) -> str:
         weights=weights,
         alike=alike,
         left_out=left_out,
-        most_weight_figures=MOST_WEIGHT_FIGURES,
         band=BAND,
     )
 
@@ -55,29 +55,24 @@ def _final_row(group: Group, *, best: bool, baseline: str | None) -> list[Cell]:
     cells = [
         Cell(text=f"{group.name} ★" if best else group.name, strong=best),
         number(len(group.seeds), "seeds", form="d"),
-        _with_deviation("last", group.last, group.last_deviation),
-        _with_deviation("best", group.best, group.best_deviation),
+        Cell(text=f"{percent(group.last, group.last_deviation)}%", value=group.last, name="last"),
+        Cell(text=f"{percent(group.best, group.best_deviation)}%", value=group.best, name="best"),
     ]
     if baseline is None:
         return cells
     return [*cells, *_difference_cells(group.difference, is_baseline=group.name == baseline)]
 
 
-def _with_deviation(name: str, value: float, deviation: float | None) -> Cell:
-    text = f"{value:.2%}" if deviation is None else f"{100 * value:.2f} ± {100 * deviation:.2f}%"
-    return Cell(text=text, value=value, name=name)
-
-
 def _difference_cells(difference: Difference | None, *, is_baseline: bool) -> list[Cell]:
     if difference is None:
         return [Cell(text="baseline" if is_baseline else "no common seed"), *[number(None)] * 3]
-    mean = Cell(text=f"{100 * difference.mean:+.2f}", value=difference.mean, name="difference")
-    pairs = Cell(text=str(difference.seeds), value=difference.seeds, name="pairs")
-    if difference.low is None or difference.high is None or difference.detectable is None:
-        return [mean, pairs, number(None), number(None)]
-    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    detectable = Cell(text=f"{100 * difference.detectable:.2f}", value=difference.detectable, name="detectable")
-    return [mean, pairs, Cell(text=interval, value=difference.low, name="low"), detectable]
+    mean, pairs, interval, detectable = difference_texts(difference)
+    return [
+        Cell(text=mean, value=difference.mean, name="difference"),
+        Cell(text=pairs, value=difference.seeds, name="pairs"),
+        Cell(text=interval or "-", value=difference.low, name="low"),
+        Cell(text=detectable or "-", value=difference.detectable, name="detectable"),
+    ]
 
 
 def _split_choices(runs: Sequence[FinishedRun]) -> tuple[dict[str, str], list[str]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache import Cache, CacheError, TeacherCache
+from demkd.cache.teacher_file import cache_file
 from demkd.cache.weights import WEIGHTS_NAME
 from demkd.report.survey import Survey
 
@@ -90,6 +91,7 @@ class CacheSummary:
         picture_size: height and width in pixels.
         views, orbit: V, and of how many different views; None where the provenance does not tell.
         padding, flip: how views are cut.
+        file_bytes: of these teachers' files, and of weights.h5 where it is theirs.
         weighting: how the weights were computed, in words; None where there are none of these teachers.
         weights_state: "matches", "absent", or "does not match" if weights.h5 is of other teachers or fewer slots.
         unfinished: files beside the whole ones that `cache-teachers` has not finished.
@@ -139,7 +141,7 @@ def summarise(survey: Survey) -> CacheSummary:
         flip=flip,
         view_seed=views["seed"],
         precision=", ".join(dict.fromkeys(teacher.precision for teacher in teachers)),
-        file_bytes=sum(file.stat().st_size for file in cache.folder.glob("*.h5")),
+        file_bytes=sum(teacher.file_bytes for teacher in teachers) + _weights_bytes(cache),
         weighting=cache.weights.weighting if cache.weights else None,
         weights_state=_weights_state(cache),
         unfinished=_unfinished(cache.folder),
@@ -219,7 +221,11 @@ def _correlation(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> floa
 def _weights_state(cache: Cache) -> str:
     if cache.weights is not None:
         return "matches"
-    return "does not match" if (cache.folder / f"{WEIGHTS_NAME}.h5").exists() else "absent"
+    return "does not match" if cache_file(cache.folder, WEIGHTS_NAME).exists() else "absent"
+
+
+def _weights_bytes(cache: Cache) -> int:
+    return 0 if cache.weights is None else cache_file(cache.folder, WEIGHTS_NAME).stat().st_size
 
 
 def _unfinished(folder: Path) -> tuple[UnfinishedFile, ...]:

@@ -134,6 +134,29 @@ def test_json_has_numbers_in_full(cache: Path) -> None:
     assert np.array_equal(np.array(entropies).T, plain.entropy[:, :, 5])
 
 
+def test_csv_of_an_empty_list_has_its_headings(tmp_path: Path, cache: Path) -> None:
+    """Where all teachers weigh alike, none is trusted, wrong or not."""
+    write_inspected(tmp_path, weighted=False)
+    opened = open_cache(tmp_path)
+    alike = np.full((len(opened.teachers), opened.views, opened.samples), 1 / 3, np.float32)
+    write_weights(tmp_path, opened.teachers, alike, weighting="all alike")
+    assert json.loads(inspect(tmp_path, "--wrong-and-trusted 3 --json").stdout)["rows"] == []
+    headings = inspect(cache, "--wrong-and-trusted 3 --csv").stdout.splitlines()[0]
+    assert inspect(tmp_path, "--wrong-and-trusted 3 --csv").stdout == f"{headings}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--by-class --limit 1", "1 class by entropy, largest first"),
+        ("--by-class --limit 2", "2 classes by entropy, largest first"),
+        ("--uncertain 1", "1 sample with the highest entropy, averaged over teachers and views"),
+    ],
+)
+def test_one_is_not_many(cache: Path, options: str, line: str) -> None:
+    assert inspect(cache, options).stdout.splitlines()[0] == line
+
+
 USAGE = [
     ("--by-class --sample 1", "--by-class and --sample exclude each other: leave one out"),
     ("--uncertain 2 --wrong-and-trusted 2", "--uncertain and --wrong-and-trusted exclude each other"),

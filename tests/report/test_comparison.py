@@ -1,5 +1,7 @@
 """Means, deviations and paired intervals are those of the statistics libraries; groups are what the recipes say."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from click.testing import CliRunner
 from scipy import stats
 
+from demkd.cli import main
 from demkd.report.comparison import ComparisonError, compare_runs, read_run
 
 KD = [0.50, 0.52, 0.51, 0.49]
 DKD = [0.53, 0.53, 0.55, 0.51]
+CSV_COLUMNS = [
+    "group",
+    "seeds",
+    "last_top1_mean",
+    "last_top1_standard_deviation",
+    "best_top1_mean",
+    "best_top1_standard_deviation",
+    "baseline",
+    "difference_mean",
+    "pairs",
+    "interval_low",
+    "interval_high",
+    "detectable_difference",
+]
 
 
 def write_run(folder: Path, *, seed: int, last: float, epochs: int = 3, **choices: Any) -> Path:
@@ -32,6 +50,13 @@ def folders(tmp_path: Path) -> list[Path]:
         for method, values in (("kd", KD), ("dkd", DKD))
         for seed, last in enumerate(values)
     ]
+
+
+def compared(folders: list[Path], form: str, baseline: str | None = None) -> str:
+    chosen = [] if baseline is None else ["--baseline", baseline]
+    result = CliRunner().invoke(main, ["compare", *map(str, folders), "--format", form, *chosen])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_groups_are_runs_that_differ_in_the_seed_alone(folders: list[Path], tmp_path: Path) -> None:
@@ -68,6 +93,17 @@ def test_names_say_no_more_than_it_takes(tmp_path: Path) -> None:
     assert [group.name for group in compare_runs(runs[:1]).groups] == ["kd"]
 
 
+def test_the_network_of_train_is_compared_as_the_student(tmp_path: Path) -> None:
+    """Training a network on labels is the baseline of distilling into it; only runs of distill name a method."""
+    chosen = [{"network": "vgg8"}, {"network": "resnet8"}, {"student": "resnet8", "method": "kd"}]
+    runs = [
+        read_run(write_run(tmp_path / str(place), seed=0, last=0.5, **choices)) for place, choices in enumerate(chosen)
+    ]
+    assert [group.name for group in compare_runs(runs).groups] == ["vgg8", "resnet8 labels only", "resnet8 kd"]
+    assert [group.name for group in compare_runs(runs[:2]).groups] == ["vgg8", "resnet8"]
+    assert [group.name for group in compare_runs(runs[1:]).groups] == ["labels only", "kd"]
+
+
 def test_statistics_are_those_of_numpy_and_scipy(folders: list[Path]) -> None:
     comparison = compare_runs([read_run(folder) for folder in folders], baseline="kd")
     kd, dkd = comparison.groups
@@ -101,6 +137,39 @@ def test_only_seeds_that_both_have_are_paired(folders: list[Path]) -> None:
     assert difference is not None
     assert (difference.seeds, difference.low) == (1, None)
     assert difference.mean == pytest.approx(DKD[0] - KD[0])
+
+
+def test_a_table_shows_per_cent_and_percentage_points(folders: list[Path]) -> None:
+    low, high = (100 * end for end in stats.ttest_rel(DKD, KD).confidence_interval(0.95))
+    deviations = [100 * np.std(values, ddof=1) for values in (KD, DKD)]
+    assert compared(folders, "markdown", "kd").splitlines()[2:] == [
+        f"| kd | 4 | 50.50 ± {deviations[0]:.2f} | 90.00 ± 0.00 |  |  |  |  |",
+        f"| **dkd** | **4** | **53.00 ± {deviations[1]:.2f}** | **90.00 ± 0.00** | **+2.50** | **4** "
+        f"| **{low:+.2f} to {high:+.2f}** | **{(high - low) / 2:.2f}** |",
+    ]
+
+
+@pytest.mark.parametrize("baseline", [None, "kd"])
+def test_csv_has_the_numbers_of_the_json_a_column_each(folders: list[Path], baseline: str | None) -> None:
+    """In full; empty where there is none: a lone run has no deviation, a single pair no interval."""
+    groups = json.loads(compared(folders[:5], "json", baseline))["groups"]
+    kd, dkd = csv.DictReader(io.StringIO(text := compared(folders[:5], "csv", baseline)))
+    assert text.splitlines()[0] == ",".join(CSV_COLUMNS)
+    for row, group in ((kd, groups[0]), (dkd, groups[1])):
+        difference = group["difference"] or {}
+        told = [group["name"], len(group["seeds"])]
+        told += [group[name] for name in ("last", "last_deviation", "best", "best_deviation")]
+        told += [baseline, *(difference.get(name) for name in ("mean", "seeds", "low", "high", "detectable"))]
+        assert list(row.values()) == ["" if value is None else str(value) for value in told]
+    assert (dkd["last_top1_standard_deviation"], dkd["interval_low"]) == ("", "")
+    assert dkd["difference_mean"] == ("" if baseline is None else str(DKD[0] - KD[0]))
+
+
+def test_csv_has_intervals_of_several_pairs(folders: list[Path]) -> None:
+    _, dkd = csv.DictReader(io.StringIO(compared(folders, "csv", "kd")))
+    interval = stats.ttest_rel(DKD, KD).confidence_interval(0.95)
+    assert [float(dkd[name]) for name in ("interval_low", "interval_high")] == pytest.approx(list(interval))
+    assert (dkd["seeds"], dkd["pairs"]) == ("4", "4")
 
 
 def test_what_cannot_be_compared_is_refused(folders: list[Path], tmp_path: Path) -> None:

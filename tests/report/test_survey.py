@@ -208,6 +208,16 @@ def test_provenance(folder: Path, survey: Survey) -> None:
     assert (teacher.features, teacher.precision, teacher.versions["torch"]) == ({"last": (2,)}, "float32", "2.6")
 
 
+def test_the_size_is_that_of_the_chosen_teachers(folder: Path, tmp_path: Path) -> None:
+    """Neither other teachers' files count, nor weights that are not theirs."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    ada, bob, cleo, weights = ((copy / f"{name}.h5").stat().st_size for name in (*TEACHERS, "weights"))
+    for teachers, expected in ((None, ada + bob + cleo + weights), (["ada", "bob"], ada + bob), (["cleo"], cleo)):
+        assert summarise(take_survey(open_cache(copy, teachers))).file_bytes == expected
+    (copy / "weights.h5").unlink()
+    assert summarise(take_survey(open_cache(copy))).file_bytes == ada + bob + cleo
+
+
 def test_what_is_unfinished_or_without_weights_is_said(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     write_teacher(copy, 0, name="late", blocks=3)
