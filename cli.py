@@ -331,9 +331,7 @@ def _witnesses(options: dict[str, Any]) -> Any:
 @click.option("--views", help="Train on the first so many slots, all by default; or random, with --online.")
 @method_options
 @click.option("--online", is_flag=True, help="Run live teachers in every step instead of reading a cache.")
-@click.option(
-    "--teacher", "live", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online."
-)
+@click.option("--teacher", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online.")
 @click.option(
     "--view-seed",
     default=defaults.VIEW_SEED,
@@ -361,14 +359,14 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
 
     if options["online"] == (options["cache"] is not None):
         raise click.UsageError("give either --cache CACHE, or --online with --teacher")
-    if options["live"] and not options["online"]:
+    if options["teacher"] and not options["online"]:
         raise click.UsageError(
             "--teacher runs live teachers, which needs --online; a cache's are chosen with --teachers"
         )
     if options["input_size"] and not options["online"]:
         raise click.UsageError("--input-size is for live teachers, which needs --online; a cache knows its own")
     refuse_code_of_recipe("student", [options["student"]])
-    refuse_code_of_recipe("live", options["live"])
+    refuse_code_of_recipe("teacher", options["teacher"])
     request = DistillRequest(
         options=chosen_training(options, options["student"]),
         method=choose_method(
@@ -379,7 +377,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
         folder=options["out"],
         cache=options["cache"],
         teachers=names(options["teachers"]) or (),
-        live=tuple(parse_teachers(options["live"])),
+        live=tuple(parse_teachers(options["teacher"])),
         normalisations=parse_normalisations(options["normalise"]),
         views=views_or_random(options["views"]),
         view_seed=options["view_seed"],

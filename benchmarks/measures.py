@@ -88,7 +88,7 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
 
 def caching_over_bare_forward(bench: Bench) -> Measurement:
     """4: throughput of stage one, with entropies, features, writing, syncing and checking, against forward alone."""
-    pictures = random_pictures(min(bench.scale.samples, 12_800))
+    pictures = random_pictures(bench.scale.samples)
     teacher = random_teacher("resnet20", bench.compute)
     request = CachingRequest(data="synthetic", teachers=(), folder=bench.folder / "stage-one", views=1)
     job = CachingJob(request=request, pictures=pictures, views=1, compute=bench.compute)

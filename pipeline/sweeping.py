@@ -36,7 +36,8 @@ from demkd.pipeline.recipe import read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
 
 OPTIONS_FILE = "sweep.toml"  # what a sweep asked of a run
-_LISTS = frozenset({"live", "normalise"})  # options that are lists themselves
+_LISTS = frozenset({"teacher", "normalise", "input_size"})  # options that are lists themselves
+_TURNED_OFF = {"nesterov": "--no-nesterov"}  # every other switch is off until it is given
 _COMMAND = Path(__file__).resolve().parents[1] / "cli.py"
 
 
@@ -73,7 +74,7 @@ class SweepRun:
         for name, value in self.options.items():
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
-                words += [flag] if value else []
+                words += [flag] if value else [_TURNED_OFF[name]] if name in _TURNED_OFF else []
             else:
                 words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
         return words

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import tomli_w
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.sweeping import SweepError, SweepRun, plan_sweep, run_sweep
 from tests.conftest import Cli
-from tests.pipeline.stages import Workshop
+from tests.pipeline.stages import TEACHERS, Workshop
 
 
 class _Notes(SilentProgress):
@@ -51,6 +52,24 @@ def test_a_sweep_is_every_combination(recipe: Path, tmp_path: Path) -> None:
     ]
     assert runs[3].options["seed"] == 1
     assert "--online" not in runs[3].command()
+
+
+@pytest.mark.slow
+def test_a_sweep_may_turn_switches_off_and_ask_live_teachers(workshop: Workshop, recipe: Path, tmp_path: Path) -> None:
+    """Independent views beside a cache's, and one option that is on unless it is turned off."""
+    teachers = [str(workshop.spec(network).checkpoint) for network in TEACHERS]
+    tables = tomllib.loads(recipe.read_text()) | {"seed": 0, "epochs": 1, "nesterov": False}
+    cache = tables.pop("cache")
+    lines = {"cached": {"cache": cache}, "live": {"online": True, "teacher": teachers, "views": [5, "random"]}}
+    recipe.write_text(tomli_w.dumps(tables | {"method": "kd", "runs": lines}))
+    runs = plan_sweep(recipe, tmp_path / "out")
+    run_sweep(runs, jobs=1, progress=SilentProgress())
+    made = {run.folder.name: tomllib.loads((run.folder / "recipe.toml").read_text()) for run in runs}
+    assert {name: (table["online"], table["views"], table["nesterov"]) for name, table in made.items()} == {
+        "cached": (False, 5, False),
+        "live-views5": (True, 5, False),
+        "live-viewsrandom": (True, "random", False),
+    }
 
 
 @pytest.mark.slow
