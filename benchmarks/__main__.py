@@ -1,7 +1,7 @@
 """`python -m benchmarks`: print measured ratios beside their targets, and write them with what they were measured on.
 
 python -m benchmarks --quick                      # 5 minutes on two cores
-python -m benchmarks --data cifar100              # all of it, 162 views: 20 minutes, 8 GB of disk
+python -m benchmarks --data cifar100              # all of it, 162 views: 15 minutes, 8 GB of disk
 python -m benchmarks --growth
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
 """
