@@ -4,7 +4,7 @@ Every option and its formula is described in docs/methods.md; the defaults are D
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,6 +82,7 @@ METHODS: dict[str, Method] = {
     "de-mkd": Method(name="de-mkd", hint_weight=_HINT_WEIGHT),
 }
 
+# The words of an option, as --help lists them without PyTorch; weightings of one's own need not be here (`_words`).
 CHOICES: dict[str, tuple[str, ...]] = {
     "decouple": ("dkd", "coupled", "none"),
     "weight_source": ("entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers", "shuffled_samples"),
@@ -93,6 +94,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "feature_weighting": ("shared", "uniform"),
     "reduction": ("normalised", "released"),
 }
+ENTROPY_SOURCES = frozenset({"entropy", "shuffled_teachers", "shuffled_samples"})
 _POSITIVE = ("temperature", "weight_tau", "entropy_temperature")
 _NOT_NEGATIVE = ("kd_weight", "tckd_weight", "nckd_weight", "warmup", "hint_weight")
 
@@ -120,15 +122,23 @@ def choose_method(name: str, **options: Any) -> Method:
 
 
 def _require_known_values(method: Method) -> None:
-    for key, choices in CHOICES.items():
-        if getattr(method, key) not in choices:
-            raise MethodError(f"{key} cannot be {getattr(method, key)!r}: choose one of {', '.join(choices)}")
+    for key in CHOICES:
+        if getattr(method, key) not in (words := _words(key)):
+            raise MethodError(f"{key} cannot be {getattr(method, key)!r}: choose one of {', '.join(words)}")
     for key in (*_POSITIVE, *_NOT_NEGATIVE):
         value = getattr(method, key)
         if not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE):
             raise MethodError(
                 f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0"
             )
+
+
+def _words(key: str) -> tuple[str, ...]:
+    """What an option may be: a weighting is known as soon as `demkd.losses` has it."""
+    from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
+
+    weightings: dict[str, Iterable[str]] = {"weight_form": WEIGHT_FORMS, "weight_source": UNCERTAINTIES}
+    return tuple(dict.fromkeys((*CHOICES[key], *weightings.get(key, ()))))
 
 
 def _has_options_of_entropy(method: Method) -> bool:
@@ -173,7 +183,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
         "entropy_scope decoupled gives TCKD and NCKD weights of their own, and the loss is not decoupled",
     ),
     (
-        lambda m: m.weight_source in ("uniform", "fixed", "cross_entropy") and _has_options_of_entropy(m),
+        lambda m: m.weight_source not in ENTROPY_SOURCES and _has_options_of_entropy(m),
         "entropy_scope and entropy_temperature need a weight_source of entropies",
     ),
     (

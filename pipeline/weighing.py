@@ -20,7 +20,7 @@ from demkd.losses import (
     uniform_weights,
     wrong_and_trusted,
 )
-from demkd.pipeline.methods import METHODS, Method
+from demkd.pipeline.methods import ENTROPY_SOURCES, METHODS, Method
 from demkd.pipeline.reports import TeacherStatistics
 
 _SHUFFLES = ("shuffled_teachers", "shuffled_samples")
@@ -79,9 +79,7 @@ def is_default(method: Method) -> bool:
 def uses_cached_entropy(method: Method) -> bool:
     """Whether the weights follow from the entropies that a cache holds, without its logits."""
     return (
-        method.weight_source in ("entropy", *_SHUFFLES)
-        and method.entropy_temperature == 1.0
-        and method.entropy_scope == "full"
+        method.weight_source in ENTROPY_SOURCES and method.entropy_temperature == 1.0 and method.entropy_scope == "full"
     )
 
 
@@ -98,7 +96,7 @@ def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method
             tckd=torch.stack([target_class_entropy(z, labels, temperature=temperature) for z in logits]),
             nckd=torch.stack([non_target_class_entropy(z, labels, temperature=temperature) for z in logits]),
         )
-    measure = UNCERTAINTIES["cross_entropy" if method.weight_source == "cross_entropy" else "entropy"]
+    measure = UNCERTAINTIES.get(method.weight_source, UNCERTAINTIES["entropy"])  # what is shuffled are entropies
     values = torch.stack([measure(z, labels, temperature) for z in logits])
     return Uncertainty(tckd=values, nckd=values)
 

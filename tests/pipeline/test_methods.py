@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
 from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method
 from demkd.pipeline.objective import Objective
 from demkd.pipeline.supervision import Guidance, fuse
@@ -147,6 +148,23 @@ def test_the_weight_options_are_their_formulas(scene: dict[str, Any]) -> None:
     some_right = (predictions == scene["labels"]).any(0)
     assert (masked[:, some_right] * (predictions != scene["labels"])[:, some_right]).abs().max() == 0
     torch.testing.assert_close(masked.sum(0), torch.ones(B, dtype=masked.dtype))
+
+
+def test_a_weighting_of_ones_own_is_a_function_and_a_line(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `losses` has is known to the pipeline, with nothing said twice; --help lists all that we have ourselves."""
+    assert set(WEIGHT_FORMS) == set(CHOICES["weight_form"])
+    assert set(UNCERTAINTIES) < set(CHOICES["weight_source"])
+    monkeypatch.setitem(WEIGHT_FORMS, "winner", lambda h, _tau: F.one_hot(h.argmin(0), K).T.double())
+    monkeypatch.setitem(UNCERTAINTIES, "loudness", lambda z, _labels, temperature: -z.amax(1) / temperature)
+    own = choose_method("de-mkd", weight_source="loudness", weight_form="winner")
+    loudest = torch.stack([z.amax(1) for z in scene["teachers"]]).argmax(0)
+    assert torch.equal(weights_of(scene, own).nckd, F.one_hot(loudest, K).T.double())
+    with pytest.raises(MethodError, match=r"weight_form cannot be 'loser': choose one of .*, inverse, winner"):
+        choose_method("de-mkd", weight_form="loser")
+    with pytest.raises(MethodError, match="entropy_scope and entropy_temperature need a weight_source of entropies"):
+        choose_method("de-mkd", weight_source="loudness", entropy_scope="decoupled")
 
 
 def test_parts_can_be_weighted_apart(scene: dict[str, Any]) -> None:
