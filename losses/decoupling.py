@@ -24,8 +24,26 @@ def working_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def require_class_numbers(logits: Tensor, labels: Tensor) -> None:
+    """Refuse soft or mixed labels, which have no target class.
+
+    Raises:
+        ValueError: if labels are not (B,), int64, for logits (B, C).
+    """
+    if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"labels must be class numbers, int64 and ({len(logits)},) for logits {tuple(logits.shape)}, but are "
+            f"{labels.dtype} and {tuple(labels.shape)}: soft or mixed labels have no target class"
+        )
+
+
 def log_parts(logits: Tensor, labels: Tensor, *, temperature: float) -> LogParts:
-    """Decouple logits (B, C) with respect to labels (B,)."""
+    """Decouple logits (B, C) with respect to labels (B,).
+
+    Raises:
+        ValueError: if the labels are no class numbers.
+    """
+    require_class_numbers(logits, labels)
     label = labels[:, None]
     scaled = working_precision(logits) / temperature
     of_others = scaled.scatter(1, label, -torch.inf)
@@ -43,3 +61,9 @@ def log_parts(logits: Tensor, labels: Tensor, *, temperature: float) -> LogParts
 def probabilities(log_q: Tensor, labels: Tensor) -> Tensor:
     """q (B, C) of log q, 0 in the label's place."""
     return log_q.exp().scatter(1, labels[:, None], 0.0)
+
+
+def entropy_of(log_p: Tensor, p: Tensor | None = None) -> Tensor:
+    """-sum p log p of log p (..., C), and of p where it is there already, in nats: (...); 0 log 0 is 0."""
+    p = log_p.exp() if p is None else p
+    return -(p * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)

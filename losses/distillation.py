@@ -10,12 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from demkd.losses.decoupling import log_parts, probabilities, working_precision
+from demkd.losses.decoupling import log_parts, probabilities, require_class_numbers, working_precision
 from demkd.losses.targets import CoupledTargets, DecoupledTargets
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the label, of logits (B, C) and labels (B,): (B,)."""
+    """Cross-entropy with the label, of logits (B, C) and labels (B,): (B,).
+
+    Raises:
+        ValueError: if the labels are no class numbers.
+    """
+    require_class_numbers(logits, labels)
     return F.cross_entropy(working_precision(logits), labels, reduction="none")
 
 
@@ -30,7 +35,10 @@ def decoupled_kd_loss(
 ) -> tuple[Tensor, Tensor]:
     """T^2 sum_k w_k KL(b^k || b^S) and T^2 sum_k w_k KL(q^k || q^S): TCKD (B,) and NCKD (B,) (Zhao et al. 2022).
 
-    With two classes there is one other class, q is always 1, and NCKD is 0.
+    With two classes there is one other class, q is always 1, and NCKD is 0. The targets are constants.
+
+    Raises:
+        ValueError: if the labels are no class numbers.
     """
     binary, others = _DecoupledCrossEntropies.apply(logits, labels, targets.binary, targets.others, temperature)
     tckd = binary - targets.binary_entropy
@@ -39,9 +47,9 @@ def decoupled_kd_loss(
 
 
 class _DecoupledCrossEntropies(torch.autograd.Function):
-    """CE(b, b^S) and CE(q, q^S) with the gradient by hand, which costs a third of what autograd's thirty steps do.
+    """CE(b, b^S) and CE(q, q^S) with the gradient by hand; autograd's many small steps cost three times as much.
 
-    With m the label's margin, at temperature T, and |.| a target's sum (1, or less where teachers are masked):
+    With m the label's margin, at temperature T, and |.| a target's sum, which is the weights' (1, as a rule):
 
         dCE(b, b^S) / dm = |b| b^S_y - b_y            dm / dz = (onehot(y) - q^S) / T
         dCE(q, q^S) / dz = (|q| q^S - q) / T, which is 0 in the label's place

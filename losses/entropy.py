@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from demkd.losses.decoupling import log_parts, probabilities, working_precision
+from demkd.losses.decoupling import entropy_of, log_parts, probabilities, working_precision
 
 
 def entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -11,17 +11,15 @@ def entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
 
     Temperature 1 by default: at the 4 of distillation all entropies crowd near ln C (method.md).
     """
-    log_p = torch.log_softmax(working_precision(logits) / temperature, dim=-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    return entropy_of(torch.log_softmax(working_precision(logits) / temperature, dim=-1))
 
 
 def target_class_entropy(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
     """The entropy of b, "the label or not", of logits (B, C) and labels (B,): (B,)."""
-    log_b = log_parts(logits, labels, temperature=temperature).binary
-    return -(log_b.exp() * log_b).sum(1)
+    return entropy_of(log_parts(logits, labels, temperature=temperature).binary)
 
 
 def non_target_class_entropy(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
     """The entropy of q, "which of the others", of logits (B, C) and labels (B,): (B,)."""
     log_q = log_parts(logits, labels, temperature=temperature).others
-    return -(probabilities(log_q, labels) * log_q).sum(1)
+    return entropy_of(log_q, probabilities(log_q, labels))

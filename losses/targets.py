@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from demkd.losses.decoupling import log_parts, probabilities, working_precision
+from demkd.losses.decoupling import entropy_of, log_parts, probabilities, working_precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,27 +62,32 @@ class CoupledTargets(_Targets):
     entropy: Tensor
 
 
+@torch.no_grad()
 def fuse_decoupled(
     logits: Sequence[Tensor], labels: Tensor, *, tckd_weights: Tensor, nckd_weights: Tensor, temperature: float
 ) -> DecoupledTargets:
-    """Fuse the K teachers' logits, each (B, C), with weights (K, B) for each of the two losses."""
+    """Fuse the K teachers' logits, each (B, C), with weights (K, B) for each of the two losses, without gradient."""
     parts = [log_parts(z, labels, temperature=temperature) for z in logits]
     binaries = [part.binary.exp() for part in parts]
     others = [probabilities(part.others, labels) for part in parts]
     return DecoupledTargets(
         binary=_mix(binaries, tckd_weights),
         others=_mix(others, nckd_weights),
-        binary_entropy=_mix([-(b * part.binary).sum(1) for b, part in zip(binaries, parts, strict=True)], tckd_weights),
-        others_entropy=_mix([-(q * part.others).sum(1) for q, part in zip(others, parts, strict=True)], nckd_weights),
+        binary_entropy=_mix(
+            [entropy_of(part.binary, b) for part, b in zip(parts, binaries, strict=True)], tckd_weights
+        ),
+        others_entropy=_mix([entropy_of(part.others, q) for part, q in zip(parts, others, strict=True)], nckd_weights),
     )
 
 
+@torch.no_grad()
 def fuse_coupled(logits: Sequence[Tensor], *, weights: Tensor, temperature: float) -> CoupledTargets:
-    """Fuse the K teachers' logits, each (B, C), with weights (K, B)."""
+    """Fuse the K teachers' logits, each (B, C), with weights (K, B), without gradient."""
     log_p = [torch.log_softmax(working_precision(z) / temperature, dim=1) for z in logits]
+    p = [lp.exp() for lp in log_p]
     return CoupledTargets(
-        soft_targets=_mix([lp.exp() for lp in log_p], weights),
-        entropy=_mix([-(lp.exp() * lp).sum(1) for lp in log_p], weights),
+        soft_targets=_mix(p, weights),
+        entropy=_mix([entropy_of(*pair) for pair in zip(log_p, p, strict=True)], weights),
     )
 
 

@@ -1,7 +1,7 @@
 """From uncertainty to trust: how much each of K teachers is listened to on each sample.
 
 A new weighting is one function and one line of `WEIGHT_FORMS` (what trust an uncertainty earns) or of `UNCERTAINTIES`
-(what uncertainty is). Weights sum to 1 over the teachers, and carry no gradient.
+(what uncertainty is); the pipeline knows it then. Weights sum to 1 over the teachers, and carry no gradient.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,13 @@ WEIGHT_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def entropy_weights(uncertainty: Tensor, *, form: str = "one_minus_softmax", tau: float = 1.0) -> Tensor:
-    """Weights (K, B) of uncertainties (K, B); a single teacher has weight 1 in every form."""
+    """Weights (K, B) of uncertainties (K, B); a single teacher has weight 1 in every form.
+
+    Raises:
+        ValueError: if there is no such form.
+    """
+    if form not in WEIGHT_FORMS:
+        raise ValueError(f"there is no weight form {form!r}: choose one of {', '.join(WEIGHT_FORMS)}")
     uncertainty = working_precision(uncertainty)
     if len(uncertainty) == 1:
         return torch.ones_like(uncertainty)

@@ -11,6 +11,7 @@ from demkd.losses import (
     fuse_coupled,
     fuse_decoupled,
     kd_loss,
+    label_loss,
     mask_wrong_teachers,
     non_target_class_entropy,
     target_class_entropy,
@@ -95,6 +96,37 @@ def test_the_gradient_written_by_hand_is_the_losses(classes: int, generator: tor
     assert torch.autograd.gradcheck(
         lambda z: torch.stack(decoupled_kd_loss(z, labels, targets, temperature=T)), student, atol=1e-8
     )
+
+
+def test_targets_are_constants_and_impossible_classes_count_nothing(generator: torch.Generator) -> None:
+    """Teachers that still learn pass no gradient on; a logit of -inf is a probability of 0, and 0 log 0 is 0."""
+    teacher, student, labels = draw(generator, B, C), draw(generator, B, C), torch.zeros(B, dtype=torch.int64)
+    one = torch.ones(1, B, dtype=torch.float64)
+    fused = fuse_decoupled([teacher.requires_grad_()], labels, tckd_weights=one, nckd_weights=one, temperature=T)
+    assert not torch.stack(decoupled_kd_loss(student, labels, fused, temperature=T)).requires_grad
+    assert not fuse_coupled([teacher], weights=one, temperature=T).entropy.requires_grad
+    possible, impossible = teacher.detach()[:, :-1], teacher.detach().clone()
+    impossible[:, -1] = -torch.inf
+    torch.testing.assert_close(entropy(impossible), entropy(possible), rtol=0, atol=1e-12)
+    pair = [
+        fuse_decoupled([z], labels, tckd_weights=one, nckd_weights=one, temperature=T) for z in (impossible, possible)
+    ]
+    torch.testing.assert_close(pair[0].others_entropy, pair[1].others_entropy, rtol=0, atol=1e-12)
+
+
+def test_soft_labels_and_unknown_forms_are_refused(generator: torch.Generator) -> None:
+    logits, soft = draw(generator, B, C), torch.softmax(draw(generator, B, C), dim=1)
+    one = torch.ones(1, B, dtype=torch.float64)
+    for attempt in (
+        lambda: label_loss(logits, soft),
+        lambda: target_class_entropy(logits, soft),
+        lambda: fuse_decoupled([logits], soft, tckd_weights=one, nckd_weights=one, temperature=T),
+        lambda: label_loss(logits, draw_labels(generator)[:-1]),
+    ):
+        with pytest.raises(ValueError, match=r"labels must be class numbers, int64 and \(16,\) for logits"):
+            attempt()
+    with pytest.raises(ValueError, match="no weight form 'sofmax': choose one of one_minus_softmax, softmax"):
+        entropy_weights(torch.rand(K, B), form="sofmax")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
