@@ -10,8 +10,10 @@ import argparse
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
+    started = time.perf_counter()
     arguments = _arguments()
+    scale = QUICK if arguments.quick else FULL
+    scale = replace(scale, repetitions=arguments.repetitions or scale.repetitions)
     compute = choose_compute(device=arguments.device)
     if arguments.growth:
         kind, rows = "growth", _growth(arguments.device)
@@ -41,10 +46,14 @@ def main() -> None:
             print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     else:
         kind = "quick" if arguments.quick else "full"
-        scale, pictures = (QUICK, None) if arguments.quick else (FULL, load_split(arguments.data, "train"))
+        pictures = None if arguments.quick else load_split(arguments.data, "train")
         rows = _targets(measure_all(scale, arguments.device, pictures=pictures, only=arguments.only))
     result = {
         "kind": kind,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "seconds": round(time.perf_counter() - started),
+        "scale": asdict(scale),
+        "data": "noise" if arguments.quick or arguments.growth else Path(arguments.data).name,
         "device": describe_device(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -63,6 +72,7 @@ def _arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="3,200 samples of noise and 4 views instead of 50,000 and 162"
     )
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=[], help="some lines of the table alone")
+    parser.add_argument("--repetitions", type=int, help="of every ratio; 15 with --quick, else 5")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
     parser.add_argument("--data", default="cifar100")
@@ -75,16 +85,18 @@ def _arguments() -> argparse.Namespace:
 
 def _targets(measurements: Iterable[Any]) -> list[dict[str, Any]]:
     rows = []
+    print("  #   median  (lowest to highest)  of medians, of the shortest   target")
     for measured in measurements:
         low, high = min(measured.ratios), max(measured.ratios)
         spread = f"({low:.3f} to {high:.3f})"
-        fastest = "" if measured.fastest is None else f"{measured.fastest:.3f}"
+        others = "".join(
+            f"{'' if ratio is None else f'{ratio:.3f}':>7}" for ratio in (measured.of_medians, measured.fastest)
+        )
         print(
-            f"{measured.number:>3}  {measured.value:7.3f}  {spread:<18} {fastest:>6}  {measured.target:<14} "
-            f"{measured.what}",
+            f"{measured.number:>3}  {measured.value:7.3f}  {spread:<18}{others}  {measured.target:<14} {measured.what}",
             flush=True,
         )
-        rows.append({**asdict(measured), "value": measured.value})
+        rows.append({**asdict(measured), "value": measured.value, "of_medians": measured.of_medians})
     return rows
 
 

@@ -2,10 +2,9 @@
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-
-import torch
 
 from demkd.benchmarks.synthetic import random_pictures, write_cache
 from demkd.benchmarks.timing import seconds
@@ -42,6 +41,7 @@ class Growth:
     file_bytes: int
 
 
+_WRITES = 3
 BASE = Size()
 SIZES = [
     *(replace(BASE, samples=n) for n in (10_000, 50_000, 200_000)),
@@ -55,16 +55,22 @@ def measure_growth(size: Size, compute: Compute, *, repetitions: int = 5) -> Gro
     """Write a synthetic cache of a size, and start epochs from it."""
     pictures = random_pictures(size.samples, classes=size.classes, side=2)
     with tempfile.TemporaryDirectory(prefix="demkd-growth-") as name:
-        folder = Path(name)
-        write_s = seconds(lambda: write_cache(folder, pictures, teachers=size.teachers, views=size.views))
+        copies = [Path(name) / str(number) for number in range(_WRITES)]
+        write_s = median(
+            seconds(partial(write_cache, copy, pictures, teachers=size.teachers, views=size.views)) for copy in copies
+        )
+        folder = copies[0]
         open_s = median(seconds(lambda: open_cache(folder)) for _ in range(repetitions))
         labels = pictures.labels.to(compute.device)
         source = CachedTeachers(
             open_cache(folder), labels, METHODS["de-mkd-logits"], views=size.views, run_seed=0, device=compute.device
         )
-        source.start_epoch(1)
-        epoch_s = median(seconds(lambda: source.start_epoch(1)) for _ in range(repetitions))
-        if compute.device.type == "cuda":
-            torch.cuda.synchronize()
+
+        def start_epoch() -> None:
+            source.start_epoch(1)
+            compute.wait()
+
+        start_epoch()
+        epoch_s = median(seconds(start_epoch) for _ in range(repetitions))
         file_bytes = sum(file.stat().st_size for file in folder.glob("*.h5"))
     return Growth(size=size, write_s=write_s, epoch_s=epoch_s, open_s=open_s, file_bytes=file_bytes)

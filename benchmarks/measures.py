@@ -150,6 +150,7 @@ def batch_over_step(bench: Bench) -> Measurement:
         measured,
         ratios=tuple(ratio / 10 for ratio in measured.ratios),
         fastest=None if measured.fastest is None else measured.fastest / 10,
+        times=tuple((ten / 10, one) for ten, one in measured.times),
         facts={"batch_ms": batch_s / 200 * 1e3, "step_ms": step_s / 20 * 1e3},
     )
 
@@ -184,41 +185,17 @@ def file_over_payload(bench: Bench) -> Measurement:
 
 
 def peak_anonymous_memory(bench: Bench) -> Measurement:
-    """8: the most anonymous memory of a process that distils from three teachers, on noise of the same size."""
+    """8: the most anonymous memory of a process that distils from three teachers (`memory.py`)."""
     cache = bench.cache(3, views=bench.scale.views)
-    scale = f"Scale(samples={bench.scale.samples}, views={bench.scale.views}, repetitions=1)"
-    code = (
-        "import sys, pathlib\n"
-        "from demkd.benchmarks.bench import Bench, Scale\n"
-        "from demkd.benchmarks.measures import anonymous_bytes\n"
-        "from demkd.pipeline.compute import choose_compute\n"
-        f"bench = Bench({scale}, pathlib.Path(sys.argv[1]).parent, choose_compute(device='cpu'))\n"
-        "trainer = bench.cached('resnet8', teachers=3, views=bench.scale.views)\n"
-        "peak = 0\n"
-        "class Watch:\n"
-        "    def advance(self, count):\n"
-        "        global peak; peak = max(peak, anonymous_bytes())\n"
-        "    def tell(self, facts): pass\n"
-        "for epoch in (1, 2): trainer.train_epoch(epoch, Watch())\n"
-        "print(peak)"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code, str(cache)], cwd=CHECKOUT, capture_output=True, text=True, check=True
-    ).stdout
+    size = [str(cache.parent), str(bench.scale.samples), str(bench.scale.views)]
+    command = [sys.executable, "-m", "demkd.benchmarks.memory", *size]
+    printed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     return Measurement(
         number="8",
         what=f"peak anonymous GB of distill, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3",
         target="<= 1.5",
         ratios=(int(printed) / 1e9,),
     )
-
-
-def anonymous_bytes() -> int:
-    """RssAnon of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def start_of_help(bench: Bench) -> Measurement:
@@ -239,7 +216,7 @@ def start_of_help(bench: Bench) -> Measurement:
         repetitions=2 * bench.scale.repetitions,
     )
     above = float(measured.facts["numerator_s"]) - float(measured.facts["denominator_s"])
-    return replace(measured, ratios=(above,), fastest=None)
+    return replace(measured, ratios=(above,), fastest=None, times=())
 
 
 def inspect_seconds(bench: Bench) -> Measurement:
