@@ -1,6 +1,7 @@
 """The commands: options in, one stage called, errors out. Stages are imported when they are called, not for --help."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from demkd.options import (
     recipe_option,
     refuse_code_of_recipe,
     require_one_inspection,
+    sweep_options,
     training_options,
     views_or_random,
 )
@@ -34,6 +36,7 @@ from demkd.pipeline.methods import CHOICES
 
 if TYPE_CHECKING:
     from demkd.cache import Cache
+    from demkd.report.comparison import FinishedRun
     from demkd.report.rows import Inspection
     from demkd.report.writing import WrittenFile
 
@@ -96,11 +99,11 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     """
     from demkd import console
     from demkd.pipeline.distilling import train as run_training
-    from demkd.pipeline.loading import parse_normalisations
+    from demkd.pipeline.loading import chosen_alone, parse_normalisations
 
     refuse_code_of_recipe("network", [network])
     compute = choose_compute(options)
-    normalisation = parse_normalisations(options["normalise"]).get("")
+    normalisation = chosen_alone(parse_normalisations(options["normalise"]), option="--normalise")
     settings = chosen_training(options, network)
     report = run_training(settings, out, compute, choose_progress(quiet), normalisation=normalisation)
     (console.show_json if as_json else console.show_run)(report)
@@ -334,10 +337,8 @@ def _witnesses(options: dict[str, Any]) -> Any:
 @click.option("--teacher", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online.")
 @click.option(
     "--view-seed",
-    default=defaults.VIEW_SEED,
-    show_default=True,
     type=click.IntRange(min=0),
-    help="As cache-teachers', with --online.",
+    help=f"As cache-teachers', with --online: {defaults.VIEW_SEED} by default. A cache has its own.",
 )
 @training_options
 @normalise_option
@@ -404,14 +405,14 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
     """
     from demkd import console
     from demkd.pipeline.evaluation import evaluate_run
-    from demkd.pipeline.loading import parse_input_sizes, parse_normalisations
+    from demkd.pipeline.loading import chosen_alone, parse_input_sizes, parse_normalisations
 
     report = evaluate_run(
         run,
         data=data,
         network=network,
-        normalisation=parse_normalisations(options["normalise"]).get(""),
-        input_size=parse_input_sizes(options["input_size"]).get(""),
+        normalisation=chosen_alone(parse_normalisations(options["normalise"]), option="--normalise"),
+        input_size=chosen_alone(parse_input_sizes(options["input_size"]), option="--input-size"),
         compute=choose_compute(options),
         progress=choose_progress(quiet),
     )
@@ -478,14 +479,16 @@ def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path 
     Example:
         demkd compare runs/sweep/* --baseline runs/sweep/kd-seed0 --html runs.html
     """
-    _show_comparison(runs, baseline, form, html=html, plot=plot)
+    from demkd.report.comparison import read_run
+
+    _show_comparison([read_run(folder) for folder in runs], baseline, form, html=html, plot=plot)
 
 
 @main.command()
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=FOLDER, help="The folder of the runs' folders; finished ones are kept.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
-@click.option("--baseline", metavar="GROUP", help="As compare's.")
+@click.option("--baseline", metavar="NAME", help="As compare's; or the NAME of a table [runs.NAME].")
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
@@ -497,15 +500,24 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, q
     Example:
         demkd sweep recipes/digits-sweep.toml --out runs/sweep
     """
-    from demkd.pipeline.sweeping import plan_sweep, run_sweep
+    from demkd.pipeline.sweeping import exit_when_terminated, find_baseline, plan_sweep, run_sweep
+    from demkd.report.comparison import read_run, stand_ins
 
-    runs = plan_sweep(recipe, out)
-    run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
-    _show_comparison(tuple(run.folder for run in runs), baseline, form)
+    runs = plan_sweep(recipe, out, sweep_options(distill))
+    base = None if baseline is None else find_baseline(runs, baseline)
+    progress = choose_progress(quiet)
+    with exit_when_terminated():
+        run_sweep(runs, jobs=jobs, progress=progress)
+    shown = stand_ins([read_run(run.folder) for run in runs])
+    same = [f"{folder} and {run.folder}" for folder, run in shown.items() if folder != run.folder]
+    if same:
+        progress.warn(f"these runs turned out to be the same, and are shown once: {'; '.join(same)}")
+    distinct = [run for folder, run in shown.items() if folder == run.folder]
+    _show_comparison(distinct, baseline if base is None else str(shown[base.folder].folder), form)
 
 
 def _show_comparison(
-    folders: tuple[Path, ...],
+    runs: Sequence["FinishedRun"],
     baseline: str | None,
     form: str,
     *,
@@ -514,9 +526,8 @@ def _show_comparison(
 ) -> None:
     from demkd import console
     from demkd.report import pages
-    from demkd.report.comparison import compare_runs, read_run
+    from demkd.report.comparison import compare_runs
 
-    runs = [read_run(folder) for folder in folders]
     comparison = compare_runs(runs, baseline=baseline)
     if html is not None:
         console.show_written(pages.write_runs_page(runs, comparison, html), aside=True)

@@ -16,6 +16,7 @@ from demkd.pipeline.recipe import RecipeError, TrainingOptions, option_values, r
 if TYPE_CHECKING:
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.progress import Progress
+    from demkd.pipeline.sweeping import SweepOption
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -233,6 +234,22 @@ def choose_progress(quiet: bool) -> "Progress":
     from demkd.console import ConsoleProgress
 
     return ConsoleProgress()
+
+
+def sweep_options(command: click.Command) -> "dict[str, SweepOption]":
+    """The options of a command, as a sweep gives them."""
+    from demkd.pipeline.sweeping import SweepOption
+
+    return {
+        option.name or "": SweepOption(
+            flag=option.opts[0],
+            switch=option.is_flag,
+            off=option.secondary_opts[0] if option.secondary_opts else None,
+            repeatable=option.multiple,
+        )
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
 
 
 def chosen_training(options: dict[str, Any], network: str) -> TrainingOptions:

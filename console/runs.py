@@ -10,7 +10,7 @@ from demkd.console.fitting import Column, fitted, words
 from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout
 from demkd.pipeline.reports import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
-from demkd.report.comparison_text import difference_texts, percent
+from demkd.report.comparison_text import NO_PAIRS, difference_texts, percent
 from demkd.report.rows import comparison_rows
 
 
@@ -40,7 +40,7 @@ def show_comparison(comparison: Comparison, *, form: str) -> None:
     if form == "csv":
         show_csv(comparison_rows(comparison))
         return
-    rows = [_comparison_cells(group, with_difference=comparison.baseline is not None) for group in comparison.groups]
+    rows = [_comparison_cells(group, comparison.baseline) for group in comparison.groups]
     best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
     show = _write_markdown if form == "markdown" else _print_comparison
     show(comparison, rows, best=best)
@@ -80,16 +80,18 @@ def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, 
         )
 
 
-def _comparison_cells(group: Group, *, with_difference: bool) -> list[str]:
+def _comparison_cells(group: Group, baseline: str | None) -> list[str]:
     cells = [
         group.name,
         str(len(group.seeds)),
         percent(group.last, group.last_deviation),
         percent(group.best, group.best_deviation),
     ]
-    if not with_difference:
+    if baseline is None:
         return cells
-    return [*cells, *([""] * 4 if group.difference is None else difference_texts(group.difference))]
+    if group.difference is None:
+        return [*cells, *([""] * 4 if group.name == baseline else NO_PAIRS)]
+    return [*cells, *difference_texts(group.difference)]
 
 
 def show_demo(report: DemoReport) -> None:

@@ -20,16 +20,17 @@ from demkd.pipeline import defaults
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.description import describe_data, describe_views
-from demkd.pipeline.live_teachers import LiveTeachers
+from demkd.pipeline.live_teachers import LiveTeachers, require_live_weights
 from demkd.pipeline.loading import (
     LoadedNetwork,
     TeacherSpec,
+    TeacherSpecError,
     chosen_for,
     load_split,
     load_teacher,
     require_teachers,
 )
-from demkd.pipeline.methods import Method, MethodError
+from demkd.pipeline.methods import Method, MethodError, require_teacher_count
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
 from demkd.pipeline.reports import RunReport
@@ -47,11 +48,13 @@ class DistillRequest:
 
     Attributes:
         cache: the cache's folder, or None with live teachers or none.
-        teachers: which cached ones; all if empty.
+        teachers: which cached ones; all if empty. With live ones, none, or their names.
         live: teachers to run in every step.
-        normalisations: of live teachers, by name; "" stands for all others and the student.
+        normalisations: of live teachers, by name; "" stands for all others and the student. Cached teachers have
+            their own.
         input_sizes: of live teachers, likewise.
         views: how many slots, "random" for independent views, or None for all that the cache has.
+        view_seed: which views come first; None for the cache's, or the usual one with live teachers.
     """
 
     options: TrainingOptions
@@ -62,7 +65,7 @@ class DistillRequest:
     live: tuple[TeacherSpec, ...] = ()
     normalisations: Mapping[str, Normalisation] = field(default_factory=dict)
     views: int | str | None = None
-    view_seed: int = defaults.VIEW_SEED
+    view_seed: int | None = None
     input_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -97,6 +100,7 @@ def distill(request: DistillRequest, compute: Compute, progress: Progress) -> Ru
     Raises:
         UserError: of any room; the run goes on when called again.
     """
+    (_require_live if request.cache is None else _require_cached)(request)
     pictures, test = _load(request.options.data, progress)
     if request.method.decouple == "dkd" and pictures.classes == 2:
         progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
@@ -105,20 +109,53 @@ def distill(request: DistillRequest, compute: Compute, progress: Progress) -> Ru
     return _distill_live(request, pictures, test, compute, progress)
 
 
+def _require_live(request: DistillRequest) -> None:
+    """Refuse, before anything is loaded, what live teachers cannot do."""
+    if request.method.needs_teachers and not request.live:
+        raise MethodError(f"--method {request.method.name} has no teachers: give --cache, or --online with --teacher")
+    names = [spec.name for spec in request.live]
+    # A cached run's recipe names its teachers, and may be repeated with the same ones live.
+    if request.teachers and set(request.teachers) != set(names):
+        raise TeacherSpecError(
+            f"--teachers {','.join(request.teachers)} chooses among a cache's teachers, and the live ones are "
+            f"{', '.join(names) or 'none'}: leave it out, and give --teacher for each"
+        )
+    require_teachers(request.normalisations, request.live, option="--normalise")
+    require_teachers(request.input_sizes, request.live, option="--input-size")
+    require_live_weights(request.method, request.views)
+    if request.method.needs_teachers:
+        require_teacher_count(request.method, names)
+
+
+def _require_cached(request: DistillRequest) -> None:
+    """Refuse, before anything is loaded, what no cache can do."""
+    if isinstance(request.views, str):
+        raise ViewsError("--views random needs --online: a cache has answers for its own views only")
+    named = next(filter(None, request.normalisations), None)
+    if named:
+        raise TeacherSpecError(
+            f"--normalise {named}=... is for live teachers: cached answers were made with figures of their own. "
+            "Give --normalise FIGURES, which are the student's"
+        )
+
+
 def _distill_cached(
     request: DistillRequest, folder: Path, pictures: Pictures, test: Pictures, compute: Compute, progress: Progress
 ) -> RunReport:
     with open_cache(folder, request.teachers or None) as cache:
         require_same_data(cache.teachers[0], pictures)
-        if isinstance(request.views, str):
-            raise ViewsError("--views random needs --online: a cache has answers for its own views only")
-        views = cache.views if request.views is None else request.views
-        if not 1 <= views <= cache.views:
-            raise ViewsError(
-                f"--views is {views}, but the cache in {folder} has {cache.views}: choose 1 to {cache.views}, "
-                "or run cache-teachers with more --views, which keeps what is there"
-            )
-        recipe = _recipe(request, pictures, compute, names=cache.names, views=views, sources=_cache_sources(cache))
+        views, view_seed = _cached_views(request, cache, folder)
+        if request.method.needs_teachers:
+            require_teacher_count(request.method, cache.names)
+        recipe = _recipe(
+            request,
+            pictures,
+            compute,
+            names=cache.names,
+            views=views,
+            view_seed=view_seed,
+            sources=_cache_sources(cache),
+        )
         seed = request.options.seed
         labels = _training_labels(request.options, pictures)
         supervision: Supervision
@@ -134,12 +171,9 @@ def _distill_cached(
 def _distill_live(
     request: DistillRequest, pictures: Pictures, test: Pictures, compute: Compute, progress: Progress
 ) -> RunReport:
-    if request.method.needs_teachers and not request.live:
-        raise MethodError(f"--method {request.method.name} has no teachers: give --cache, or --online with --teacher")
-    require_teachers(request.normalisations, request.live, option="--normalise")
-    require_teachers(request.input_sizes, request.live, option="--input-size")
     views = _view_count(request, pictures)
-    plan = _live_plan(request, pictures, views)
+    view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
+    plan = _live_plan(request.options.seed, pictures, views, view_seed)
     loaded = [
         load_teacher(
             spec,
@@ -152,12 +186,14 @@ def _distill_live(
     ]
     sources = _live_sources(request, loaded)
     names = tuple(spec.name for spec in request.live)
-    recipe = _recipe(request, pictures, compute, names=names, views=views, sources=sources)
+    recipe = _recipe(request, pictures, compute, names=names, views=views, view_seed=view_seed, sources=sources)
     labels = _training_labels(request.options, pictures)
     supervision: Supervision = LabelsOnly(plan)
     if request.method.needs_teachers:
         teachers = [teacher for teacher, _ in loaded]
-        supervision = LiveTeachers(teachers, labels.to(compute.device), request.method, plan)
+        supervision = LiveTeachers(
+            teachers, labels.to(compute.device), request.method, plan, run_seed=request.options.seed
+        )
     return _run(recipe, request.folder, pictures, labels, test, supervision, compute, progress)
 
 
@@ -167,14 +203,35 @@ def require_same_data(cached: TeacherCache, pictures: Pictures) -> None:
     Raises:
         CacheMismatchError: naming every field that differs, with both values.
     """
-    seed = cached.provenance.bound["views"]["seed"]
+    seed = _view_seed(cached)
     now = Provenance(bound={"data": describe_data(pictures), "views": describe_views(pictures.policy, seed)})
     cached.provenance.require(now, cached=str(cached.path), cure=_OTHER_DATA, tables=("data", "views"))
+
+
+def _view_seed(cached: TeacherCache) -> int:
+    return int(cached.provenance.bound["views"]["seed"])
 
 
 def _load(data: str, progress: Progress) -> tuple[Pictures, Pictures]:
     progress.note(f"reading the pictures of {data}")
     return load_split(data, "train"), load_split(data, "test")
+
+
+def _cached_views(request: DistillRequest, cache: Cache, folder: Path) -> tuple[int, int]:
+    """How many of the cache's slots to train on, and the seed that they were drawn with."""
+    views = cache.views if request.views is None else int(request.views)
+    if not 1 <= views <= cache.views:
+        raise ViewsError(
+            f"--views is {views}, but the cache in {folder} has {cache.views}: choose 1 to {cache.views}, "
+            "or run cache-teachers with more --views, which keeps what is there"
+        )
+    seed = _view_seed(cache.teachers[0])
+    if request.view_seed not in (None, seed):
+        raise ViewsError(
+            f"--view-seed is {request.view_seed}, but the views of the cache in {folder} were drawn with {seed}: "
+            "leave it out, or cache the teachers with another --view-seed in another folder"
+        )
+    return views, seed
 
 
 def _view_count(request: DistillRequest, pictures: Pictures) -> int | str:
@@ -186,12 +243,12 @@ def _view_count(request: DistillRequest, pictures: Pictures) -> int | str:
     return request.views
 
 
-def _live_plan(request: DistillRequest, pictures: Pictures, views: int | str) -> ViewPlan:
+def _live_plan(seed: int, pictures: Pictures, views: int | str, view_seed: int) -> ViewPlan:
     """The view plan of a run without a cache: the slots a cache would have, or independent views."""
-    samples, orbit, seed = len(pictures), pictures.policy.orbit, request.options.seed
+    samples, orbit = len(pictures), pictures.policy.orbit
     if isinstance(views, str):
         return independent_views(run_seed=seed, samples=samples, orbit=orbit)
-    table = schedule.view_table(view_seed=request.view_seed, samples=samples, orbit=orbit, slots=views)
+    table = schedule.view_table(view_seed=view_seed, samples=samples, orbit=orbit, slots=views)
     return scheduled_views(lambda slot: table[slot], slots=views, run_seed=seed)
 
 
@@ -202,11 +259,9 @@ def _recipe(
     *,
     names: tuple[str, ...],
     views: int | str,
+    view_seed: int,
     sources: dict[str, str],
 ) -> Recipe:
-    fixed = request.method.fixed_weights
-    if fixed and len(fixed) != len(names):
-        raise MethodError(f"fixed_weights has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
     return Recipe(
         training=_settings(request.options, request.normalisations.get(""), pictures, compute),
         teaching=Teaching(
@@ -214,7 +269,7 @@ def _recipe(
             teachers=names if request.method.needs_teachers else (),
             online=bool(request.live),
             views=views,
-            view_seed=request.view_seed,
+            view_seed=view_seed,
         ),
         sources={**_sources(pictures), **sources},
     )

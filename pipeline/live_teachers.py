@@ -13,36 +13,50 @@ from demkd.pipeline.methods import Method, MethodError
 from demkd.pipeline.reports import TeacherStatistics
 from demkd.pipeline.supervision import EpochViews, Guidance, ViewPlan, fuse
 from demkd.pipeline.weighing import (
+    Shuffle,
     measure_teachers,
     measure_uncertainty,
     needs_whole_slab,
     teacher_statistics,
     weigh,
 )
-from demkd.teachers import Teacher, feature_key
+from demkd.teachers import Teacher
+
+
+def require_live_weights(method: Method, views: int | str | None) -> None:
+    """Refuse weights that live teachers cannot give, batch by batch on the plan's views.
+
+    Args:
+        views: "random" for independent views; all others are slots.
+
+    Raises:
+        MethodError: with the reason.
+    """
+    if needs_whole_slab(method):
+        option = "weight_level dataset" if method.weight_level == "dataset" else f"weight_source {method.weight_source}"
+        raise MethodError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
+    if views == "random" and method.weight_source == "shuffled_teachers":
+        raise MethodError(
+            "weight_source shuffled_teachers is drawn once per slot, and --views random has no slots: "
+            "give a number of --views"
+        )
 
 
 class LiveTeachers:
     """The supervision of teachers that are asked as the student goes."""
 
     def __init__(
-        self, teachers: Sequence[Teacher], labels: Tensor, method: Method, plan: ViewPlan, *, grid: int = 1
+        self, teachers: Sequence[Teacher], labels: Tensor, method: Method, plan: ViewPlan, *, run_seed: int = 0
     ) -> None:
         """Prepare to ask.
 
         Args:
             labels: (N,), on the device.
-            grid: what feature maps are averaged down to.
-
-        Raises:
-            MethodError: if the method's weights need more than a batch.
+            method: one that `require_live_weights` lets pass.
         """
-        if needs_whole_slab(method):
-            raise MethodError(
-                f"weight_source {method.weight_source} with weight_level {method.weight_level} needs all samples at "
-                "once, which live teachers cannot give: cache them"
-            )
-        self._teachers, self._labels, self._method, self._plan, self._grid = teachers, labels, method, plan, grid
+        self._teachers, self._labels, self._method, self._plan = teachers, labels, method, plan
+        self._run_seed = run_seed
+        self._order: Tensor | None = None  # (K, N): whose weight each teacher gets
         self._measured: list[Tensor] = []
         self._samples = 0
 
@@ -51,13 +65,18 @@ class LiveTeachers:
 
     def start_epoch(self, epoch: int) -> EpochViews:
         self._measured, self._samples = [], 0
-        return self._plan(epoch)
+        views = self._plan(epoch)
+        if self._method.weight_source == "shuffled_teachers":
+            self._order = self._draw_order(views.slot)
+        return views
 
     def guide(self, indices: Tensor, views: Tensor) -> Guidance:
         labels = self._labels[indices]
         logits, hints = self._ask(views)
         predictions = torch.stack([z.argmax(1) for z in logits])
-        weights = weigh(measure_uncertainty(logits, labels, self._method), predictions, labels, self._method)
+        shuffle = Shuffle(teachers=None if self._order is None else self._order[:, indices])
+        uncertainty = measure_uncertainty(logits, labels, self._method)
+        weights = weigh(uncertainty, predictions, labels, self._method, shuffle=shuffle)
         entropies = torch.stack([entropy(z) for z in logits])
         self._measured.append(len(labels) * measure_teachers(entropies, predictions, labels, weights))
         self._samples += len(labels)
@@ -69,13 +88,18 @@ class LiveTeachers:
         names = tuple(teacher.name for teacher in self._teachers)
         return teacher_statistics(names, torch.stack(self._measured).sum(0) / self._samples)
 
+    def _draw_order(self, slot: int | None) -> Tensor | None:
+        """The shuffle that a cached run has in this slot, on the device."""
+        assert slot is not None, "require_live_weights comes first"
+        shuffle = Shuffle.draw(
+            self._method, seed=self._run_seed, slot=slot, teachers=len(self._teachers), samples=len(self._labels)
+        )
+        return None if shuffle.teachers is None else shuffle.teachers.to(self._labels.device)
+
     def _ask(self, views: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The K teachers' logits (B, C), and their features if the method matches any."""
         answers = [
-            teacher.answer(
-                views,
-                features=[feature_key(teacher.hint_layer, self._grid)] if self._method.needs_features else (),
-            )
+            teacher.answer(views, features=[teacher.hint_layer] if self._method.needs_features else ())
             for teacher in self._teachers
         ]
         return [answer.logits for answer in answers], [hint for answer in answers for hint in answer.features.values()]

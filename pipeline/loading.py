@@ -215,6 +215,16 @@ def require_teachers(choices: Mapping[str, object], specs: Sequence[TeacherSpec]
             raise TeacherSpecError(f"{option} {name}=... names no teacher: there are {', '.join(names) or 'none'}")
 
 
+def chosen_alone(choices: Mapping[str, Choice], *, option: str) -> Choice | None:
+    """What the user gave where there is one network and no teacher.
+
+    Raises:
+        TeacherSpecError: if it is for a teacher.
+    """
+    require_teachers(choices, (), option=option)
+    return choices.get("")
+
+
 def refuse_own_code(networks: Sequence[str]) -> None:
     """Refuse a recipe's networks that are code of the user's own, as students or in `--teacher`s.
 

@@ -4,8 +4,9 @@ Every option and its formula is described in docs/methods.md; the defaults are D
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 from demkd.errors import UserError
@@ -84,7 +85,7 @@ METHODS: dict[str, Method] = {
 
 # The words of an option, as --help lists them without PyTorch; weightings of one's own need not be here (`_words`).
 CHOICES: dict[str, tuple[str, ...]] = {
-    "decouple": ("dkd", "coupled", "none"),
+    "decouple": ("dkd", "coupled"),
     "weight_source": ("entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers", "shuffled_samples"),
     "weight_form": ("one_minus_softmax", "softmax", "one_minus_share", "inverse"),
     "weight_level": ("sample", "dataset"),
@@ -96,41 +97,72 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 ENTROPY_SOURCES = frozenset({"entropy", "shuffled_teachers", "shuffled_samples"})
 _POSITIVE = ("temperature", "weight_tau", "entropy_temperature")
-_NOT_NEGATIVE = ("kd_weight", "tckd_weight", "nckd_weight", "warmup", "hint_weight")
+_NUMBERS = (*_POSITIVE, "kd_weight", "tckd_weight", "nckd_weight", "warmup", "hint_weight")
 
 
 def choose_method(name: str, **options: Any) -> Method:
     """A preset with some options changed; None leaves the preset's value, and "kd" as `entropy_temperature` is T.
 
     Raises:
-        MethodError: if there is no such preset or value, or if options contradict each other.
+        MethodError: if there is no such preset, option or value, if options contradict each other, or if one of them
+            would do nothing.
     """
     if name not in METHODS:
         raise MethodError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
-    chosen = {key: value for key, value in options.items() if value is not None}
-    if chosen.get("entropy_temperature") == "kd":
-        chosen["entropy_temperature"] = chosen.get("temperature", METHODS[name].temperature)
-    method = replace(METHODS[name], **chosen)
-    _require_known_values(method)
-    for key, (is_read, reader) in _READERS.items():
-        if getattr(method, key) != getattr(METHODS[name], key) and not is_read(method):
-            raise MethodError(f"{key} would do nothing here: it is for {reader}; leave it out")
+    changes = _changes(METHODS[name], options)
+    _require_known_values(changes)
+    method = replace(METHODS[name], **changes)
     for is_contradiction, why in _CONTRADICTIONS:
         if is_contradiction(method):
             raise MethodError(f"these options contradict each other: {why}")
+    for key, (is_read, reader) in _READERS.items():
+        if key in changes and not is_read(method):
+            raise MethodError(f"{key} would do nothing here: it is for {reader}; leave it out")
     return method
 
 
-def _require_known_values(method: Method) -> None:
-    for key in CHOICES:
-        if getattr(method, key) not in (words := _words(key)):
-            raise MethodError(f"{key} cannot be {getattr(method, key)!r}: choose one of {', '.join(words)}")
-    for key in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = getattr(method, key)
-        if not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE):
-            raise MethodError(
-                f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0"
-            )
+def _changes(preset: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say something else than the preset."""
+    known = [field.name for field in fields(Method) if field.name != "name"]
+    for key in options:
+        if key not in known:
+            raise MethodError(f"a method has no option {key}: choose among {', '.join(known)}")
+    chosen = {key: value for key, value in options.items() if value is not None}
+    if chosen.get("entropy_temperature") == "kd":
+        chosen["entropy_temperature"] = chosen.get("temperature", preset.temperature)
+    return {key: value for key, value in chosen.items() if value != getattr(preset, key)}
+
+
+def require_teacher_count(method: Method, names: Sequence[str]) -> None:
+    """Refuse options that do not fit the number of teachers.
+
+    Raises:
+        MethodError: saying how many there are.
+    """
+    fixed = method.fixed_weights
+    if fixed and len(fixed) != len(names):
+        raise MethodError(f"fixed_weights has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
+    if method.reduction == "released" and not RELEASED_SCALES[method.name](len(names)):
+        raise MethodError(
+            f"reduction released gives {method.name}'s logit loss the factor 0 with {len(names)} teacher "
+            f"({', '.join(names)}): choose normalised, or more teachers"
+        )
+
+
+def _require_known_values(changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if key in CHOICES:
+            if value not in (words := _words(key)):
+                raise MethodError(f"{key} cannot be {value!r}: choose one of {', '.join(words)}")
+        elif key in _NUMBERS:
+            _require_number(key, value)
+
+
+def _require_number(key: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise MethodError(f"{key} cannot be {value!r}: it must be a number")
+    if not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE):
+        raise MethodError(f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0")
 
 
 def _words(key: str) -> tuple[str, ...]:
@@ -141,31 +173,76 @@ def _words(key: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*CHOICES[key], *weightings.get(key, ()))))
 
 
-def _has_options_of_entropy(method: Method) -> bool:
-    return method.entropy_scope != "full" or method.entropy_temperature != 1.0
+def _are_shares(values: Any) -> bool:
+    if not isinstance(values, tuple | list) or not all(isinstance(value, Real) for value in values):
+        return False
+    return min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # NaN is neither of both
+
+
+def _logit_factors(method: Method) -> dict[str, float]:
+    """What the parts of the logit loss count for; a coupled loss is one part, with the weights of NCKD."""
+    parts = {
+        "dkd": {"tckd": method.tckd_weight, "nckd": method.nckd_weight},
+        "coupled": {"nckd": 1.0},
+        "none": {},
+    }[method.decouple]
+    return {part: method.kd_weight * factor for part, factor in parts.items()}
+
+
+def _has_logit_loss(method: Method) -> bool:
+    return any(_logit_factors(method).values())
+
+
+def _is_weighted(method: Method) -> bool:
+    """Whether a part of the loss takes weights by teacher, so that it matters which."""
+    logits = any(factor for part, factor in _logit_factors(method).items() if method.weight_on in ("both", part))
+    return logits or (method.needs_features and method.feature_weighting == "shared")
 
 
 def _has_uncertainty(method: Method) -> bool:
-    return method.weight_source not in ("uniform", "fixed")
+    return _is_weighted(method) and method.weight_source not in ("uniform", "fixed")
 
 
-_TEACHERS = (lambda m: m.needs_teachers, "a method with teachers")
+def _is_uniform(method: Method) -> bool:
+    return method.weight_source == "uniform" and method.wrong_teacher == "keep"
+
+
+def _evens_out(method: Method) -> bool:
+    """Whether `weight_on` gives 1 / K to a part that counts and would have other weights."""
+    left_out = (factor for part, factor in _logit_factors(method).items() if part != method.weight_on)
+    return any(left_out) and not _is_uniform(method)
+
+
+_LOGIT_LOSS = (_has_logit_loss, "a method with a logit loss")
+_WEIGHTED = (_is_weighted, "a loss that is weighted by teacher")
+_UNCERTAINTY = (_has_uncertainty, "a loss that is weighted by the teachers' uncertainties")
+_WITHOUT_TAU = ("one_minus_share", "inverse")
+_WITHOUT_ENTROPY_TEMPERATURE = ("uniform", "fixed", "cross_entropy")
 
 # Which methods read an option. One that is changed and not read would silently do nothing.
 _READERS: dict[str, tuple[Callable[[Method], bool], str]] = {
-    "kd_weight": _TEACHERS,
-    "temperature": _TEACHERS,
-    "warmup": _TEACHERS,
-    "weight_source": _TEACHERS,
-    "wrong_teacher": _TEACHERS,
-    "tckd_weight": (lambda m: m.decouple == "dkd", "a decoupled loss"),
-    "nckd_weight": (lambda m: m.decouple == "dkd", "a decoupled loss"),
-    "weight_form": (_has_uncertainty, "weights of entropies or cross-entropies"),
+    "decouple": _LOGIT_LOSS,
+    "temperature": _LOGIT_LOSS,
+    "warmup": _LOGIT_LOSS,
+    "reduction": _LOGIT_LOSS,
+    "kd_weight": (lambda m: _has_logit_loss(replace(m, kd_weight=1.0)), _LOGIT_LOSS[1]),
+    "tckd_weight": (lambda m: m.decouple == "dkd" and m.kd_weight > 0, "a decoupled loss with a kd_weight above 0"),
+    "nckd_weight": (lambda m: m.decouple == "dkd" and m.kd_weight > 0, "a decoupled loss with a kd_weight above 0"),
+    "weight_source": _WEIGHTED,
+    "wrong_teacher": _WEIGHTED,
+    "weight_form": _UNCERTAINTY,
+    "weight_level": _UNCERTAINTY,
+    "entropy_temperature": _UNCERTAINTY,
+    "entropy_scope": _UNCERTAINTY,
     "weight_tau": (
-        lambda m: _has_uncertainty(m) and m.weight_form in ("one_minus_softmax", "softmax"),
-        "weights of entropies or cross-entropies in the forms one_minus_softmax and softmax",
+        lambda m: _has_uncertainty(m) and m.weight_form not in _WITHOUT_TAU,
+        f"weights of uncertainties in other forms than {' and '.join(_WITHOUT_TAU)}",
     ),
-    "feature_weighting": (lambda m: m.needs_features, "a method with features"),
+    "weight_on": (_evens_out, "a loss whose other part counts and has other weights than 1 / K"),
+    "feature_weighting": (
+        lambda m: m.needs_features and not _is_uniform(m),
+        "a method with features and other weights than 1 / K",
+    ),
 }
 
 # Options that have no meaning together are refused with the reason.
@@ -173,6 +250,11 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
     (
         lambda m: m.decouple == "none" and m.needs_features,
         "the method ce has no teachers, so there are no features to match",
+    ),
+    (
+        lambda m: m.needs_teachers and not m.needs_features and not _has_logit_loss(m),
+        "with factors of 0 (kd_weight, or tckd_weight and nckd_weight; and hint_weight) nothing is learnt from the "
+        "teachers; choose the method ce",
     ),
     (
         lambda m: m.decouple != "dkd" and m.weight_on != "both",
@@ -183,16 +265,19 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
         "entropy_scope decoupled gives TCKD and NCKD weights of their own, and the loss is not decoupled",
     ),
     (
-        lambda m: m.weight_source not in ENTROPY_SOURCES and _has_options_of_entropy(m),
-        "entropy_scope and entropy_temperature need a weight_source of entropies",
+        lambda m: m.weight_source not in ENTROPY_SOURCES and m.entropy_scope != "full",
+        "entropy_scope decoupled needs a weight_source of entropies",
+    ),
+    (
+        lambda m: m.weight_source in _WITHOUT_ENTROPY_TEMPERATURE and m.entropy_temperature != 1.0,
+        f"entropy_temperature is for other weight_sources than {', '.join(_WITHOUT_ENTROPY_TEMPERATURE)}",
     ),
     (
         lambda m: m.weight_source in ("uniform", "fixed") and m.weight_level == "dataset",
         "weight_level dataset averages uncertainties, and this weight_source has none",
     ),
     (
-        # NaN is neither of both
-        lambda m: bool(m.fixed_weights) and not (min(m.fixed_weights) >= 0 and abs(sum(m.fixed_weights) - 1) <= 1e-6),
+        lambda m: bool(m.fixed_weights) and not _are_shares(m.fixed_weights),
         "fixed_weights are shares: none below 0, and their sum 1",
     ),
     (
@@ -204,8 +289,8 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
         "fixed_weights and weight_source fixed go together",
     ),
     (
-        lambda m: m.reduction == "released" and m.name not in RELEASED_SCALES,
-        "reduction released is known for kd, ebkd and ca-mkd",
+        lambda m: m.reduction == "released" and (m.name not in RELEASED_SCALES or m.decouple != "coupled"),
+        "reduction released is known for kd, ebkd and ca-mkd, with their coupled loss",
     ),
 )
 

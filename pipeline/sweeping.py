@@ -15,15 +15,23 @@ that is given a list of values is tried with each of them:
     method = "dkd"
     nckd_weight = [2.0, 8.0]
 
+So `teachers = ["resnet8", "vgg8"]` tries one, then the other; to try sets of them, give a list of lists:
+`teachers = [["resnet8", "vgg8"], ["wrn_16_1"]]`. Only the list of an option that the command line repeats, such as
+`teacher`, is one value. A sweep is checked as a whole before anything runs.
+
 Runs are processes: none can disturb another, and any number may run at once.
 """
 
 import itertools
 import json
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +44,12 @@ from demkd.pipeline.recipe import read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
 
 OPTIONS_FILE = "sweep.toml"  # what a sweep asked of a run
-_LISTS = frozenset({"teacher", "normalise", "input_size"})  # options that are lists themselves
-_TURNED_OFF = {"nesterov": "--no-nesterov"}  # every other switch is off until it is given
+_OWN = frozenset({"out", "json", "as_json", "quiet", "recipe"})  # options that are not a sweep's to choose
+_PLAIN = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")  # one component of a path, no longer than file systems take
 _COMMAND = Path(__file__).resolve().parents[1] / "cli.py"
+
+_Result = subprocess.CompletedProcess[str]
+_Process = subprocess.Popen[str]
 
 
 class SweepError(UserError, ValueError):
@@ -46,11 +57,49 @@ class SweepError(UserError, ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SweepRun:
-    """One run: its folder, and the options of `distill`."""
+class SweepOption:
+    """How an option of `distill` is given.
 
+    Attributes:
+        flag: on the command line.
+        switch: whether it is true or false, and has no value there.
+        off: the flag that turns a switch off; None where leaving it out does.
+        repeatable: whether it is a list itself, whose flag comes once for each item.
+    """
+
+    flag: str
+    switch: bool
+    off: str | None
+    repeatable: bool
+
+    def alternatives(self, value: Any) -> list[Any] | None:
+        """The values to try; None if it is a single one."""
+        several = isinstance(value, list) and (not self.repeatable or any(isinstance(one, list) for one in value))
+        return value if several else None
+
+    def takes(self, value: Any) -> bool:
+        """Whether one alternative is of the right kind; `distill` knows more about it."""
+        if self.switch:
+            return isinstance(value, bool)
+        items = value if isinstance(value, list) else [value]
+        return bool(items) and all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in items)
+
+    def words(self, value: Any) -> list[str]:
+        """One alternative on the command line."""
+        if self.switch:
+            return [self.flag] if value else [self.off] if self.off else []
+        items = value if self.repeatable and isinstance(value, list) else [value]
+        return [word for one in items for word in (self.flag, _in_words(one))]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepRun:
+    """One run: the NAME of its table [runs.NAME], its folder, and the options of `distill`, as values and as words."""
+
+    line: str
     folder: Path
     options: Mapping[str, Any]
+    words: tuple[str, ...]
 
     @property
     def finished(self) -> bool:
@@ -70,67 +119,176 @@ class SweepRun:
 
     def command(self) -> list[str]:
         """The command line that makes, or goes on with, this run."""
-        words = [sys.executable, str(_COMMAND), "distill", "--quiet", "--json", "--out", str(self.folder)]
-        for name, value in self.options.items():
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words += [flag] if value else [_TURNED_OFF[name]] if name in _TURNED_OFF else []
-            else:
-                words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
-        return words
+        return [sys.executable, str(_COMMAND), "distill", "--quiet", "--json", "--out", str(self.folder), *self.words]
 
 
-def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
+def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[SweepRun]:
     """Every run of a sweep, in the order of the file.
 
+    Args:
+        known: the options of `distill`, by name.
+
     Raises:
-        RecipeError, SweepError: if the file cannot be read, or has no runs.
+        RecipeError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made; naming them.
     """
     tables = read_recipe(path)
     lines = tables.pop("runs", None)
     if not isinstance(lines, Mapping) or not all(isinstance(line, Mapping) for line in lines.values()) or not lines:
         raise SweepError(f"the sweep {path} has no runs: give each line of the comparison a table [runs.NAME]")
-    return [
-        SweepRun(folder=out / "-".join([name, *labels]), options=options)
-        for name, line in lines.items()
-        for labels, options in _combinations({**tables, **line})
-    ]
+    runs = [run for line, own in lines.items() for run in _runs_of(line, {**tables, **own}, out, known)]
+    _require_own_folders(runs)
+    return runs
+
+
+def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
+    """A run of the baseline, where it is known before anything ran.
+
+    Args:
+        wanted: the NAME of a table [runs.NAME], or a run's folder, with or without --out; or else the name of a group
+            in the comparison, which is known when the runs are finished: None.
+
+    Raises:
+        SweepError: if a table is named whose runs differ in more than the seed.
+    """
+    of_table: dict[str, SweepRun] = {}  # the first of each choice
+    for run in runs:
+        if run.line == wanted:
+            of_table.setdefault(_beside_seed(run), run)
+    if len(of_table) > 1:
+        folders = ", ".join(run.folder.name for run in of_table.values())
+        raise SweepError(
+            f"[runs.{wanted}] has runs that differ in more than the seed: choose a --baseline of {folders}"
+        )
+    folder = Path(wanted).resolve()
+    in_folder = (run for run in runs if wanted == run.folder.name or folder == run.folder.resolve())
+    return next(iter([*of_table.values(), *in_folder]), None)
 
 
 def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> None:
-    """Make the runs that are missing; a failed one does not stop the others.
+    """Make the runs that are missing; a failed one does not stop the others, an exception ends those under way.
 
     Raises:
         SweepError: naming the runs that failed, with what the first one said.
     """
     missing = [run for run in runs if not run.finished]
     failures: list[tuple[SweepRun, str]] = []
-    threads = ThreadPoolExecutor(jobs)  # each waits for a process
-    try:
-        with progress.task("sweep", total=len(runs), unit="runs", done=len(runs) - len(missing)) as task:
-            for run, result in zip(missing, threads.map(_make, missing), strict=True):
-                task.advance(1)
-                if result.returncode:
-                    progress.note(f"{run.folder}: failed")
-                    failures.append((run, (result.stderr.strip().splitlines() or ["no reason"])[-1]))
-                else:
-                    run.remember()
-                    progress.note(f"{run.folder}: test top-1 {json.loads(result.stdout)['test_top1']:.2%}")
-    finally:
-        threads.shutdown(cancel_futures=True)
+    with (
+        progress.task("sweep", total=len(runs), unit="runs", done=len(runs) - len(missing)) as task,
+        _results(missing, jobs) as results,
+    ):
+        for run, result in results:
+            task.advance(1)
+            if result.returncode:
+                progress.note(f"{run.folder}: failed")
+                failures.append((run, (result.stderr.strip().splitlines() or ["no reason"])[-1]))
+            else:
+                progress.note(f"{run.folder}: test top-1 {json.loads(result.stdout)['test_top1']:.2%}")
     if failures:
         names = ", ".join(run.folder.name for run, _ in failures)
         raise SweepError(f"{len(failures)} of {len(runs)} runs failed ({names}); the first said: {failures[0][1]}")
 
 
-def _combinations(options: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+@contextmanager
+def exit_when_terminated() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that a sweep can end its processes. For the main thread."""
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _runs_of(line: str, options: Mapping[str, Any], out: Path, known: Mapping[str, SweepOption]) -> Iterator[SweepRun]:
+    for name, value in options.items():
+        _require_usable(line, name, value, known)
+    for labels, chosen in _combinations(options, known):
+        yield SweepRun(
+            line=line,
+            folder=out / _folder_name(line, labels),
+            options=chosen,
+            words=tuple(word for name, value in chosen.items() for word in known[name].words(value)),
+        )
+
+
+def _require_usable(line: str, name: str, value: Any, known: Mapping[str, SweepOption]) -> None:
+    if name in _OWN:
+        raise SweepError(f"[runs.{line}] has the option {name!r}, which is not for a sweep to choose: remove it")
+    if name not in known:
+        choices = ", ".join(sorted(known.keys() - _OWN))
+        raise SweepError(f"[runs.{line}] has an unknown option {name!r}; known are {choices}")
+    alternatives = known[name].alternatives(value)
+    tried = [value] if alternatives is None else alternatives
+    if not tried or not all(map(known[name].takes, tried)):
+        wanted = "true or false" if known[name].switch else "a text or a number"
+        raise SweepError(f"[runs.{line}] has {name} = {value!r}: give {wanted}, or a list of such to try each")
+
+
+def _combinations(
+    options: Mapping[str, Any], known: Mapping[str, SweepOption]
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """Every choice of one value per option, with labels for those that had several."""
-    several = {name: value for name, value in options.items() if isinstance(value, list) and name not in _LISTS}
+    found = {name: known[name].alternatives(value) for name, value in options.items()}
+    several = {name: values for name, values in found.items() if values is not None}
     for values in itertools.product(*several.values()):
         chosen = dict(zip(several, values, strict=True))
-        yield [f"{name}{value}" for name, value in chosen.items()], {**options, **chosen}
+        yield [f"{name}{_in_words(value)}" for name, value in chosen.items()], {**options, **chosen}
 
 
-def _make(run: SweepRun) -> "subprocess.CompletedProcess[str]":
+def _in_words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _folder_name(line: str, labels: Sequence[str]) -> str:
+    name = "-".join([line, *labels])
+    if not _PLAIN.fullmatch(name):
+        raise SweepError(
+            f"[runs.{line}] would have a run in the folder {name!r}, which is no plain name of up to 255 characters: "
+            "rename it, or give each such value a table [runs.NAME] of its own"
+        )
+    return name
+
+
+def _require_own_folders(runs: Sequence[SweepRun]) -> None:
+    lines: dict[Path, str] = {}
+    for run in runs:
+        if run.folder in lines:
+            raise SweepError(
+                f"two runs would share the folder {run.folder.name!r}, of [runs.{lines[run.folder]}] and "
+                f"[runs.{run.line}]: give each value once, and tables other names"
+            )
+        lines[run.folder] = run.line
+
+
+def _beside_seed(run: SweepRun) -> str:
+    return json.dumps({name: value for name, value in run.options.items() if name != "seed"}, sort_keys=True)
+
+
+@contextmanager
+def _results(runs: Sequence[SweepRun], jobs: int) -> Iterator[Iterator[tuple[SweepRun, _Result]]]:
+    """Make runs, and give the result of each as soon as it is there; whatever is under way in the end is ended."""
+    processes: list[_Process] = []
+    threads = ThreadPoolExecutor(jobs)  # each waits for a process
+    making = {threads.submit(_make, run, processes): run for run in runs}
+    try:
+        yield ((making[future], future.result()) for future in as_completed(making))
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        _terminate(processes, making)
+
+
+def _terminate(processes: Sequence[_Process], making: Collection[Future[_Result]]) -> None:
+    """Until all are gone: a thread may be about to start one more."""
+    while not all(future.done() for future in making):
+        for process in tuple(processes):
+            process.terminate()
+        time.sleep(0.05)
+
+
+def _make(run: SweepRun, processes: list[_Process]) -> _Result:
     """Run one in a process of its own, whose stdout is its report as JSON."""
-    return subprocess.run(run.command(), capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    with subprocess.Popen(run.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own command
+        processes.append(process)
+        stdout, stderr = process.communicate()
+    if not process.returncode:
+        run.remember()
+    return _Result(process.args, process.returncode, stdout, stderr)

@@ -23,7 +23,6 @@ from demkd.losses import (
 from demkd.pipeline.methods import ENTROPY_SOURCES, METHODS, Method
 from demkd.pipeline.reports import TeacherStatistics
 
-_SHUFFLES = ("shuffled_teachers", "shuffled_samples")
 DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
 
 
@@ -85,7 +84,7 @@ def uses_cached_entropy(method: Method) -> bool:
 
 def needs_whole_slab(method: Method) -> bool:
     """Whether a sample's weights depend on other samples, so that live teachers cannot give them batch by batch."""
-    return method.weight_level == "dataset" or method.weight_source in _SHUFFLES
+    return method.weight_level == "dataset" or method.weight_source == "shuffled_samples"
 
 
 def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method) -> Uncertainty:

@@ -3,7 +3,9 @@
 Runs whose recipes differ in nothing but the seed are one group. n runs a group; shares in 0..1.
 """
 
+import itertools
 import json
+import re
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,10 +29,16 @@ class ComparisonError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedRun:
-    """One run: what it chose, and what from (digests of pixels, labels and teachers), and its test top-1 by epoch."""
+    """One run: what it chose, and what from (digests of pixels, labels and teachers), and its test top-1 by epoch.
+
+    Attributes:
+        choices: to be shown; digests are shortened.
+        identity: all of the choices and sources in full: runs of one group share it.
+    """
 
     folder: Path
     choices: Mapping[str, Any]
+    identity: str
     seed: int
     top1: tuple[float, ...]
 
@@ -90,44 +98,85 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a finished run folder.
 
     Raises:
-        ComparisonError: if there is none, or it is not finished.
+        ComparisonError: if there is none, it is not finished, or a file of it is broken; naming the file.
     """
-    try:
-        recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        top1 = tuple(float(line["test_top1"]) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ComparisonError(f"{folder} is no run folder ({error}): give what train or distill wrote") from error
-    if len(top1) < recipe.get("epochs", 0) or not top1:
-        raise ComparisonError(f"the run in {folder} has {len(top1)} of {recipe.get('epochs')} epochs: finish it first")
+    recipe, top1 = _read_recipe(folder / "recipe.toml"), _read_top1(folder / "metrics.jsonl")
+    if len(top1) < recipe["epochs"] or not top1:
+        raise ComparisonError(f"the run in {folder} has {len(top1)} of {recipe['epochs']} epochs: finish it first")
     # What distill calls the student, train calls the network: runs of both are compared by it.
     choices = {
         "student" if key == "network" else key: value for key, value in recipe.items() if key not in _NOT_CHOICES
     }
     # Other teachers, pixels or labels make another group, even where every option is the same.
-    choices |= {f"{DIGEST}{name}": str(digest)[:8] for name, digest in recipe.get("sources", {}).items()}
-    return FinishedRun(folder=folder, choices=choices, seed=int(recipe["seed"]), top1=top1)
+    sources = {f"{DIGEST}{name}": str(source) for name, source in recipe["sources"].items()}
+    return FinishedRun(
+        folder=folder,
+        choices=choices | {name: _shortened(source) for name, source in sources.items()},
+        identity=json.dumps(choices | sources, sort_keys=True),
+        seed=recipe["seed"],
+        top1=top1,
+    )
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    try:
+        recipe = {"sources": {}} | tomllib.loads(file.read_text(encoding="utf-8"))
+        json.dumps(recipe)  # no dates, which are no choices, and which nothing here could write
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _broken(file, error) from error
+    for name, kind, words in (("seed", int, "a number"), ("epochs", int, "a number"), ("sources", dict, "a table")):
+        if type(recipe.get(name)) is not kind:
+            raise _broken(file, f"{name} is {recipe.get(name)!r}, not {words}")
+    return recipe
+
+
+def _read_top1(file: Path) -> tuple[float, ...]:
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        top1 = tuple(float(line["test_top1"]) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _broken(file, error) from error
+    for value in top1:
+        if not 0 <= value <= 1:  # nor NaN
+            raise _broken(file, f"a test_top1 of {value} is no share of 0 to 1")
+    return top1
+
+
+def _broken(file: Path, why: object) -> ComparisonError:
+    return ComparisonError(f"{file.parent} is no run folder ({file.name}: {why}): give what train or distill wrote")
+
+
+def _shortened(source: str) -> str:
+    """Eight digits of a digest are enough to show; other sources are text, such as what a teacher was shown."""
+    return source[:8] if re.fullmatch("[0-9a-f]+", source) else source
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs that made the same choices, by seed; the groups are in the order in which their first runs were given."""
     grouped: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        grouped.setdefault(json.dumps(run.choices, sort_keys=True), []).append(run)
+        grouped.setdefault(run.identity, []).append(run)
     return [sorted(members, key=lambda run: run.seed) for members in grouped.values()]
+
+
+def stand_ins(runs: Sequence[FinishedRun]) -> dict[Path, FinishedRun]:
+    """For every run's folder, the first run that made the same choices with the same seed: mostly that run itself."""
+    first: dict[tuple[str, int], FinishedRun] = {}
+    return {run.folder: first.setdefault((run.identity, run.seed), run) for run in runs}
 
 
 def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) -> Comparison:
     """Group runs and compare the groups.
 
     Args:
-        baseline: the name of the group that the others are compared with, or of one of its run folders.
+        baseline: the name of the group that the others are compared with, or one of its run folders.
 
     Raises:
         ComparisonError: if there is no such group, or a seed comes twice in one.
     """
     grouped = group_runs(runs)
-    members_of = dict(zip(_names([members[0].choices for members in grouped]), grouped, strict=True))
+    names = _distinct(_names([members[0].choices for members in grouped]))
+    members_of = dict(zip(names, grouped, strict=True))
     for name, members in members_of.items():
         seeds = [run.seed for run in members]
         if len(set(seeds)) < len(seeds):
@@ -152,6 +201,15 @@ def _names(choices: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         " ".join(own) or _in_words("method", table.get("method")) for own, table in zip(words, choices, strict=True)
     ]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Numbered where words are the same, as of 1 and "1", or of digests that begin alike."""
+    distinct: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        distinct.append(next(one for one in itertools.chain([name], numbered) if one not in distinct))
+    return distinct
 
 
 def _tell_apart(groups: Sequence[tuple[Mapping[str, Any], list[str]]], keys: Sequence[str]) -> None:
@@ -184,8 +242,11 @@ def _rank(key: str) -> int:
 def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | None) -> str | None:
     if wanted is None:
         return None
+    if wanted in members_of:
+        return wanted
+    folder = Path(wanted).resolve()
     for name, members in members_of.items():
-        if wanted == name or any(Path(wanted) == run.folder for run in members):
+        if any(folder == run.folder.resolve() for run in members):
             return name
     raise ComparisonError(f"there is no baseline {wanted!r}: choose one of {'; '.join(members_of)}, or a run's folder")
 

@@ -2,6 +2,8 @@
 
 from demkd.report.comparison import Difference
 
+NO_PAIRS = ("", "0", "", "")  # of a group that has no seed in common with the baseline
+
 
 def percent(share: float, deviation: float | None) -> str:
     """`50.24 ± 0.76`, or `50.24` for a single run, in per cent; a heading, or who shows it, says so."""

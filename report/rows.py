@@ -54,7 +54,8 @@ def _columns(inspection: Inspection, rows: Sequence[Mapping[str, Value]]) -> lis
 
 
 def _group_row(group: Group, baseline: str | None) -> dict[str, Value]:
-    difference = {} if group.difference is None else asdict(group.difference)
+    without_pairs = {} if baseline in (None, group.name) else {"seeds": 0}
+    difference = without_pairs if group.difference is None else asdict(group.difference)
     return {
         "group": group.name,
         "seeds": len(group.seeds),

@@ -1,6 +1,9 @@
 """Every preset is its closed form, written out teacher by teacher in float64; so are the options of the weights."""
 
+import functools
 import itertools
+import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,12 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
-from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method
+from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method, require_teacher_count
 from demkd.pipeline.objective import Objective
 from demkd.pipeline.supervision import Guidance, fuse
 from demkd.pipeline.weighing import Shuffle, TeacherWeights, measure_uncertainty, weigh
 
 K, B, C = 3, 8, 6
+NUMBERS: dict[str, tuple[Any, ...]] = {
+    "kd_weight": (0.0, 2.0),
+    "temperature": (2.0,),
+    "tckd_weight": (0.0, 2.0),
+    "nckd_weight": (0.0, 2.0),
+    "hint_weight": (0.0, 7.0),
+    "warmup": (0.0, 0.5),
+    "weight_tau": (0.5,),
+    "entropy_temperature": (4.0, "kd"),
+}
 
 
 @pytest.fixture
@@ -27,7 +40,8 @@ def scene() -> dict[str, Any]:
 
     labels = torch.randint(0, C, (B,), generator=draw)
     teachers = [normal(B, C) for _ in range(K)]
-    teachers[0][torch.arange(0, B, 2), labels[::2]] += 9  # right about every other sample
+    for k, every in ((0, 2), (1, 3)):  # right about every other sample, and every third; so both about some
+        teachers[k][torch.arange(0, B, every), labels[::every]] += 9
     return {
         "teachers": teachers,
         "student": normal(B, C),
@@ -43,9 +57,10 @@ def weights_of(scene: dict[str, Any], method: Method, shuffle: Shuffle | None = 
     return weigh(uncertainty, predictions, scene["labels"], method, shuffle=shuffle)
 
 
-def loss_of(scene: dict[str, Any], method: Method) -> dict[str, Tensor]:
+def loss_of(scene: dict[str, Any], method: Method, *, epoch: int = 240) -> dict[str, Tensor]:
     """The pipeline's own way: weigh, fuse, one loss."""
-    weights = weights_of(scene, method)
+    shuffle = Shuffle.draw(method, seed=1, slot=0, teachers=len(scene["teachers"]), samples=B)
+    weights = weights_of(scene, method, shuffle)
     guidance = Guidance(
         targets=fuse(scene["teachers"], scene["labels"], method, weights) if method.needs_teachers else None,
         hints=scene["hints"],
@@ -54,7 +69,7 @@ def loss_of(scene: dict[str, Any], method: Method) -> dict[str, Tensor]:
     adapted = scene["adapted"] if method.needs_features else []
     objective = Objective(method, epochs=240, teachers=K)
     terms = objective.terms(scene["student"], scene["labels"], guidance, adapted)
-    return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.weights(epoch=240)}
+    return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.weights(epoch=epoch)}
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -153,9 +168,8 @@ def test_the_weight_options_are_their_formulas(scene: dict[str, Any]) -> None:
 def test_a_weighting_of_ones_own_is_a_function_and_a_line(
     scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `losses` has is known to the pipeline, with nothing said twice; --help lists all that we have ourselves."""
-    assert set(WEIGHT_FORMS) == set(CHOICES["weight_form"])
-    assert set(UNCERTAINTIES) < set(CHOICES["weight_source"])
+    """What `losses` has is known to the pipeline, with nothing said twice, and may read tau and a temperature."""
+    assert set(CHOICES["weight_form"]) <= set(WEIGHT_FORMS), "every word of --help works"
     monkeypatch.setitem(WEIGHT_FORMS, "winner", lambda h, _tau: F.one_hot(h.argmin(0), K).T.double())
     monkeypatch.setitem(UNCERTAINTIES, "loudness", lambda z, _labels, temperature: -z.amax(1) / temperature)
     own = choose_method("de-mkd", weight_source="loudness", weight_form="winner")
@@ -163,7 +177,12 @@ def test_a_weighting_of_ones_own_is_a_function_and_a_line(
     assert torch.equal(weights_of(scene, own).nckd, F.one_hot(loudest, K).T.double())
     with pytest.raises(MethodError, match=r"weight_form cannot be 'loser': choose one of .*, inverse, winner"):
         choose_method("de-mkd", weight_form="loser")
-    with pytest.raises(MethodError, match="entropy_scope and entropy_temperature need a weight_source of entropies"):
+    tempered = choose_method("de-mkd", weight_source="loudness", weight_form="one_minus_softmax", entropy_temperature=2)
+    assert not torch.equal(
+        weights_of(scene, tempered).nckd, weights_of(scene, choose_method("de-mkd", weight_source="loudness")).nckd
+    )
+    assert choose_method("de-mkd", weight_form="winner", weight_tau=0.5).weight_tau == 0.5
+    with pytest.raises(MethodError, match="entropy_scope decoupled needs a weight_source of entropies"):
         choose_method("de-mkd", weight_source="loudness", entropy_scope="decoupled")
 
 
@@ -193,25 +212,75 @@ def test_shuffles_move_weights_and_nothing_else(scene: dict[str, Any]) -> None:
             torch.testing.assert_close(moved.sort(0).values, plain.sort(0).values)
 
 
-def test_every_pair_of_options_gives_a_finite_loss_or_a_reason(scene: dict[str, Any]) -> None:
-    """Pairwise over all options and presets: it works, with weights that sum to 1, or it is refused with the reason."""
+def every_change() -> list[tuple[str, Any]]:
+    """Every option with every value that is tried here."""
+    return [(key, value) for key, values in {**CHOICES, **NUMBERS}.items() for value in values]
+
+
+def chosen(name: str, **options: Any) -> Method | None:
+    """A preset with options, or None if they are refused."""
+    if options.get("weight_source") == "fixed":
+        options["fixed_weights"] = (0.5, 0.3, 0.2)
+    try:
+        return choose_method(name, **options)
+    except MethodError:
+        return None
+
+
+def test_every_pair_of_options_gives_a_finite_loss_and_an_effect_or_a_reason(scene: dict[str, Any]) -> None:
+    """Over all presets, two changes at once: each of them moves the loss, first or last epoch, or is refused."""
+
+    @functools.cache
+    def losses(method: Method) -> tuple[float, float]:
+        first, last = (float(loss_of(scene, method, epoch=epoch)["loss"]) for epoch in (1, 240))
+        return first, last
+
     worked = refused = 0
-    pairs = list(itertools.combinations([(key, value) for key, values in CHOICES.items() for value in values], 2))
-    for name, ((key, value), (other_key, other)) in itertools.product(METHODS, pairs):
-        if key == other_key:
+    for name, (one, other) in itertools.product(METHODS, itertools.permutations(every_change(), 2)):
+        if one[0] == other[0] or (before := chosen(name, **dict([one]))) is None:
             continue
-        options: dict[str, Any] = {key: value, other_key: other}
-        if "fixed" in (value, other):
-            options["fixed_weights"] = (0.5, 0.3, 0.2)
-        try:
-            method = choose_method(name, **options)
-        except MethodError as error:
-            refused += "contradict each other" in str(error)
+        method = chosen(name, **dict([one, other]))
+        if method is None:
+            refused += 1
             continue
-        loss = loss_of(scene, method)["loss"]
-        assert torch.isfinite(loss), options
+        assert all(map(math.isfinite, losses(method))), (name, one, other)
         sums = weights_of(scene, method).nckd.sum(0)
         torch.testing.assert_close(sums, torch.ones_like(sums))
+        if method != before and not (name == "kd" and other == ("reduction", "released")):  # whose scale there is 1
+            assert losses(method) != pytest.approx(losses(before), rel=1e-9), (name, one, other)
         worked += 1
-    assert worked > 1000
-    assert refused > 100
+    assert worked > 3000
+    assert refused > 1000
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_preset_with_all_its_options_spelled_out_is_itself(name: str) -> None:
+    """As in a run's recipe, which holds decouple = "none" for ce; nobody else can choose that."""
+    options = asdict(METHODS[name])
+    assert choose_method(options.pop("name"), **options) == METHODS[name]
+    if name != "ce":
+        with pytest.raises(MethodError, match="decouple cannot be 'none': choose one of dkd, coupled"):
+            choose_method(name, decouple="none")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"foo": 1}, "a method has no option foo: choose among decouple, kd_weight, "),
+        ({"nckd_weight": "8"}, "nckd_weight cannot be '8': it must be a number"),
+        ({"weight_source": "fixed", "fixed_weights": ("1",)}, "fixed_weights are shares"),
+        ({"weight_source": "fixed", "fixed_weights": 1.0}, "fixed_weights are shares"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(MethodError, match=why):
+        choose_method("kd", **options)
+
+
+def test_options_that_do_not_fit_the_number_of_teachers_are_refused() -> None:
+    released = choose_method("ebkd", reduction="released")
+    require_teacher_count(released, ("a", "b"))
+    with pytest.raises(MethodError, match=r"gives ebkd's logit loss the factor 0 with 1 teacher \(a\)"):
+        require_teacher_count(released, ("a",))
+    with pytest.raises(MethodError, match=r"fixed_weights has 1 numbers for 2 teachers \(a, b\)"):
+        require_teacher_count(choose_method("kd", weight_source="fixed", fixed_weights=(1.0,)), ("a", "b"))

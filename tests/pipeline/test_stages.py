@@ -51,14 +51,21 @@ def test_precomputed_weights_are_those_of_the_entropies(workshop: Workshop) -> N
         torch.testing.assert_close(torch.from_numpy(np.array(slab.weights)), expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["kd", "dkd", "ebkd", "ca-mkd", "de-mkd-logits", "de-mkd"])
-def test_cached_equals_online(workshop: Workshop, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "method_options"),
+    [
+        *((name, {}) for name in ("kd", "dkd", "ebkd", "ca-mkd", "de-mkd-logits", "de-mkd")),
+        ("de-mkd", {"weight_source": "shuffled_teachers", "weight_form": "softmax", "weight_tau": 0.05}),
+    ],
+)
+def test_cached_equals_online(workshop: Workshop, tmp_path: Path, method: str, method_options: dict[str, Any]) -> None:
     """The same views, the same seed: every term of every epoch's loss agrees within what float16 rounds away.
 
     At a small learning rate: training amplifies any difference, rounding too, from step to step.
     """
     cached, online = Recorder(), Recorder()
-    options: dict[str, Any] = {"method": method, "epochs": 2, "learning_rate": 1e-4}
+    options: dict[str, Any] = {"method": method, "epochs": 2, "learning_rate": 1e-4, "seed": 1}
+    options["method_options"] = method_options
     workshop.distill(tmp_path / "cached", progress=cached, **options)
     workshop.distill(tmp_path / "online", progress=online, online=True, **options)
     for one, other in zip(cached.reports, online.reports, strict=True):
@@ -295,7 +302,8 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
     [
         ("no-such", {}, "choose one of ce, kd, dkd, ebkd, ca-mkd, de-mkd-logits, de-mkd"),
         ("kd", {"weight_on": "nckd"}, "the loss is not decoupled"),
-        ("kd", {"entropy_temperature": 2.0}, "need a weight_source of entropies"),
+        ("kd", {"entropy_temperature": 2.0}, "for other weight_sources than uniform, fixed, cross_entropy"),
+        ("ca-mkd", {"entropy_temperature": 2.0}, "for other weight_sources than uniform, fixed, cross_entropy"),
         ("dkd", {"weight_level": "dataset"}, "this weight_source has none"),
         ("de-mkd", {"weight_source": "fixed"}, "go together"),
         ("de-mkd", {"reduction": "released"}, "known for kd, ebkd and ca-mkd"),
@@ -303,10 +311,16 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
         ("de-mkd", {"kd_weight": -1.0}, "kd_weight cannot be -1.0: it must not be below 0"),
         ("kd", {"nckd_weight": 2.0}, "nckd_weight would do nothing here: it is for a decoupled loss"),
         ("kd", {"weight_tau": 0.5}, "weight_tau would do nothing here"),
-        ("ebkd", {"weight_tau": 0.5}, "in the forms one_minus_softmax and softmax"),
+        ("ebkd", {"weight_tau": 0.5}, "in other forms than one_minus_share and inverse"),
+        ("dkd", {"weight_on": "nckd"}, "weight_on would do nothing here: .* has other weights than 1 / K"),
+        ("de-mkd", {"weight_source": "uniform", "feature_weighting": "uniform"}, "feature_weighting would do nothing"),
+        ("de-mkd", {"kd_weight": 0.0, "temperature": 2.0}, "temperature would do nothing here"),
+        ("de-mkd-logits", {"kd_weight": 0.0}, "nothing is learnt from the teachers; choose the method ce"),
+        ("dkd", {"tckd_weight": 0.0, "nckd_weight": 0.0}, "nothing is learnt from the teachers; choose the method ce"),
+        ("kd", {"decouple": "dkd", "reduction": "released"}, "with their coupled loss"),
         ("dkd", {"weight_form": "softmax"}, "weight_form would do nothing here"),
-        ("ce", {"kd_weight": 3.0}, "it is for a method with teachers"),
-        ("de-mkd-logits", {"feature_weighting": "uniform"}, "it is for a method with features"),
+        ("ce", {"kd_weight": 3.0}, "it is for a method with a logit loss"),
+        ("de-mkd-logits", {"feature_weighting": "uniform"}, "it is for a method with features and"),
         ("de-mkd", {"weight_level": "dataset", "weight_source": "shuffled_samples"}, "nothing for shuffled_samples"),
         ("kd", {"weight_source": "fixed", "fixed_weights": (2.0, -1.0)}, "none below 0, and their sum 1"),
         ("kd", {"weight_source": "fixed", "fixed_weights": (float("nan"), 1.0)}, "none below 0, and their sum 1"),
@@ -321,12 +335,28 @@ def test_unknown_and_contradicting_options_are_refused_with_the_reason(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [{"weight_source": "shuffled_samples"}, {"weight_level": "dataset"}])
-def test_weights_of_a_whole_slab_are_refused_online(
-    workshop: Workshop, tmp_path: Path, options: dict[str, Any]
+@pytest.mark.parametrize(
+    ("options", "views", "why"),
+    [
+        ({"weight_source": "shuffled_samples"}, 5, "weight_source shuffled_samples needs all samples at once"),
+        ({"weight_level": "dataset"}, 5, "weight_level dataset needs all samples at once"),
+        ({"weight_source": "shuffled_teachers"}, "random", "drawn once per slot, and --views random has no slots"),
+        ({"weight_source": "fixed", "fixed_weights": (0.5, 0.5)}, 5, "has 2 numbers for 3 teachers"),
+    ],
+)
+def test_weights_that_live_teachers_cannot_give_are_refused_before_anything_is_read(
+    workshop: Workshop, tmp_path: Path, options: dict[str, Any], views: int | str, why: str
 ) -> None:
-    with pytest.raises(MethodError, match="needs all samples at once"):
-        workshop.distill(tmp_path / "run", online=True, method_options=options)
+    nowhere = Workshop(data=tmp_path / "nowhere", folder=workshop.folder)
+    with pytest.raises(MethodError, match=why):
+        nowhere.distill(tmp_path / "run", online=True, views=views, method_options=options)
+
+
+def test_a_run_records_the_view_seed_of_its_cache(workshop: Workshop, tmp_path: Path) -> None:
+    own = Workshop(data=workshop.data, folder=tmp_path)
+    own.cache_teachers(teachers=(workshop.spec("resnet8"),), views=1, view_seed=7)
+    own.distill(tmp_path / "run", method="kd", views=1)
+    assert "\nview_seed = 7\n" in (tmp_path / "run" / "recipe.toml").read_text()
 
 
 def test_the_loss_fades_in_over_the_warmup(workshop: Workshop, tmp_path: Path) -> None:

@@ -1,18 +1,38 @@
 """A sweep makes what is missing, one folder a run, and ends in the same table however often it was interrupted."""
 
 import json
+import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from demkd.cli import main
+from demkd.options import sweep_options
 from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.sweeping import SweepError, SweepRun, plan_sweep, run_sweep
-from tests.conftest import Cli
+from demkd.pipeline.sweeping import OPTIONS_FILE, SweepError, SweepRun, find_baseline, plan_sweep, run_sweep
+from tests.conftest import CHECKOUT, Cli
 from tests.pipeline.stages import TEACHERS, Workshop
+
+KNOWN = sweep_options(main.commands["distill"])
+
+
+def plan(path: Path, out: Path) -> list[SweepRun]:
+    return plan_sweep(path, out, KNOWN)
+
+
+def planned(folder: Path, text: str) -> list[SweepRun]:
+    """The runs of a sweep of this text, in folder/out."""
+    (folder / "sweep.toml").write_text(text)
+    return plan(folder / "sweep.toml", folder / "out")
 
 
 class _Notes(SilentProgress):
@@ -43,7 +63,7 @@ def recipe(workshop: Workshop, tmp_path: Path) -> Path:
 
 
 def test_a_sweep_is_every_combination(recipe: Path, tmp_path: Path) -> None:
-    runs = plan_sweep(recipe, tmp_path / "out")
+    runs = plan(recipe, tmp_path / "out")
     assert [run.folder.name for run in runs] == [
         "plain-seed0",
         "plain-seed1",
@@ -62,7 +82,7 @@ def test_a_sweep_may_turn_switches_off_and_ask_live_teachers(workshop: Workshop,
     cache = tables.pop("cache")
     lines = {"cached": {"cache": cache}, "live": {"online": True, "teacher": teachers, "views": [5, "random"]}}
     recipe.write_text(tomli_w.dumps(tables | {"method": "kd", "runs": lines}))
-    runs = plan_sweep(recipe, tmp_path / "out")
+    runs = plan(recipe, tmp_path / "out")
     run_sweep(runs, jobs=1, progress=SilentProgress())
     made = {run.folder.name: tomllib.loads((run.folder / "recipe.toml").read_text()) for run in runs}
     assert {name: (table["online"], table["views"], table["nesterov"]) for name, table in made.items()} == {
@@ -90,19 +110,20 @@ def test_a_sweep_interrupted_and_resumed_gives_the_same_table(recipe: Path, tmp_
 @pytest.mark.slow
 def test_a_changed_sweep_does_not_pass_old_runs_off_as_its_own(recipe: Path, tmp_path: Path) -> None:
     """The same folder, another temperature: the run that is there is named with both values, and kept."""
-    one = plan_sweep(recipe, tmp_path / "out")[:1]
+    one = plan(recipe, tmp_path / "out")[:1]
     run_sweep(one, jobs=1, progress=SilentProgress())
     assert one[0].finished
     recipe.write_text(f"temperature = 2.0\n{recipe.read_text()}")
-    changed = plan_sweep(recipe, tmp_path / "out")[:1]
+    changed = plan(recipe, tmp_path / "out")[:1]
     assert not changed[0].finished
     with pytest.raises(SweepError, match=r"1 of 1 runs failed .*temperature was 4\.0 and is 2\.0"):
         run_sweep(changed, jobs=1, progress=SilentProgress())
 
 
 def test_a_failed_run_is_named_and_does_not_stop_the_others(recipe: Path, tmp_path: Path) -> None:
-    good, other, *_ = plan_sweep(recipe, tmp_path / "out")
-    bad = SweepRun(folder=tmp_path / "bad", options={**good.options, "method": "magic"})
+    tables = tomllib.loads(recipe.read_text()) | {"seed": 0, "epochs": 1}
+    recipe.write_text(tomli_w.dumps(tables | {"runs": {"bad": {"method": "magic"}, "good": {"method": "kd"}}}))
+    bad, other = plan(recipe, tmp_path / "out")
     with pytest.raises(SweepError, match=r"1 of 2 runs failed \(bad\); the first said: .*no method 'magic'"):
         run_sweep([bad, other], jobs=1, progress=(notes := _Notes()))
     assert other.finished
@@ -113,4 +134,157 @@ def test_a_failed_run_is_named_and_does_not_stop_the_others(recipe: Path, tmp_pa
 def test_a_sweep_without_runs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").write_text("data = 'digits'\n")
     with pytest.raises(SweepError, match=r"has no runs: give each line of the comparison a table \[runs\.NAME\]"):
-        plan_sweep(tmp_path / "empty.toml", tmp_path)
+        plan(tmp_path / "empty.toml", tmp_path)
+
+
+def test_options_that_are_lists_are_tried_as_lists(tmp_path: Path) -> None:
+    """Joined by commas as in a recipe, in the folder too; the flag comes again only where the command line takes it."""
+    runs = planned(
+        tmp_path,
+        """
+        [runs.a]
+        teachers = [["resnet8", "vgg8"], ["wrn_16_1"]]
+        fixed_weights = [[0.5, 0.25]]
+        [runs.live]
+        teacher = ["a=x", "b=y"]
+        normalise = [["a=cifar10", "b=imagenet"], "cifar100"]
+        nesterov = [true, false]
+        """,
+    )
+    assert [run.folder.name for run in runs] == [
+        "a-teachersresnet8,vgg8-fixed_weights0.5,0.25",
+        "a-teacherswrn_16_1-fixed_weights0.5,0.25",
+        "live-normalisea=cifar10,b=imagenet-nesterovTrue",
+        "live-normalisea=cifar10,b=imagenet-nesterovFalse",
+        "live-normalisecifar100-nesterovTrue",
+        "live-normalisecifar100-nesterovFalse",
+    ]
+    teachers = "--teacher a=x --teacher b=y"
+    assert [" ".join(runs[place].words) for place in (0, 1, 2, 5)] == [
+        "--teachers resnet8,vgg8 --fixed-weights 0.5,0.25",
+        "--teachers wrn_16_1 --fixed-weights 0.5,0.25",
+        f"{teachers} --normalise a=cifar10 --normalise b=imagenet --nesterov",
+        f"{teachers} --normalise cifar100 --no-nesterov",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[runs.a]\nnckd_wieght = 2", r"\[runs\.a\] has an unknown option 'nckd_wieght'; known are batch_size, cache,"),
+        ("[runs.a]\nonlin = false", r"\[runs\.a\] has an unknown option 'onlin'"),
+        ("[run.a]\nseed = 1\n[runs.b]", r"\[runs\.b\] has an unknown option 'run'"),
+        ("[runs.a]\nonline = 'yes'", r"\[runs\.a\] has online = 'yes': give true or false"),
+        ("[runs.a]\nonline = [true, 1]", r"\[runs\.a\] has online = \[True, 1\]: give true or false"),
+        ("[runs.a]\nseed = true", r"\[runs\.a\] has seed = True: give a text or a number"),
+        ("[runs.a]\nseed = {x = 1}", r"has seed = \{'x': 1\}: give a text or a number"),
+        ("seed = []\n[runs.a]", r"\[runs\.a\] has seed = \[\]: give a text or a number"),
+        ("[runs.a]\nteacher = []", r"\[runs\.a\] has teacher = \[\]"),
+        ("[runs.a]\nteachers = [['x'], []]", r"\[runs\.a\] has teachers = \[\['x'\], \[\]\]"),
+        *((f"[runs.a]\n{own} = 'x'", f"option '{own}', which is not for a sweep") for own in ("out", "recipe", "json")),
+        ("[runs.a]\nas_json = false", "option 'as_json', which is not for a sweep to choose: remove it"),
+        ("[runs.a]\nquiet = true", "option 'quiet', which is not for a sweep to choose: remove it"),
+        *((f"[runs.'{name}']", "which is no plain name") for name in ("../escaped", "/tmp/abs", "..", "", "x" * 256)),
+        (
+            "[runs.a]\ncache = ['runs/a', 'runs/b']",
+            r"folder 'a-cacheruns/a', which is no plain .* a table \[runs\.NAME\]",
+        ),
+        (
+            "seed = [0, 0]\n[runs.a]",
+            r"share the folder 'a-seed0', of \[runs\.a\] and \[runs\.a\]: give each value once",
+        ),
+        ("[runs.a]\nseed = [0]\n[runs.a-seed0]", r"folder 'a-seed0', of \[runs\.a\] and \[runs\.a-seed0\]"),
+    ],
+)
+def test_a_sweep_is_checked_before_anything_runs(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=said):
+        planned(tmp_path, text)
+
+
+def test_a_baseline_is_a_table_or_a_folder_or_left_to_the_comparison(tmp_path: Path) -> None:
+    text = "seed = [0, 1]\n[runs.kd]\n[runs.both]\nmethod = ['ce', 'dkd']\n"
+    runs = planned(tmp_path, text)
+    assert find_baseline(runs, "kd") == runs[0]
+    assert find_baseline(runs, "kd-seed1") == runs[1]
+    assert find_baseline(runs, os.path.relpath(runs[1].folder)) == runs[1]
+    assert find_baseline(runs, "dkd") is None
+    with pytest.raises(
+        SweepError, match=r"\[runs\.both\] has .*: choose a --baseline of both-seed0-methodce, both-seed0-m"
+    ):
+        find_baseline(runs, "both")
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_recipes_and_their_baselines_are_understood(path: Path) -> None:
+    """As their headers call them; a group's name, which only finished runs have, is a method here."""
+    line = re.search(r"^# +demkd sweep (.*)$", path.read_text(), re.MULTILINE)
+    if line is None:
+        pytest.skip("a recipe of one run")
+    given = main.commands["sweep"].make_context("sweep", shlex.split(line[1])).params
+    runs = plan(CHECKOUT / given["recipe"], given["out"])
+    assert path == CHECKOUT / given["recipe"]
+    assert find_baseline(runs, given["baseline"]) or given["baseline"] in [run.options["method"] for run in runs]
+
+
+@pytest.mark.slow
+def test_runs_that_turn_out_to_be_the_same_are_shown_once(recipe: Path, tmp_path: Path, cli: Cli) -> None:
+    """And may be the baseline, by any of their names."""
+    tables = tomllib.loads(recipe.read_text()) | {"epochs": 1, "seed": 0, "method": "kd"}
+    lines = {"usual": {}, "said": {"temperature": 4.0}, "cold": {"temperature": 1.0}}
+    recipe.write_text(tomli_w.dumps(tables | {"runs": lines}))
+    out = tmp_path / "out"
+    result = cli("sweep", recipe, "--out", out, "--baseline", "said", "--format", "json")
+    compared = json.loads(result.stdout)
+    assert [group["seeds"] for group in compared["groups"]] == [[0], [0]]
+    assert compared["baseline"] == compared["groups"][0]["name"]
+    assert f"are shown once: {out / 'said'} and {out / 'usual'}" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_run_is_told_and_remembered_when_it_is_done(recipe: Path, tmp_path: Path) -> None:
+    """And not when all before it are."""
+    tables = tomllib.loads(recipe.read_text()) | {"seed": 0, "method": "kd"}
+    recipe.write_text(tomli_w.dumps(tables | {"runs": {"long": {"epochs": 40}, "short": {"epochs": 1}}}))
+    long, short = plan(recipe, tmp_path / "out")
+    seen = []
+
+    class Watch(_Notes):
+        def note(self, text: str) -> None:
+            super().note(text)
+            seen.append((short.finished, long.finished))
+
+    run_sweep([long, short], jobs=2, progress=(watch := Watch()))
+    assert [text.partition(":")[0] for text in watch.texts] == [str(short.folder), str(long.folder)]
+    assert seen == [(True, False), (True, True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_ended_leaves_no_process_behind(number: int, recipe: Path, tmp_path: Path) -> None:
+    """Only the sweep's own process is told; its runs would go on for hours, a line of metrics at a time."""
+    tables = tomllib.loads(recipe.read_text()) | {"epochs": 100_000}
+    recipe.write_text(tomli_w.dumps(tables))
+    command = [
+        sys.executable,
+        CHECKOUT / "cli.py",
+        "sweep",
+        recipe,
+        "--out",
+        tmp_path / "out",
+        "--jobs",
+        "2",
+        "--quiet",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE) as process:
+        metrics = [run.folder / "metrics.jsonl" for run in plan(recipe, tmp_path / "out")[:2]]
+        deadline = time.monotonic() + 120
+        while not all(file.exists() for file in metrics):
+            assert time.monotonic() < deadline, "the runs do not start"
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(30) == {signal.SIGTERM: 143, signal.SIGINT: 130}[signal.Signals(number)]
+    lengths = [file.stat().st_size for file in metrics]
+    time.sleep(2)
+    assert [file.stat().st_size for file in metrics] == lengths
+    assert not (metrics[0].parent / OPTIONS_FILE).exists()

@@ -1,8 +1,10 @@
 """Means, deviations and paired intervals are those of the statistics libraries; groups are what the recipes say."""
 
 import csv
+import datetime
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 from scipy import stats
 
 from demkd.cli import main
-from demkd.report.comparison import ComparisonError, compare_runs, read_run
+from demkd.report.comparison import ComparisonError, compare_runs, read_run, stand_ins
 
 KD = [0.50, 0.52, 0.51, 0.49]
 DKD = [0.53, 0.53, 0.55, 0.51]
@@ -183,3 +185,82 @@ def test_what_cannot_be_compared_is_refused(folders: list[Path], tmp_path: Path)
     short = write_run(tmp_path / "short", seed=0, last=0.5, epochs=5)
     with pytest.raises(ComparisonError, match="has 3 of 5 epochs: finish it first"):
         read_run(short)
+
+
+def test_sources_that_only_begin_alike_are_other_groups(tmp_path: Path) -> None:
+    """What a teacher was shown is text, and shown whole; a digest is shortened, and numbered where that hides it."""
+    inputs = ["0.5, 0.4, 0.4, 0.2", "0.5, 0.4, 0.4, 0.3"]
+    digests = ["0123456789", "01234567ab"]
+    sources = [{"teacher_a": digest, "teacher_a_input": shown} for digest in digests for shown in inputs]
+    runs = [
+        read_run(write_run(tmp_path / str(place), seed=0, last=0.5, method="kd", sources=source))
+        for place, source in enumerate(sources)
+    ]
+    assert [group.name for group in compare_runs(runs).groups] == [
+        "digest of teacher_a_input=0.5, 0.4, 0.4, 0.2",
+        "digest of teacher_a_input=0.5, 0.4, 0.4, 0.3",
+        "digest of teacher_a_input=0.5, 0.4, 0.4, 0.2 (2)",
+        "digest of teacher_a_input=0.5, 0.4, 0.4, 0.3 (2)",
+    ]
+
+
+def test_groups_of_the_same_words_are_all_shown(tmp_path: Path) -> None:
+    """A number and its text, a list and its commas."""
+    values: list[Any] = ["1", 1, "1,2", ["1", "2"]]
+    runs = [
+        read_run(write_run(tmp_path / str(place), seed=0, last=place / 8, method="kd", views=value))
+        for place, value in enumerate(values)
+    ]
+    groups = compare_runs(runs, baseline="views=1 (2)").groups
+    assert [group.name for group in groups] == ["views=1", "views=1 (2)", "views=1,2", "views=1,2 (2)"]
+    assert [group.last for group in groups] == [0.0, 0.125, 0.25, 0.375]
+    assert groups[1].difference is None
+
+
+def test_without_a_common_seed_there_are_0_pairs(folders: list[Path]) -> None:
+    chosen = [folders[0], folders[5]]
+    assert compared(chosen, "markdown", "kd").splitlines()[2:] == [
+        "| kd | 1 | 50.00 | 90.00 |  |  |  |  |",
+        "| **dkd** | **1** | **53.00** | **90.00** |  | **0** |  |  |",
+    ]
+    assert [row["pairs"] for row in csv.DictReader(io.StringIO(compared(chosen, "csv", "kd")))] == ["", "0"]
+    assert [row["pairs"] for row in csv.DictReader(io.StringIO(compared(chosen, "csv")))] == ["", ""]
+
+
+def test_a_baseline_is_the_same_folder_however_it_is_written(folders: list[Path], tmp_path: Path) -> None:
+    relative = [read_run(Path(os.path.relpath(folder))) for folder in folders]
+    assert compare_runs(relative, baseline=str(folders[4])).baseline == "dkd"
+    assert compare_runs(relative, baseline=f"{tmp_path}/kd-0/../dkd-1/").baseline == "dkd"
+
+
+def test_the_first_of_the_same_runs_stands_for_the_others(folders: list[Path], tmp_path: Path) -> None:
+    again = write_run(tmp_path / "again", seed=1, last=0.52, method="kd", student="resnet8")
+    found = stand_ins([read_run(folder) for folder in [*folders, again]])
+    assert {folder: run.folder for folder, run in found.items() if folder != run.folder} == {again: folders[1]}
+
+
+RECIPE = {"seed": 0, "epochs": 1, "sources": {}}
+METRICS = '{"epoch": 1, "test_top1": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metrics", "said"),
+    [
+        ({"epochs": 1, "sources": {}}, METRICS, "recipe.toml: seed is None, not a number"),
+        (RECIPE | {"seed": True}, METRICS, "recipe.toml: seed is True, not a number"),
+        (RECIPE | {"epochs": "x"}, METRICS, "recipe.toml: epochs is 'x', not a number"),
+        (RECIPE | {"sources": 3}, METRICS, "recipe.toml: sources is 3, not a table"),
+        (RECIPE | {"views": datetime.date(2026, 1, 1)}, METRICS, "recipe.toml: .*date is not JSON"),
+        (RECIPE, '{"test_top1": NaN}', "metrics.jsonl: a test_top1 of nan is no share of 0 to 1"),
+        (RECIPE, '{"test_top1": 50.0}', "metrics.jsonl: a test_top1 of 50.0 is no share of 0 to 1"),
+        (RECIPE, "[3]", "metrics.jsonl: list indices"),
+        (RECIPE, "{}", "metrics.jsonl: 'test_top1'"),
+    ],
+)
+def test_a_broken_run_is_refused_by_the_name_of_its_file(
+    recipe: dict[str, Any], metrics: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    with pytest.raises(ComparisonError, match=rf"is no run folder \({said}.*\): give what train or distill wrote"):
+        read_run(tmp_path)
