@@ -35,7 +35,11 @@ def main() -> None:
     started = time.perf_counter()
     arguments = _arguments()
     scale = QUICK if arguments.quick else FULL
-    scale = replace(scale, repetitions=arguments.repetitions or scale.repetitions)
+    scale = replace(
+        scale,
+        repetitions=arguments.repetitions or scale.repetitions,
+        batch_size=arguments.batch_size or scale.batch_size,
+    )
     compute = choose_compute(device=arguments.device)
     if arguments.growth:
         kind, rows = "growth", _growth(arguments.device)
@@ -73,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=[], help="some lines of the table alone")
     parser.add_argument("--repetitions", type=int, help="of every ratio; 15 with --quick, else 5")
+    parser.add_argument("--batch-size", type=int, help="of students; 64")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
     parser.add_argument("--data", default="cifar100")
