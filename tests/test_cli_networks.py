@@ -88,7 +88,7 @@ def test_a_recipe_does_not_import_code(project: Path, monkeypatch: pytest.Monkey
     for command, recipe, arguments in [
         ("train", 'network = "networks.mine:build"', []),
         ("distill", 'student = "networks.mine:build"', ["--cache", "kept"]),
-        ("distill", 'live = ["a=networks.mine:build@w.pth"]', ["--online", "--student", "resnet8"]),
+        ("distill", 'teacher = ["a=networks.mine:build@w.pth"]', ["--online", "--student", "resnet8"]),
     ]:
         (project / "recipe.toml").write_text(f'{recipe}\ndata = "digits"\n')
         line = [command, "--recipe", "recipe.toml", "--out", "run", *arguments]
