@@ -76,7 +76,7 @@ def _arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="3,200 samples of noise and 4 views instead of 50,000 and 162"
     )
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=[], help="some lines of the table alone")
-    parser.add_argument("--repetitions", type=int, help="of every ratio; 15 with --quick, else 5")
+    parser.add_argument("--repetitions", type=int, help="of every ratio; 13 with --quick, else 5")
     parser.add_argument("--batch-size", type=int, help="of students; 64")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")

@@ -38,7 +38,7 @@ class Scale:
     batch_size: int = 64
 
 
-QUICK = Scale(samples=3_200, views=4, repetitions=15)
+QUICK = Scale(samples=3_200, views=4, repetitions=13)
 FULL = Scale(samples=50_000, views=162, repetitions=5)
 
 
