@@ -149,7 +149,6 @@ def batch_over_step(bench: Bench) -> Measurement:
     return replace(
         measured,
         ratios=tuple(ratio / 10 for ratio in measured.ratios),
-        fastest=None if measured.fastest is None else measured.fastest / 10,
         times=tuple((ten / 10, one) for ten, one in measured.times),
         facts={"batch_ms": batch_s / 200 * 1e3, "step_ms": step_s / 20 * 1e3},
     )
@@ -216,7 +215,7 @@ def start_of_help(bench: Bench) -> Measurement:
         repetitions=2 * bench.scale.repetitions,
     )
     above = float(measured.facts["numerator_s"]) - float(measured.facts["denominator_s"])
-    return replace(measured, ratios=(above,), fastest=None, times=())
+    return replace(measured, ratios=(above,), times=())
 
 
 def inspect_seconds(bench: Bench) -> Measurement:

@@ -15,8 +15,7 @@ class Measurement:
     Attributes:
         target: what the ratio should be, in words; empty where it is only reported.
         ratios: one per repetition, or a single figure that was computed.
-        fastest: the ratio of the shortest times, which a busy machine disturbs least; None without times.
-        times: seconds of every repetition, numerator and denominator.
+        times: seconds of every repetition, numerator and denominator; none where no work was timed against another.
         facts: seconds, bytes and what else explains the ratio.
     """
 
@@ -24,7 +23,6 @@ class Measurement:
     what: str
     target: str
     ratios: tuple[float, ...]
-    fastest: float | None = None
     times: tuple[tuple[float, float], ...] = ()
     facts: dict[str, float | str] = field(default_factory=dict)
 
@@ -36,6 +34,11 @@ class Measurement:
     def of_medians(self) -> float | None:
         """The ratio of the two median times."""
         return median(a for a, _ in self.times) / median(b for _, b in self.times) if self.times else None
+
+    @property
+    def fastest(self) -> float | None:
+        """The ratio of the shortest times, which a busy machine disturbs least."""
+        return min(a for a, _ in self.times) / min(b for _, b in self.times) if self.times else None
 
 
 def seconds(work: Work) -> float:
@@ -61,7 +64,6 @@ def compare(number: str, what: str, target: str, first: Work, second: Work, *, r
         what=what,
         target=target,
         ratios=tuple(x / y for x, y in zip(a, b, strict=True)),
-        fastest=min(a) / min(b),
         times=tuple(zip(a, b, strict=True)),
         facts={"numerator_s": median(a), "denominator_s": median(b)},
     )

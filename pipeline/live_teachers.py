@@ -56,7 +56,7 @@ class LiveTeachers:
         """
         self._teachers, self._labels, self._method, self._plan = teachers, labels, method, plan
         self._run_seed = run_seed
-        self._order: Tensor | None = None  # (K, N): whose weight each teacher gets
+        self._shuffle = Shuffle()
         self._measured: list[Tensor] = []
         self._samples = 0
 
@@ -66,17 +66,19 @@ class LiveTeachers:
     def start_epoch(self, epoch: int) -> EpochViews:
         self._measured, self._samples = [], 0
         views = self._plan(epoch)
-        if self._method.weight_source == "shuffled_teachers":
-            self._order = self._draw_order(views.slot)
+        if views.slot is not None:
+            teachers, samples = len(self._teachers), len(self._labels)
+            self._shuffle = Shuffle.draw(
+                self._method, seed=self._run_seed, slot=views.slot, teachers=teachers, samples=samples
+            )
         return views
 
     def guide(self, indices: Tensor, views: Tensor) -> Guidance:
         labels = self._labels[indices]
         logits, hints = self._ask(views)
         predictions = torch.stack([z.argmax(1) for z in logits])
-        shuffle = Shuffle(teachers=None if self._order is None else self._order[:, indices])
         uncertainty = measure_uncertainty(logits, labels, self._method)
-        weights = weigh(uncertainty, predictions, labels, self._method, shuffle=shuffle)
+        weights = weigh(uncertainty, predictions, labels, self._method, shuffle=self._shuffle.of_samples(indices))
         entropies = torch.stack([entropy(z) for z in logits])
         self._measured.append(len(labels) * measure_teachers(entropies, predictions, labels, weights))
         self._samples += len(labels)
@@ -87,14 +89,6 @@ class LiveTeachers:
             return None
         names = tuple(teacher.name for teacher in self._teachers)
         return teacher_statistics(names, torch.stack(self._measured).sum(0) / self._samples)
-
-    def _draw_order(self, slot: int | None) -> Tensor | None:
-        """The shuffle that a cached run has in this slot, on the device."""
-        assert slot is not None, "require_live_weights comes first"
-        shuffle = Shuffle.draw(
-            self._method, seed=self._run_seed, slot=slot, teachers=len(self._teachers), samples=len(self._labels)
-        )
-        return None if shuffle.teachers is None else shuffle.teachers.to(self._labels.device)
 
     def _ask(self, views: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The K teachers' logits (B, C), and their features if the method matches any."""

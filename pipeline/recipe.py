@@ -122,17 +122,18 @@ def option_values(tables: Mapping[str, Any], *, repeatable: Collection[str]) -> 
     """
     values = {key: value for key, value in tables.items() if key not in ("sources", "padding", "flip")}
     if isinstance(values.get("mean"), list) and isinstance(values.get("deviation"), list):
-        values.setdefault("normalise", [f"{_commas(values.pop('mean'))}/{_commas(values.pop('deviation'))}"])
+        values.setdefault("normalise", [f"{in_words(values.pop('mean'))}/{in_words(values.pop('deviation'))}"])
     if values.get("online"):
         values.pop("teachers", None)  # names of live teachers, whose checkpoints a recipe does not know
     return {
-        key: _commas(value) or None if isinstance(value, list) and key not in repeatable else value
+        key: in_words(value) or None if isinstance(value, list) and key not in repeatable else value
         for key, value in values.items()
     }
 
 
-def _commas(values: list[Any]) -> str:
-    return ",".join(str(value) for value in values)
+def in_words(value: Any) -> str:
+    """A value as the command line takes it: lists are separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def require_same_recipe(recipe: Recipe, path: Path) -> None:

@@ -40,7 +40,7 @@ import tomli_w
 
 from demkd.errors import UserError
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.recipe import read_recipe
+from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
 
 OPTIONS_FILE = "sweep.toml"  # what a sweep asked of a run
@@ -89,7 +89,7 @@ class SweepOption:
         if self.switch:
             return [self.flag] if value else [self.off] if self.off else []
         items = value if self.repeatable and isinstance(value, list) else [value]
-        return [word for one in items for word in (self.flag, _in_words(one))]
+        return [word for one in items for word in (self.flag, in_words(one))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,11 +231,7 @@ def _combinations(
     several = {name: values for name, values in found.items() if values is not None}
     for values in itertools.product(*several.values()):
         chosen = dict(zip(several, values, strict=True))
-        yield [f"{name}{_in_words(value)}" for name, value in chosen.items()], {**options, **chosen}
-
-
-def _in_words(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield [f"{name}{in_words(value)}" for name, value in chosen.items()], {**options, **chosen}
 
 
 def _folder_name(line: str, labels: Sequence[str]) -> str:

@@ -60,6 +60,10 @@ class Shuffle:
             return cls(samples=torch.from_numpy(schedule.shuffled_samples(seed=seed, slot=slot, samples=samples)))
         return cls()
 
+    def of_samples(self, indices: Tensor) -> "Shuffle":
+        """The exchange between the teachers of some samples (B,); between samples there is none within a batch."""
+        return Shuffle(teachers=None if self.teachers is None else self.teachers[:, indices.cpu()])
+
     def apply(self, weights: Tensor) -> Tensor:
         if self.teachers is not None:
             weights = weights.gather(0, self.teachers.to(weights.device))
