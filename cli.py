@@ -178,7 +178,7 @@ def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) ->
         input_sizes=parse_input_sizes(options["input_size"]),
     )
     if dry_run:
-        from demkd.pipeline.planning import plan_caching
+        from demkd.pipeline.dry_run import plan_caching
 
         plan = plan_caching(request, choose_compute(options), choose_progress(quiet))
         (console.show_json if as_json else console.show_plan)(plan)
@@ -225,32 +225,32 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
 def _look(cache: "Cache", options: dict[str, Any]) -> "Inspection":
     from demkd.report import samples
     from demkd.report.classes import list_classes
-    from demkd.report.opinions import summarise_sample, views_of_sample
+    from demkd.report.single_sample import summarise_sample, views_of_sample
+    from demkd.report.statistics import read_statistics
     from demkd.report.summary import summarise
-    from demkd.report.survey import take_survey
 
     if options["views"]:
         return views_of_sample(cache, options["sample"])
     if options["sample"] is not None:
         return summarise_sample(cache, options["sample"], slot=options["slot"] or 0)
-    survey = take_survey(cache)
+    statistics = read_statistics(cache)
     if options["by_class"]:
-        return list_classes(survey, sort=options["sort"] or "entropy", limit=options["limit"])
+        return list_classes(statistics, sort=options["sort"] or "entropy", limit=options["limit"])
     listings = {
         "uncertain": samples.uncertain,
         "disagree": samples.disputed,
         "wrong_and_trusted": samples.wrong_and_trusted,
     }
     chosen = next((name for name in listings if options[name]), None)
-    return listings[chosen](survey, options[chosen]) if chosen else summarise(survey)
+    return listings[chosen](statistics, options[chosen]) if chosen else summarise(statistics)
 
 
 def _write_cache_page(cache: "Cache", path: Path, data: str | None) -> "WrittenFile":
     from demkd.report.pages import require_page_libraries, write_cache_page
-    from demkd.report.survey import take_survey
+    from demkd.report.statistics import read_statistics
 
     require_page_libraries("a page")  # before the pictures are read
-    return write_cache_page(take_survey(cache), path, pixels=None if data is None else _pixels(cache, data))
+    return write_cache_page(read_statistics(cache), path, pixels=None if data is None else _pixels(cache, data))
 
 
 def _pixels(cache: "Cache", data: str) -> Any:
@@ -291,8 +291,8 @@ def verify(cache: Path, teachers: str | None, as_json: bool, quiet: bool, **opti
         demkd verify runs/cache --recompute 200 --data cifar100 --teacher resnet20@resnet20.pth
     """
     from demkd import console
-    from demkd.pipeline.verification import recompute, repair
-    from demkd.pipeline.verification import verify as run_verification
+    from demkd.pipeline.verify import recompute, repair
+    from demkd.pipeline.verify import verify as run_verification
 
     asks = options["repair"] or options["recompute"] is not None
     if asks != bool(options["data"] and options["witnesses"]):
@@ -313,7 +313,7 @@ def verify(cache: Path, teachers: str | None, as_json: bool, quiet: bool, **opti
 
 def _witnesses(options: dict[str, Any]) -> Any:
     from demkd.pipeline.loading import parse_normalisations, parse_teachers
-    from demkd.pipeline.verification import Witnesses
+    from demkd.pipeline.verify import Witnesses
 
     return Witnesses(
         data=options["data"],
@@ -501,14 +501,14 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, q
         demkd sweep recipes/digits-sweep.toml --out runs/sweep
     """
     from demkd.pipeline.sweeping import exit_when_terminated, find_baseline, plan_sweep, run_sweep
-    from demkd.report.comparison import read_run, stand_ins
+    from demkd.report.comparison import first_of_equal_runs, read_run
 
     runs = plan_sweep(recipe, out, sweep_options(distill))
     base = None if baseline is None else find_baseline(runs, baseline)
     progress = choose_progress(quiet)
     with exit_when_terminated():
         run_sweep(runs, jobs=jobs, progress=progress)
-    shown = stand_ins([read_run(run.folder) for run in runs])
+    shown = first_of_equal_runs([read_run(run.folder) for run in runs])
     same = [f"{folder} and {run.folder}" for folder, run in shown.items() if folder != run.folder]
     if same:
         progress.warn(f"these runs turned out to be the same, and are shown once: {'; '.join(same)}")

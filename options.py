@@ -147,7 +147,7 @@ normalise_option = click.option(
     "--normalise",
     multiple=True,
     metavar="[TEACHER=]FIGURES",
-    help="Mean and deviation a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
+    help="Mean and std a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
     "By default what its run folder says, else the data's.",
 )
 input_size_option = click.option(

@@ -20,7 +20,7 @@ from demkd.pipeline.compute import Compute
 from demkd.pipeline.methods import METHODS, Method
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.recipe import Recipe, Teaching, Training
-from demkd.pipeline.supervision import LabelsOnly, Supervision, independent_views
+from demkd.pipeline.target_source import LabelsOnly, TargetSource, independent_views
 from demkd.pipeline.training import Trainer
 from demkd.teachers import Teacher
 
@@ -63,23 +63,25 @@ class Bench:
             write_cache(folder, self.pictures, teachers=teachers, views=views, features=_HINTS if features else None)
         return folder
 
-    def trainer(self, network: str, supervision: Supervision, method: Method, *, teachers: int) -> Trainer:
+    def trainer(self, network: str, target_source: TargetSource, method: Method, *, teachers: int) -> Trainer:
         recipe = _recipe(network, method, teachers=teachers, scale=self.scale, compute=self.compute)
-        return Trainer(recipe, self.pictures, self.pictures.labels, supervision, self.compute)
+        return Trainer(recipe, self.pictures, self.pictures.labels, target_source, self.compute)
 
     def plain(self, network: str) -> Trainer:
         """`train`: labels alone, independent views."""
-        plan = independent_views(run_seed=0, samples=len(self.pictures), orbit=self.pictures.policy.orbit)
+        plan = independent_views(
+            run_seed=0, samples=len(self.pictures), num_distinct_views=self.pictures.policy.num_distinct_views
+        )
         return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
 
     def cached(self, network: str, *, teachers: int, method: str = "de-mkd-logits", views: int = _SLOTS) -> Trainer:
         """`distill` from a cache."""
         features = METHODS[method].needs_features
         cache = open_cache(self.cache(teachers, features=features, views=views))
-        supervision = CachedTeachers(
+        target_source = CachedTeachers(
             cache, self.labels, METHODS[method], views=views, run_seed=0, device=self.compute.device
         )
-        return self.trainer(network, supervision, METHODS[method], teachers=teachers)
+        return self.trainer(network, target_source, METHODS[method], teachers=teachers)
 
 
 def _first(pictures: Pictures, samples: int) -> Pictures:
@@ -156,7 +158,7 @@ def _recipe(network: str, method: Method, *, teachers: int, scale: Scale, comput
             weight_decay=5e-4,
             precision=compute.precision,
             mean=NORMALISATION.mean,
-            deviation=NORMALISATION.deviation,
+            std=NORMALISATION.std,
             padding=4,
             flip=True,
         ),

@@ -30,7 +30,7 @@ class Growth:
 
     Attributes:
         write_s: stage one without the teachers: reserving, writing, checksums, syncing, the final check, weights.h5.
-        epoch_s: what stage two adds to an epoch: reading a slab, checking, weighing, fusing.
+        epoch_s: what stage two adds to an epoch: reading a slot, checking, weighing, fusing.
         open_s: opening the cache.
     """
 

@@ -18,16 +18,16 @@ from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, epoch_
 from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic_provenance, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
 from demkd.cache import CacheShape, CacheWriter, open_cache
-from demkd.dataset import Pictures, ViewCutter, schedule
+from demkd.dataset import Pictures, ViewCutter, seeded
 from demkd.pipeline.caching import answer_pending
 from demkd.pipeline.caching_job import CachingJob, CachingRequest
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.live_teachers import LiveTeachers
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.supervision import scheduled_views
+from demkd.pipeline.target_source import scheduled_views
+from demkd.report.statistics import read_statistics
 from demkd.report.summary import summarise
-from demkd.report.survey import take_survey
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _CIFAR_SAMPLES, _USUAL_VIEWS = 50_000, 16
@@ -63,7 +63,7 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
     networks = ("resnet20", "wrn_16_2", "vgg8")
     small = bench.smaller(20 * bench.scale.batch_size)
     teachers = [random_teacher(name, bench.compute) for name in networks]
-    table = schedule.view_table(view_seed=0, samples=small.scale.samples, orbit=162, slots=4)
+    table = seeded.view_table(view_seed=0, samples=small.scale.samples, num_distinct_views=162, slots=4)
     plan = scheduled_views(lambda slot: table[slot], slots=4, run_seed=0)
     method = METHODS["de-mkd-logits"]
     live = small.trainer("resnet8", LiveTeachers(teachers, small.labels, method, plan), method, teachers=3)
@@ -124,9 +124,9 @@ def batch_over_step(bench: Bench) -> Measurement:
     """5: cutting and normalising a batch of views, as a share of a training step on it."""
     batch = 128
     cutter = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device)
-    order = torch.from_numpy(schedule.sample_order(run_seed=0, epoch=1, samples=len(bench.pictures)))
+    order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=1, samples=len(bench.pictures)))
     numbers = torch.from_numpy(
-        schedule.random_views(run_seed=0, epoch=1, samples=len(bench.pictures), orbit=162).astype("int64")
+        seeded.random_views(run_seed=0, epoch=1, samples=len(bench.pictures), num_distinct_views=162).astype("int64")
     )
     chosen = [indices.to(bench.compute.device) for indices in torch.split(order, batch)[:20]]
     step = bare_step(bench.smaller(batch, batch_size=batch), steps=20)
@@ -221,7 +221,9 @@ def start_of_help(bench: Bench) -> Measurement:
 def inspect_seconds(bench: Bench) -> Measurement:
     """9b: `inspect` of the largest cache, after imports."""
     cache = bench.cache(3, views=bench.scale.views)
-    times = tuple(seconds(lambda: summarise(take_survey(open_cache(cache)))) for _ in range(bench.scale.repetitions))
+    times = tuple(
+        seconds(lambda: summarise(read_statistics(open_cache(cache)))) for _ in range(bench.scale.repetitions)
+    )
     return Measurement(
         number="9b",
         what=f"seconds of inspect, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3, after imports",

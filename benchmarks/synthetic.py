@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from demkd.cache import CacheShape, CacheWriter, Provenance, open_cache, write_weights
-from demkd.dataset import Normalisation, Pictures, ViewPolicy, schedule
+from demkd.dataset import CropFlip, Normalisation, Pictures, seeded
 from demkd.losses.weights import entropy_weights
 from demkd.pipeline.description import describe_data, describe_views
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
 
-NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), deviation=(0.2675, 0.2565, 0.2761))
+NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 
 
 def random_pictures(samples: int, *, classes: int = 100, split: str = "train", side: int = 32) -> Pictures:
@@ -28,7 +28,7 @@ def random_pictures(samples: int, *, classes: int = 100, split: str = "train", s
         labels=torch.arange(samples) % classes,
         class_names=tuple(str(number) for number in range(classes)),
         normalisation=NORMALISATION,
-        policy=ViewPolicy(padding=4, flip=True),
+        policy=CropFlip(padding=4, flip=True),
     )
 
 
@@ -43,7 +43,9 @@ def write_cache(
 ) -> None:
     """A whole, valid cache of random answers, written block by block by the real writer."""
     shape = CacheShape(views=views, samples=len(pictures), classes=pictures.classes, features=features or {})
-    table = schedule.view_table(view_seed=0, samples=len(pictures), orbit=pictures.policy.orbit, slots=views)
+    table = seeded.view_table(
+        view_seed=0, samples=len(pictures), num_distinct_views=pictures.policy.num_distinct_views, slots=views
+    )
     for number in range(teachers):
         generator = np.random.default_rng(number)
         # One block of answers again and again: what is in them changes no time, and drawing them would.
@@ -70,23 +72,23 @@ def write_cache(
             writer.finish()
     if weights:
         cache = open_cache(folder, weights=False)
-        slabs = [entropy_weights(torch.from_numpy(cache.slab(slot).entropy)).numpy() for slot in range(views)]
-        write_weights(folder, cache.teachers, np.stack(slabs, axis=1), weighting=DEFAULT_WEIGHTING)
+        by_slot = [entropy_weights(torch.from_numpy(cache.read_slot(slot).entropy)).numpy() for slot in range(views)]
+        write_weights(folder, cache.teachers, np.stack(by_slot, axis=1), weighting=DEFAULT_WEIGHTING)
 
 
 def synthetic_provenance(number: int, pictures: Pictures) -> Provenance:
     """What a file of random answers says it was made from."""
     return Provenance(
-        bound={
+        identity={
             "teacher": {
                 "network": "synthetic",
-                "weights_sha256": f"{number:064x}",
+                "state_sha256": f"{number:064x}",
                 "mean": list(NORMALISATION.mean),
-                "deviation": list(NORMALISATION.deviation),
+                "std": list(NORMALISATION.std),
             },
             "data": describe_data(pictures),
             "views": describe_views(pictures.policy, 0),
             "precision": "bfloat16",
         },
-        noted={"data": "synthetic", "hint_layer": "stage3"},
+        notes={"data": "synthetic", "hint_layer": "stage3"},
     )

@@ -3,11 +3,11 @@
     from demkd.cache import open_cache
 
     with open_cache("runs/digits/cache") as cache:
-        slab = cache.slab(0)                 # every sample's first view
-        slab.logits[0], slab.entropy, slab.view, slab.weights
+        answers = cache.read_slot(0)                 # every sample's first view
+        answers.logits[0], answers.entropy, answers.view, answers.weights
 
 `layout.py` says what a file holds and where, `user_block.py` vouches for it, `file.py` makes, opens and maps one,
-`disk.py` brings bytes to the disk. `writer.py` fills a file, `plan.py` says before what that will take,
+`disk.py` brings bytes to the disk. `writer.py` fills a file, `space.py` says before what that will take,
 `teacher_file.py` reads one, `reader.py` those of several teachers side by side, `provenance.py` says what it was made
 from, `weights.py` keeps the weights, `verify.py` checks every byte, and `hdf5_view.py` asks HDF5 whether it sees the
 same. NumPy and h5py only; never torch.
@@ -23,12 +23,12 @@ from demkd.cache.errors import (
     CacheSpaceError,
     CacheValueError,
 )
+from demkd.cache.integrity import Verification, verify_cache
 from demkd.cache.layout import CacheShape
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
-from demkd.cache.reader import Cache, Slab, open_cache
+from demkd.cache.reader import Cache, SlotAnswers, open_cache
 from demkd.cache.teacher_file import TeacherCache
-from demkd.cache.verify import Verification, verify_cache
 from demkd.cache.weights import write_weights
 from demkd.cache.writer import CacheWriter
 
@@ -45,7 +45,7 @@ __all__ = [
     "CacheValueError",
     "CacheWriter",
     "Provenance",
-    "Slab",
+    "SlotAnswers",
     "TeacherCache",
     "Verification",
     "exclusive",

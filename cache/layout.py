@@ -39,7 +39,7 @@ class Extent(NamedTuple):
         return self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
-    def slab_bytes(self) -> int:
+    def slot_bytes(self) -> int:
         """Bytes of one entry of the first axis."""
         return (self.end - self.offset) // self.shape[0]
 

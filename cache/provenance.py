@@ -1,4 +1,4 @@
-"""What a teacher's answers were made from: digests that must agree, and circumstances that are only noted."""
+"""What a teacher's answers were made from: digests that must agree, and notes for people."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ _ABSENT = "(absent)"
 _DEEPEST = 8
 
 # What readers of a teacher's file rely on, and what they use if it is there.
-_BOUND_TYPES = {
+_IDENTITY_TYPES = {
     ("teacher", "network"): str,
-    ("teacher", "weights_sha256"): str,
+    ("teacher", "state_sha256"): str,
     ("data", "samples"): int,
     ("data", "class_names"): list,
     ("data", "labels_sha256"): str,
     ("views", "seed"): int,
     ("precision",): str,
 }
-_NOTED_TYPES = {"data": str, "parameters": int, "hint_layer": str, "batch_size": int}
+_NOTES_TYPES = {"data": str, "parameters": int, "hint_layer": str, "batch_size": int}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,20 +29,20 @@ class Provenance:
     """A cache file's origin, as JSON-like tables.
 
     Attributes:
-        bound: what determines the answers: the teacher's weights and normalisation, the pixels and labels, the views,
-            the precision. Digests and words, never paths or times.
-        noted: what does not, or hardly: names, device, batch size, versions.
+        identity: what determines the answers: the teacher's weights and normalisation, the pixels and labels, the
+            views, the precision. Digests and words, never paths or times.
+        notes: what does not, or hardly: names, device, batch size, versions.
     """
 
-    bound: Mapping[str, Any]
-    noted: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the bound part."""
-        return hashlib.sha256(_canonical(self.bound).encode()).hexdigest()
+        """SHA-256 of the identity."""
+        return hashlib.sha256(_canonical(self.identity).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return _canonical({"bound": self.bound, "noted": self.noted})
+        return _canonical({"identity": self.identity, "notes": self.notes})
 
     @classmethod
     def from_json(cls, text: bytes) -> "Provenance":
@@ -53,7 +53,7 @@ class Provenance:
         """
         try:
             tables = json.loads(text)
-            read = cls(bound=dict(tables["bound"]), noted=dict(tables["noted"]))
+            read = cls(identity=dict(tables["identity"]), notes=dict(tables["notes"]))
             if _depth(tables) <= _DEEPEST and read.to_json().encode() == text:
                 return read
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -66,33 +66,33 @@ class Provenance:
         Raises:
             CacheDamagedError: naming what is absent or of another kind.
         """
-        for path, expected in _BOUND_TYPES.items():
-            if type(_look_up(self.bound, path)) is not expected:
+        for path, expected in _IDENTITY_TYPES.items():
+            if type(_look_up(self.identity, path)) is not expected:
                 raise _nonsense(".".join(path))
-        for name, expected in _NOTED_TYPES.items():
-            if name in self.noted and type(self.noted[name]) is not expected:
+        for name, expected in _NOTES_TYPES.items():
+            if name in self.notes and type(self.notes[name]) is not expected:
                 raise _nonsense(name)
-        names = self.bound["data"]["class_names"]
+        names = self.identity["data"]["class_names"]
         if len(names) != classes or not all(isinstance(name, str) for name in names):
             raise _nonsense("data.class_names")
-        if self.bound["data"]["samples"] != samples:
+        if self.identity["data"]["samples"] != samples:
             raise _nonsense("data.samples")
 
     def require(self, other: "Provenance", *, cached: str, cure: str, tables: tuple[str, ...] | None = None) -> None:
-        """Refuse to combine this cached provenance with another one whose bound part differs.
+        """Refuse to combine this cached provenance with another one whose identity differs.
 
         Args:
             other: what is in hand now.
             cached: what to call the cached file in the message.
             cure: what the user can do.
-            tables: compare only these tables of the bound part; all of them by default.
+            tables: compare only these tables of the identity; all of them by default.
 
         Raises:
             CacheMismatchError: naming every field that differs, with both values.
         """
-        chosen = tuple(self.bound.keys() | other.bound.keys()) if tables is None else tables
-        mine = dict(_fields({name: self.bound.get(name, _ABSENT) for name in sorted(chosen)}))
-        theirs = dict(_fields({name: other.bound.get(name, _ABSENT) for name in sorted(chosen)}))
+        chosen = tuple(self.identity.keys() | other.identity.keys()) if tables is None else tables
+        mine = dict(_fields({name: self.identity.get(name, _ABSENT) for name in sorted(chosen)}))
+        theirs = dict(_fields({name: other.identity.get(name, _ABSENT) for name in sorted(chosen)}))
         different = [
             f"{name} is {_short(mine.get(name, _ABSENT))} in the cache and {_short(theirs.get(name, _ABSENT))} now"
             for name in sorted(mine.keys() | theirs.keys())

@@ -1,4 +1,4 @@
-"""Reading a cache: the slabs of K teachers side by side.
+"""Reading a cache: the by_slot of K teachers side by side.
 
 K teachers, V slots, N samples, C classes.
 """
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Slab:
+class SlotAnswers:
     """What K teachers answered in one slot.
 
     Attributes:
@@ -82,35 +82,35 @@ class Cache:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(self.teachers[0].provenance.bound["data"]["class_names"])
+        return tuple(self.teachers[0].provenance.identity["data"]["class_names"])
 
     def features(self, slot: int, layers: Mapping[str, str]) -> list[Array]:
         """The features of teacher `name` at `layers[name]`, for every teacher: K arrays (N, ...), float16."""
-        return [teacher.slab(f"features/{layers[teacher.name]}", slot) for teacher in self.teachers]
+        return [teacher.read(f"features/{layers[teacher.name]}", slot) for teacher in self.teachers]
 
-    def slab(self, slot: int) -> Slab:
+    def read_slot(self, slot: int) -> SlotAnswers:
         """Everything but the features of one slot, checked.
 
         Raises:
-            CacheDamagedError, CacheIncompleteError: as `TeacherCache.slab`.
+            CacheDamagedError, CacheIncompleteError: as `TeacherCache.answers`.
             CacheMismatchError: if teachers saw different views in this slot.
         """
         if not 0 <= slot < self.views:
             raise CacheIncompleteError(f"slot {slot} is asked for, and {self.folder} has slots 0 to {self.views - 1}")
-        return Slab(
+        return SlotAnswers(
             slot=slot,
-            logits=[teacher.slab("logits", slot) for teacher in self.teachers],
-            entropy=np.stack([teacher.slab("entropy", slot) for teacher in self.teachers]),
-            prediction=np.stack([teacher.slab("prediction", slot) for teacher in self.teachers]),
+            logits=[teacher.read("logits", slot) for teacher in self.teachers],
+            entropy=np.stack([teacher.read("entropy", slot) for teacher in self.teachers]),
+            prediction=np.stack([teacher.read("prediction", slot) for teacher in self.teachers]),
             view=self.view(slot),
-            weights=None if self.weights is None else self.weights.slab(slot),
+            weights=None if self.weights is None else self.weights.of_slot(slot),
         )
 
     def view(self, slot: int) -> NDArray[np.uint16]:
         """The view (N,) that every sample showed in a slot, to every teacher."""
-        view: NDArray[np.uint16] = self.teachers[0].slab("view", slot)
+        view: NDArray[np.uint16] = self.teachers[0].read("view", slot)
         for other in self.teachers[1:]:
-            if not np.array_equal(view, other.slab("view", slot)):
+            if not np.array_equal(view, other.read("view", slot)):
                 # Provenances agree, so this is no stale file but a broken promise of ours.
                 raise CacheDamagedError(f"{self.teachers[0].path} and {other.path} saw different views in slot {slot}")
         return view

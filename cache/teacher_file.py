@@ -35,7 +35,7 @@ class TeacherCache:
     """One teacher's file: its answers by slot, checked whenever they are taken."""
 
     def __init__(self, path: Path) -> None:
-        """Open and check the header; the answers are checked slab by slab.
+        """Open and check the header; the answers are checked slot by slot.
 
         Raises:
             CacheMissingError: if there is no such file.
@@ -68,7 +68,7 @@ class TeacherCache:
         """Whether the file is still being filled."""
         return self.path.suffix == ".partial"
 
-    def slab(self, name: str, slot: int) -> Array:
+    def read(self, name: str, slot: int) -> Array:
         """A data set's answers for every sample in one slot, (N, ...), mapped read-only.
 
         Raises:
@@ -80,8 +80,8 @@ class TeacherCache:
             raise CacheMissingError(f"{self.path} has no {name}; it has {have}")
         for block in range(self.shape.blocks):
             self._check(name, slot, block)
-        slab: Array = self._arrays[name][slot]
-        return slab
+        answers: Array = self._arrays[name][slot]
+        return answers
 
     def block(self, name: str, slot: int, block: int) -> Array:
         """A data set's answers for the samples of one block, unchecked."""
@@ -106,7 +106,7 @@ class TeacherCache:
         return all(self.is_sound(*place) for place in self.blocks())
 
     def check_all(self) -> None:
-        """Check every block of every data set; raises as `slab` does."""
+        """Check every block of every data set; raises as `read` does."""
         for place in self.blocks():
             self._check(*place)
 
@@ -139,7 +139,7 @@ class TeacherCache:
         labels = self.labels
         digest = hashlib.sha256(labels.tobytes()).hexdigest()
         inside = labels.min() >= 0 and labels.max() < self.shape.classes
-        if not inside or digest != self.provenance.bound["data"]["labels_sha256"]:
+        if not inside or digest != self.provenance.identity["data"]["labels_sha256"]:
             raise CacheDamagedError(
                 f"the labels in {self.path} are not those of its provenance: remove it and make it again"
             )

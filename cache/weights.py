@@ -24,7 +24,7 @@ class Weights:
     values: NDArray[np.float32]
     weighting: str
 
-    def slab(self, slot: int) -> NDArray[np.float32]:
+    def of_slot(self, slot: int) -> NDArray[np.float32]:
         """(K, N)."""
         return self.values[:, slot]
 
@@ -61,8 +61,8 @@ def _read(path: Path, *, samples: int) -> tuple[NDArray[np.float32], Mapping[str
     """Weights (K, V, N), the digest of each teacher's answers, and the weighting in words."""
     header = read_header(path)
     arrays = map_file(path, header)
-    bound = Provenance.from_json(arrays["provenance"].tobytes()).bound
-    recorded, weighting = bound.get("teachers"), bound.get("weighting")
+    identity = Provenance.from_json(arrays["provenance"].tobytes()).identity
+    recorded, weighting = identity.get("teachers"), identity.get("weighting")
     values = arrays.get("weights")
     if (
         arrays.keys() == {"provenance", "weights"}
@@ -94,9 +94,12 @@ def write_weights(
     assert values.shape[0] == len(names)
     path = cache_file(folder, WEIGHTS_NAME)
     slots = values.shape[1]
-    bound = {"teachers": {teacher.name: teacher.content_sha256(slots) for teacher in teachers}, "weighting": weighting}
+    identity = {
+        "teachers": {teacher.name: teacher.content_sha256(slots) for teacher in teachers},
+        "weighting": weighting,
+    }
     with exclusive(path):
         creating = path.with_name(path.name + ".creating")
-        create_file(creating, sealed={"weights": values}, opened={}, provenance=Provenance(bound=bound))
+        create_file(creating, sealed={"weights": values}, opened={}, provenance=Provenance(identity=identity))
         replace_durably(creating, path)
     return path

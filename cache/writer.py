@@ -124,7 +124,7 @@ class CacheWriter:
         self._put(slot, block, stored)
 
     def sync(self) -> None:
-        """Bring what was written to the disk; once a slab is often enough."""
+        """Bring what was written to the disk; once a slot is often enough."""
         if not self.whole:
             with disk_errors_in_words(self._partial):
                 os.fdatasync(self._descriptor)
@@ -215,7 +215,7 @@ class CacheWriter:
                     ledger[slot, block] = 0
 
     def _stored(self, name: str, slot: int, rows: slice, answer: Array) -> Array:
-        """An answer in the file's type, checked: float16 has nothing above 65,504, and NaN is nobody's opinion."""
+        """An answer in the file's type, checked: float16 has nothing above 65,504, and NaN is nobody's answer."""
         shape, dtype = self.shape.answers()[name]
         expected = (rows.stop - rows.start, *shape[2:])
         assert answer.shape == expected, f"{name} is {answer.shape}, expected {expected}"
@@ -235,11 +235,11 @@ class CacheWriter:
         with disk_errors_in_words(self._partial):
             for name, data in stored.items():
                 extent = self._header.contents[name]
-                row_bytes = extent.slab_bytes // self.shape.samples
+                row_bytes = extent.slot_bytes // self.shape.samples
                 write_fully(
                     self._descriptor,
                     np.ascontiguousarray(data),
-                    extent.offset + slot * extent.slab_bytes + first * row_bytes,
+                    extent.offset + slot * extent.slot_bytes + first * row_bytes,
                 )
             for name, data in stored.items():
                 entry = np.array([ledger_entry(name, slot, block, data)], "<u8")

@@ -15,9 +15,9 @@ from demkd.console.listings import show_classes, show_samples, show_views
 from demkd.console.output import counted, decimal_bytes, stdout
 from demkd.console.sample import show_sample
 from demkd.report.classes import ClassListing
-from demkd.report.opinions import SampleSummary, SampleViews
 from demkd.report.rows import Inspection
 from demkd.report.samples import SampleListing
+from demkd.report.single_sample import SampleSummary, SampleViews
 from demkd.report.summary import Agreement, CacheSummary, TeacherSummary
 
 _DIGEST = 12  # characters of a SHA-256 are enough to tell two apart; --json has all
@@ -98,7 +98,9 @@ def _facts(summary: CacheSummary) -> list[tuple[str, str]]:
 
 
 def _views(summary: CacheSummary) -> str:
-    count = f"{summary.views}" if summary.orbit is None else f"{summary.views} of {summary.orbit}"
+    count = (
+        f"{summary.views}" if summary.num_distinct_views is None else f"{summary.views} of {summary.num_distinct_views}"
+    )
     padding = "" if summary.padding is None else f", padding {summary.padding}"
     flip = {True: ", flipped or not", False: ", never flipped", None: ""}[summary.flip]
     return f"{count}{padding}{flip}, view seed {summary.view_seed}"
@@ -114,7 +116,7 @@ def _progress(summary: CacheSummary) -> list[str]:
 def _input(teacher: TeacherSummary) -> str:
     if not teacher.mean:
         return ""
-    figures = "/".join(" ".join(f"{number:g}" for number in part) for part in (teacher.mean, teacher.deviation))
+    figures = "/".join(" ".join(f"{number:g}" for number in part) for part in (teacher.mean, teacher.std))
     resized = f", resized to {teacher.input_size} pixels" if teacher.input_size else ""
     return f"normalised by {figures}{resized}"
 

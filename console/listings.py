@@ -5,8 +5,8 @@ from rich.text import Text
 from demkd.console.fitting import Column, figure, fitted, share, words
 from demkd.console.output import counted, stdout
 from demkd.report.classes import ClassListing
-from demkd.report.opinions import SampleViews
 from demkd.report.samples import SampleListing
+from demkd.report.single_sample import SampleViews
 
 _MORE = "--csv and --json have it"
 

@@ -3,7 +3,7 @@
 from rich.markup import escape
 
 from demkd.console.output import counted, decimal_bytes, plain_table, stdout
-from demkd.pipeline.reports import ExportReport, NetworkListing
+from demkd.pipeline.results import ExportReport, NetworkListing
 
 
 def show_networks(listing: NetworkListing) -> None:

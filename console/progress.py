@@ -22,7 +22,7 @@ from rich.text import Text
 
 from demkd.console.output import decimal_bytes
 from demkd.pipeline.progress import Task
-from demkd.pipeline.reports import EpochReport
+from demkd.pipeline.results import EpochReport
 
 _SECONDS_BETWEEN_FACTS = 0.5
 _SECONDS_BETWEEN_LINES = 60.0

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from demkd.console.caching import show_caching
+from demkd.console.cache_results import show_caching
 from demkd.console.fitting import Column, fitted, words
 from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout
-from demkd.pipeline.reports import DemoReport, EvaluationReport, RunReport
+from demkd.pipeline.results import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
 from demkd.report.comparison_text import NO_PAIRS, difference_texts, percent
 from demkd.report.rows import comparison_rows
@@ -84,8 +84,8 @@ def _comparison_cells(group: Group, baseline: str | None) -> list[str]:
     cells = [
         group.name,
         str(len(group.seeds)),
-        percent(group.last, group.last_deviation),
-        percent(group.best, group.best_deviation),
+        percent(group.last, group.last_std),
+        percent(group.best, group.best_std),
     ]
     if baseline is None:
         return cells

@@ -12,7 +12,7 @@ from demkd.console.bars import value_bars
 from demkd.console.fitting import Column, figure, fitted, share, words
 from demkd.console.output import stdout
 from demkd.console.picture import draw, explain
-from demkd.report.opinions import SampleSummary, SampleViews
+from demkd.report.single_sample import SampleSummary, SampleViews
 
 _LONGEST_BARS = 60
 
@@ -24,16 +24,16 @@ def show_sample(sample: SampleSummary, picture: NDArray[Any] | None) -> None:
     console.print(Text.assemble("sample ", (str(sample.index), "bold"), ", label ", words(sample.label, "bold"), slot))
     _show_picture(console, picture)
     columns = [
-        Column(heading="teacher", cells=[opinion.name for opinion in sample.opinions], words=True),
+        Column(heading="teacher", cells=[answer.name for answer in sample.answers], words=True),
         Column(
             heading="likeliest classes",
-            cells=[_answers(opinion.classes, opinion.probabilities, sample.label) for opinion in sample.opinions],
+            cells=[_answers(answer.classes, answer.probabilities, sample.label) for answer in sample.answers],
             words=True,
         ),
-        Column(heading="entropy", cells=[f"{opinion.entropy:.3f}" for opinion in sample.opinions]),
+        Column(heading="entropy", cells=[f"{answer.entropy:.3f}" for answer in sample.answers]),
         Column(
             heading="weight",
-            cells=[figure(opinion.weight) for opinion in sample.opinions],
+            cells=[figure(answer.weight) for answer in sample.answers],
             rank=1,
         ),
     ]
@@ -65,10 +65,10 @@ def _show_changes(console: Console, views: SampleViews) -> None:
     """Entropy and weight over the slots: how far they reach, and a line of bars."""
     said = [[row.teachers[position] for row in views.rows] for position in range(len(views.teachers))]
     curves: list[tuple[str, str, list[float], str]] = []
-    for name, opinions in zip(views.teachers, said, strict=True):
-        right = share(fmean(opinion.right for opinion in opinions))
-        curves.append((name, "entropy", [opinion.entropy for opinion in opinions], right))
-        weights = [opinion.weight for opinion in opinions if opinion.weight is not None]
+    for name, answers in zip(views.teachers, said, strict=True):
+        right = share(fmean(answer.right for answer in answers))
+        curves.append((name, "entropy", [answer.entropy for answer in answers], right))
+        weights = [answer.weight for answer in answers if answer.weight is not None]
         if weights:
             curves.append(("", "weight", weights, ""))
     highest = {kind: max(max(values) for _, other, values, _ in curves if other == kind) for _, kind, _, _ in curves}

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from demkd.dataset.errors import DataError
-from demkd.dataset.views import ViewPolicy
+from demkd.dataset.views import CropFlip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalisation:
-    """Mean and deviation of each channel, for pixels in [0, 1]."""
+    """Mean and std of each channel, for pixels in [0, 1]."""
 
     mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     def apply(self, views: Tensor) -> Tensor:
         """Turn views (B, 3, H, W), uint8, into a network's input, float32, in the same memory layout."""
@@ -33,8 +33,8 @@ class Normalisation:
         share = [torch.bincount(pixels[..., c].flatten(), minlength=256).double() for c in range(3)]
         means = [float((s * levels).sum() / s.sum()) for s in share]
         squares = [float((s * levels**2).sum() / s.sum()) for s in share]
-        deviations = [max(square - mean**2, 1e-8) ** 0.5 for mean, square in zip(means, squares, strict=True)]
-        return cls(mean=_rounded(means), deviation=_rounded(deviations))
+        stds = [max(square - mean**2, 1e-8) ** 0.5 for mean, square in zip(means, squares, strict=True)]
+        return cls(mean=_rounded(means), std=_rounded(stds))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class Pictures:
     labels: Tensor
     class_names: tuple[str, ...]
     normalisation: Normalisation | None
-    policy: ViewPolicy
+    policy: CropFlip
 
     def __post_init__(self) -> None:
         if len(self.pixels) == 0:
@@ -98,8 +98,8 @@ class Pictures:
 @functools.cache
 def _factors(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift (3, 1, 1) of raw pixels; made once, because every step needs them on the device."""
-    scale = [1 / (255 * d) for d in normalisation.deviation]
-    shift = [-m / d for m, d in zip(normalisation.mean, normalisation.deviation, strict=True)]
+    scale = [1 / (255 * d) for d in normalisation.std]
+    shift = [-m / d for m, d in zip(normalisation.mean, normalisation.std, strict=True)]
     return torch.tensor(scale, device=device).view(3, 1, 1), torch.tensor(shift, device=device).view(3, 1, 1)
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from demkd.dataset.errors import DataError
 from demkd.dataset.pictures import Normalisation, Pictures
-from demkd.dataset.views import ViewPolicy
+from demkd.dataset.views import CropFlip
 
 _PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 # The figures that published CIFAR checkpoints were trained with (method.md; RepDistiller's and mdistiller's READMEs).
-_CIFAR10 = Normalisation(mean=(0.4914, 0.4822, 0.4465), deviation=(0.2470, 0.2435, 0.2616))
-CIFAR100_NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), deviation=(0.2675, 0.2565, 0.2761))
-IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
+_CIFAR10 = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+CIFAR100_NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 NORMALISATIONS = {"cifar10": _CIFAR10, "cifar100": CIFAR100_NORMALISATION, "imagenet": IMAGENET_NORMALISATION}
 
 
@@ -62,9 +62,9 @@ def _load_digits(split: str, _downloads: Path) -> Pictures:
         pixels=torch.from_numpy(np.repeat(grey[..., None], 3, axis=3)),
         labels=torch.from_numpy(digits.target[chosen].astype(np.int64)),
         class_names=tuple(str(digit) for digit in range(10)),
-        normalisation=Normalisation(mean=(0.3058,) * 3, deviation=(0.3761,) * 3),
+        normalisation=Normalisation(mean=(0.3058,) * 3, std=(0.3761,) * 3),
         # A flipped digit is no digit, and of 8 pixels a shift by one is as much as the ink allows.
-        policy=ViewPolicy(padding=1, flip=False),
+        policy=CropFlip(padding=1, flip=False),
     )
 
 
@@ -88,7 +88,7 @@ def _load_cifar(name: str, split: str, downloads: Path) -> Pictures:
         labels=torch.tensor(cifar.targets, dtype=torch.int64),
         class_names=tuple(cifar.classes),
         normalisation=NORMALISATIONS[name],
-        policy=ViewPolicy(padding=4, flip=True),
+        policy=CropFlip(padding=4, flip=True),
     )
 
 
@@ -113,7 +113,7 @@ def _load_folder(folder: Path, split: str) -> Pictures:
         labels=labels,
         class_names=tuple(classes),
         normalisation=None,
-        policy=ViewPolicy(padding=max(height // 8, 1), flip=True),
+        policy=CropFlip(padding=max(height // 8, 1), flip=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""Views: the finite orbit of crops and flips of a picture, numbered, and cut for a whole batch at once.
+"""Views: the finite num_distinct_views of crops and flips of a picture, numbered, and cut for a whole batch at once.
 
 A view is a crop of the picture's own size out of the picture padded with zeros, flipped or not: RandomCrop(H, padding)
 and RandomHorizontalFlip of the usual recipe have exactly (2 padding + 1)^2 x 2 outcomes; a number names one of them.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ViewPolicy:
+class CropFlip:
     """Which views a picture has.
 
     Number `(top * (2 * padding + 1) + left) * flips + flipped` is the crop at (top, left) of the padded picture, where
@@ -24,7 +24,7 @@ class ViewPolicy:
     flip: bool
 
     @property
-    def orbit(self) -> int:
+    def num_distinct_views(self) -> int:
         """How many different views a picture has."""
         return self._offsets**2 * self._flips
 
@@ -53,7 +53,7 @@ class ViewCutter:
     Costs (N, H + 2 padding, W + 2 padding, 3) bytes; a batch is one gather, without a loop over pictures.
     """
 
-    def __init__(self, pixels: Tensor, policy: ViewPolicy, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, pixels: Tensor, policy: CropFlip, *, device: torch.device | str = "cpu") -> None:
         """Pad pixels (N, H, W, 3), uint8, with zeros and put them on the device."""
         self.policy = policy
         margin = policy.padding

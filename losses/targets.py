@@ -4,7 +4,7 @@ With fixed weights, a weighted sum of divergences from K teachers differs from o
 
     sum_k w_k KL(t_k || s) = CE(sum_k w_k t_k, s) - sum_k w_k H(t_k)
 
-so the teachers' soft targets are averaged once per slab, and a training step sees a single teacher (method.md, "Fused
+so the teachers' soft targets are averaged once per slot, and a training step sees a single teacher (method.md, "Fused
 targets"). Averaging logits, or whole probabilities before decoupling, is not the same.
 """
 

@@ -2,7 +2,7 @@
 
 `classifier.py` says what they have in common, `resnet.py`, `wide_resnet.py`, `vgg.py`, `mobilenet.py` and
 `shufflenet.py` hold the families, `layers.py` what those are made of, and `profile.py` says what a network costs.
-`foreign.py` makes the same of other makers' networks, which `sources.py` gets from torchvision, timm or the user.
+`wrapped.py` makes the same of other makers' networks, which `sources.py` gets from torchvision, timm or the user.
 Names, tensors and features are those of the published CIFAR-100 checkpoints (RepDistiller, mdistiller, CA-MKD), whose
 state dicts load unchanged. To add a network, add its line to `NETWORKS`.
 """
@@ -15,20 +15,19 @@ from typing import overload
 from demkd.networks.adapter import Adapter
 from demkd.networks.classifier import Classifier
 from demkd.networks.errors import NetworkSourceError, PictureSizeError, UnknownLayerError, UnknownNetworkError
-from demkd.networks.foreign import ForeignNetwork
+from demkd.networks.libraries import PublishedWeights, build_from_library, fetch_published, is_own_code
 from demkd.networks.mobilenet import MobileNetV2
 from demkd.networks.profile import NetworkProfile, profile_network
 from demkd.networks.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 from demkd.networks.shufflenet import ShuffleV1, ShuffleV2
-from demkd.networks.sources import PublishedWeights, build_foreign, fetch_published, is_own_code
 from demkd.networks.vgg import VGG
 from demkd.networks.wide_resnet import WideResNet
+from demkd.networks.wrapped import WrappedNetwork
 
 __all__ = [
     "NETWORKS",
     "Adapter",
     "Classifier",
-    "ForeignNetwork",
     "Network",
     "NetworkProfile",
     "NetworkSourceError",
@@ -36,13 +35,14 @@ __all__ = [
     "PublishedWeights",
     "UnknownLayerError",
     "UnknownNetworkError",
+    "WrappedNetwork",
     "build_network",
     "fetch_published",
     "is_own_code",
     "profile_network",
 ]
 
-Network = Classifier | ForeignNetwork
+Network = Classifier | WrappedNetwork
 
 NETWORKS: dict[str, Callable[[int], Classifier]] = {
     "resnet8": partial(CifarResNet, depth=8),
@@ -90,10 +90,10 @@ def build_network(name: str, *, classes: int, size: tuple[int, int] | None = Non
         NetworkSourceError: if a network of another maker cannot be had or used.
     """
     if size is not None and ":" in name:
-        network = build_foreign(name, classes=classes)
+        network = build_from_library(name, classes=classes)
         if isinstance(network, Classifier):  # the user's own, but one of ours in kind
             return network
-        return ForeignNetwork(network, name=name, classes=classes, size=size)
+        return WrappedNetwork(network, name=name, classes=classes, size=size)
     if name not in NETWORKS:
         raise UnknownNetworkError(f"there is no network {name!r}{_suggestion(name)}; there are: {', '.join(NETWORKS)}")
     return NETWORKS[name](classes)

@@ -1,4 +1,4 @@
-"""Cached teachers: an epoch is one slab, read and fused once; no teacher is loaded.
+"""Cached teachers: an epoch is one slot, read and fused once; no teacher is loaded.
 
 N samples, K teachers, B in a batch, C classes.
 """
@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demkd.cache import Cache, Slab
-from demkd.dataset import schedule
+from demkd.cache import Cache, SlotAnswers
+from demkd.dataset import seeded
 from demkd.pipeline.methods import Method
-from demkd.pipeline.reports import TeacherStatistics
-from demkd.pipeline.supervision import EpochViews, Guidance, SoftTargets, as_tensor, fuse, hint_layer
+from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.target_source import BatchTargets, EpochViews, SoftTargets, as_tensor, fuse, hint_layer
 from demkd.pipeline.weighing import (
     DEFAULT_WEIGHTING,
     Shuffle,
@@ -27,11 +27,11 @@ from demkd.pipeline.weighing import (
     weigh,
 )
 
-_ROWS_AT_ONCE = 4096  # bounds what fusing a slab needs beside its result
+_ROWS_AT_ONCE = 4096  # bounds what fusing a slot needs beside its result
 
 
 class CachedTeachers:
-    """Stage two's source: an epoch reads one slab, fuses its targets once, and batches are rows of them."""
+    """Stage two's source: an epoch reads one slot, fuses its targets once, and batches are rows of them."""
 
     def __init__(
         self, cache: Cache, labels: Tensor, method: Method, *, views: int, run_seed: int, device: torch.device
@@ -54,20 +54,20 @@ class CachedTeachers:
         return [teacher.shape.features[self._layers[teacher.name]] for teacher in self._cache.teachers if self._layers]
 
     def start_epoch(self, epoch: int) -> EpochViews:
-        slot = schedule.slot_of_epoch(run_seed=self._run_seed, epoch=epoch, slots=self._views)
-        slab = self._cache.slab(slot)
-        weights = self._weigh(slab)
-        self._targets = self._fuse(slab, weights)
+        slot = seeded.slot_of_epoch(run_seed=self._run_seed, epoch=epoch, slots=self._views)
+        answers = self._cache.read_slot(slot)
+        weights = self._weigh(answers)
+        self._targets = self._fuse(answers, weights)
         if self._method.needs_features:
-            self._hints = [self._resident(slab) for slab in self._cache.features(slot, self._layers)]
+            self._hints = [self._resident(answers) for answers in self._cache.features(slot, self._layers)]
             self._hint_weights = weights.hint
-        entropy = as_tensor(slab.entropy).to(self._device)
-        self._measures = measure_teachers(entropy, self._predictions(slab), self._labels, weights)
-        return EpochViews(view=as_tensor(slab.view), slot=slot)
+        entropy = as_tensor(answers.entropy).to(self._device)
+        self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
+        return EpochViews(view=as_tensor(answers.view), slot=slot)
 
-    def guide(self, indices: Tensor, views: Tensor) -> Guidance:  # noqa: ARG002 - the teachers saw them already
+    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:  # noqa: ARG002 - the teachers saw them already
         assert self._targets is not None, "start_epoch comes first"
-        return Guidance(
+        return BatchTargets(
             targets=self._targets.rows(indices),
             hints=[self._take(hint, indices) for hint in self._hints],
             hint_weights=None if self._hint_weights is None else self._hint_weights[:, indices],
@@ -76,18 +76,18 @@ class CachedTeachers:
     def statistics(self) -> TeacherStatistics | None:
         return None if self._measures is None else teacher_statistics(self._cache.names, self._measures)
 
-    def _weigh(self, slab: Slab) -> TeacherWeights:
+    def _weigh(self, answers: SlotAnswers) -> TeacherWeights:
         """Precomputed weights where they fit, else weights of the cached entropies, or of the logits."""
         precomputed = self._cache.weights is not None and self._cache.weights.weighting == DEFAULT_WEIGHTING
-        if slab.weights is not None and precomputed and is_default(self._method):
-            weights = as_tensor(slab.weights).to(self._device)
+        if answers.weights is not None and precomputed and is_default(self._method):
+            weights = as_tensor(answers.weights).to(self._device)
             return share_out(weights, weights, self._method)
         if uses_cached_entropy(self._method) or self._method.weight_source in ("uniform", "fixed"):
-            entropy = as_tensor(slab.entropy).to(self._device)
+            entropy = as_tensor(answers.entropy).to(self._device)
             uncertainty = Uncertainty(tckd=entropy, nckd=entropy)
         else:
             parts = [
-                measure_uncertainty(self._logits(slab, rows), self._labels[rows], self._method)
+                measure_uncertainty(self._logits(answers, rows), self._labels[rows], self._method)
                 for rows in self._blocks()
             ]
             tckd = torch.cat([part.tckd for part in parts], dim=1)
@@ -98,16 +98,16 @@ class CachedTeachers:
         shuffle = Shuffle.draw(
             self._method,
             seed=self._run_seed,
-            slot=slab.slot,
-            teachers=len(slab.logits),
+            slot=answers.slot,
+            teachers=len(answers.logits),
             samples=self._cache.samples,
         )
-        return weigh(uncertainty, self._predictions(slab), self._labels, self._method, shuffle=shuffle)
+        return weigh(uncertainty, self._predictions(answers), self._labels, self._method, shuffle=shuffle)
 
-    def _fuse(self, slab: Slab, weights: TeacherWeights) -> SoftTargets:
+    def _fuse(self, answers: SlotAnswers, weights: TeacherWeights) -> SoftTargets:
         parts = [
             fuse(
-                self._logits(slab, rows),
+                self._logits(answers, rows),
                 self._labels[rows],
                 self._method,
                 TeacherWeights(tckd=weights.tckd[:, rows], nckd=weights.nckd[:, rows], hint=weights.hint[:, rows]),
@@ -120,15 +120,15 @@ class CachedTeachers:
         samples = self._cache.samples
         return [slice(start, min(start + _ROWS_AT_ONCE, samples)) for start in range(0, samples, _ROWS_AT_ONCE)]
 
-    def _logits(self, slab: Slab, rows: slice) -> list[Tensor]:
+    def _logits(self, answers: SlotAnswers, rows: slice) -> list[Tensor]:
         """Some rows of the K teachers' logits as float32."""
-        return [as_tensor(logits[rows]).to(self._device).float() for logits in slab.logits]
+        return [as_tensor(logits[rows]).to(self._device).float() for logits in answers.logits]
 
-    def _predictions(self, slab: Slab) -> Tensor:
-        return as_tensor(slab.prediction).to(self._device)
+    def _predictions(self, answers: SlotAnswers) -> Tensor:
+        return as_tensor(answers.prediction).to(self._device)
 
     def _resident(self, features: NDArray[np.float16]) -> NDArray[np.float16] | Tensor:
-        """A slab of features stays mapped on the CPU, and is uploaded once for a GPU."""
+        """A slot of features stays mapped on the CPU, and is uploaded once for a GPU."""
         return features if self._device.type == "cpu" else as_tensor(features).to(self._device)
 
     def _take(self, features: NDArray[np.float16] | Tensor, indices: Tensor) -> Tensor:

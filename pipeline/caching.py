@@ -27,14 +27,14 @@ from demkd.cache import (
     open_cache,
     write_weights,
 )
-from demkd.cache.plan import require_space
+from demkd.cache.space import require_space
 from demkd.cache.teacher_file import cache_file
 from demkd.losses import entropy, entropy_weights
 from demkd.pipeline.caching_job import CachingJob, CachingRequest, open_job, plan_teacher, prepare
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.reports import CachingReport, TeacherCachingReport
+from demkd.pipeline.results import CachingReport, TeacherCachingReport
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
 from demkd.teachers import Teacher
 
@@ -58,7 +58,7 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
         folder=request.folder,
         samples=len(job.pictures),
         views=job.views,
-        orbit=job.pictures.policy.orbit,
+        num_distinct_views=job.pictures.policy.num_distinct_views,
         precision=compute.precision,
         teachers=reports,
         weighted=precompute_weights(request.folder, progress),
@@ -78,7 +78,7 @@ def _cache_teacher(job: CachingJob, spec: TeacherSpec, progress: Progress) -> Te
         writer.finish()
     file = TeacherCache(cache_file(request.folder, spec.name))
     slots = range(file.shape.views)
-    top1 = float(np.mean([(file.slab("prediction", slot) == labels).mean() for slot in slots]))
+    top1 = float(np.mean([(file.read("prediction", slot) == labels).mean() for slot in slots]))
     if top1 < _near_chance(pictures.classes):
         progress.warn(
             f"teacher {spec.name} is right about {top1:.1%} of {pictures.name}, near chance "
@@ -91,7 +91,7 @@ def _cache_teacher(job: CachingJob, spec: TeacherSpec, progress: Progress) -> Te
         views=file.shape.views,
         answered=answered,
         top1=top1,
-        mean_entropy=float(np.mean([file.slab("entropy", slot).mean(dtype=np.float64) for slot in slots])),
+        mean_entropy=float(np.mean([file.read("entropy", slot).mean(dtype=np.float64) for slot in slots])),
         file_bytes=file.path.stat().st_size,
         seconds=time.perf_counter() - started,
         features=file.shape.features,
@@ -175,7 +175,7 @@ def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
     except CacheMismatchError as error:
         progress.warn(f"no weights were computed: {error}")
         return ()
-    entropies = [[teacher.slab("entropy", slot) for teacher in cache.teachers] for slot in range(cache.views)]
+    entropies = [[teacher.read("entropy", slot) for teacher in cache.teachers] for slot in range(cache.views)]
     weights = np.empty((len(cache.teachers), cache.views, cache.samples), np.float32)
     for slot, of_teachers in enumerate(entropies):
         weights[:, slot] = entropy_weights(torch.from_numpy(np.stack(of_teachers))).numpy()

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import CacheShape, Provenance
-from demkd.cache.plan import FilePlan, plan_file
-from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
+from demkd.cache.space import FilePlan, plan_file
+from demkd.dataset import Normalisation, Pictures, ViewCutter, seeded
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.description import describe_data, describe_device, describe_views
@@ -56,10 +56,10 @@ class CachingJob:
 
     def view_table(self, slots: int) -> NDArray[np.uint16]:
         """The view (V, N) of every slot and sample."""
-        return schedule.view_table(
+        return seeded.view_table(
             view_seed=self.request.view_seed,
             samples=len(self.pictures),
-            orbit=self.pictures.policy.orbit,
+            num_distinct_views=self.pictures.policy.num_distinct_views,
             slots=slots,
         )
 
@@ -77,12 +77,12 @@ class CachingJob:
     def provenance(self, teacher: Teacher, network: LoadedNetwork) -> Provenance:
         """What this teacher's answers are made from."""
         return Provenance(
-            bound={
+            identity={
                 "teacher": {
                     "network": network.name,
-                    "weights_sha256": teacher.weights_sha256(),
+                    "state_sha256": teacher.state_sha256(),
                     "mean": list(network.normalisation.mean),
-                    "deviation": list(network.normalisation.deviation),
+                    "std": list(network.normalisation.std),
                     # Absent for views as they are, as in caches of before there was a choice.
                     **({"input_size": network.input_size} if network.input_size else {}),
                 },
@@ -90,7 +90,7 @@ class CachingJob:
                 "views": describe_views(self.pictures.policy, self.request.view_seed),
                 "precision": self.compute.precision,
             },
-            noted={
+            notes={
                 "data": self.pictures.name,
                 "parameters": teacher.parameters,
                 "hint_layer": teacher.hint_layer,
@@ -111,9 +111,9 @@ def open_job(request: CachingRequest, compute: Compute, progress: Progress) -> C
     require_teachers(request.input_sizes, request.teachers, option="--input-size")
     progress.note(f"reading the training pictures of {request.data}")
     pictures = load_split(request.data, "train")
-    orbit = pictures.policy.orbit
-    views = min(defaults.VIEWS, orbit) if request.views is None else request.views
-    schedule.require_slots(views, orbit)
+    num_distinct_views = pictures.policy.num_distinct_views
+    views = min(defaults.VIEWS, num_distinct_views) if request.views is None else request.views
+    seeded.require_slots(views, num_distinct_views)
     return CachingJob(request=request, pictures=pictures, views=views, compute=compute)
 
 
@@ -142,7 +142,7 @@ def prepare(job: CachingJob, spec: TeacherSpec) -> PreparedTeacher:
         input_size=chosen_for(request.input_sizes, spec),
     )
     some = job.cut(slice(0, min(64, len(pictures))), job.view_table(1)[0, :64])
-    teacher.require_pure(some)
+    teacher.require_deterministic(some)
     shape = CacheShape(
         views=job.views,
         samples=len(pictures),

@@ -14,7 +14,7 @@ from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import TrainingOptions
-from demkd.pipeline.reports import DemoReport, RunReport
+from demkd.pipeline.results import DemoReport, RunReport
 
 TEACHERS = {"resnet20": 11, "wrn_16_2": 12, "vgg8": 13}  # network -> seed
 STUDENT = "resnet8"

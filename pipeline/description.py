@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from demkd.dataset import Pictures, ViewPolicy
+from demkd.dataset import CropFlip, Pictures
 from demkd.pipeline.compute import Compute
 
 
@@ -21,7 +21,7 @@ def describe_data(pictures: Pictures) -> dict[str, Any]:
     }
 
 
-def describe_views(policy: ViewPolicy, seed: int) -> dict[str, Any]:
+def describe_views(policy: CropFlip, seed: int) -> dict[str, Any]:
     """What identifies the view of every slot."""
     return {"policy": "crop and flip", "padding": policy.padding, "flip": policy.flip, "seed": seed}
 

@@ -1,7 +1,7 @@
 """Stage two: a student learns from cached teachers. Also its two relatives, live teachers and no teachers at all.
 
-    cache     slot              -> K slabs of logits (N, C), memory-mapped; weights (K, N)
-    losses    slabs, weights    -> fused targets of the epoch
+    cache     slot              -> K by_slot of logits (N, C), memory-mapped; weights (K, N)
+    losses    by_slot, weights    -> fused targets of the epoch
     pipeline  a batch of indices -> views, labels, targets; the student's step; an epoch report
 
 N samples, C classes, K teachers.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from demkd.cache import Cache, Provenance, TeacherCache, open_cache
-from demkd.dataset import Normalisation, Pictures, ViewsError, schedule
+from demkd.dataset import Normalisation, Pictures, ViewsError, seeded
 from demkd.pipeline import defaults
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
@@ -33,9 +33,9 @@ from demkd.pipeline.loading import (
 from demkd.pipeline.methods import Method, MethodError, require_teacher_count
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
-from demkd.pipeline.reports import RunReport
+from demkd.pipeline.results import RunReport
 from demkd.pipeline.runs import open_run
-from demkd.pipeline.supervision import LabelsOnly, Supervision, ViewPlan, independent_views, scheduled_views
+from demkd.pipeline.target_source import LabelsOnly, TargetSource, ViewPlan, independent_views, scheduled_views
 from demkd.pipeline.training import Trainer, fit
 from demkd.teachers import Teacher
 
@@ -86,7 +86,9 @@ def train(
         UserError: of any room; the run goes on when called again.
     """
     pictures, test = _load(options.data, progress)
-    plan = independent_views(run_seed=options.seed, samples=len(pictures), orbit=pictures.policy.orbit)
+    plan = independent_views(
+        run_seed=options.seed, samples=len(pictures), num_distinct_views=pictures.policy.num_distinct_views
+    )
     recipe = Recipe(
         training=_settings(options, normalisation, pictures, compute), teaching=None, sources=_sources(pictures)
     )
@@ -158,14 +160,14 @@ def _distill_cached(
         )
         seed = request.options.seed
         labels = _training_labels(request.options, pictures)
-        supervision: Supervision
+        target_source: TargetSource
         if request.method.needs_teachers:
-            supervision = CachedTeachers(
+            target_source = CachedTeachers(
                 cache, labels.to(compute.device), request.method, views=views, run_seed=seed, device=compute.device
             )
         else:
-            supervision = LabelsOnly(scheduled_views(cache.view, slots=views, run_seed=seed))
-        return _run(recipe, request.folder, pictures, labels, test, supervision, compute, progress)
+            target_source = LabelsOnly(scheduled_views(cache.view, slots=views, run_seed=seed))
+        return _run(recipe, request.folder, pictures, labels, test, target_source, compute, progress)
 
 
 def _distill_live(
@@ -188,13 +190,13 @@ def _distill_live(
     names = tuple(spec.name for spec in request.live)
     recipe = _recipe(request, pictures, compute, names=names, views=views, view_seed=view_seed, sources=sources)
     labels = _training_labels(request.options, pictures)
-    supervision: Supervision = LabelsOnly(plan)
+    target_source: TargetSource = LabelsOnly(plan)
     if request.method.needs_teachers:
         teachers = [teacher for teacher, _ in loaded]
-        supervision = LiveTeachers(
+        target_source = LiveTeachers(
             teachers, labels.to(compute.device), request.method, plan, run_seed=request.options.seed
         )
-    return _run(recipe, request.folder, pictures, labels, test, supervision, compute, progress)
+    return _run(recipe, request.folder, pictures, labels, test, target_source, compute, progress)
 
 
 def require_same_data(cached: TeacherCache, pictures: Pictures) -> None:
@@ -204,12 +206,12 @@ def require_same_data(cached: TeacherCache, pictures: Pictures) -> None:
         CacheMismatchError: naming every field that differs, with both values.
     """
     seed = _view_seed(cached)
-    now = Provenance(bound={"data": describe_data(pictures), "views": describe_views(pictures.policy, seed)})
+    now = Provenance(identity={"data": describe_data(pictures), "views": describe_views(pictures.policy, seed)})
     cached.provenance.require(now, cached=str(cached.path), cure=_OTHER_DATA, tables=("data", "views"))
 
 
 def _view_seed(cached: TeacherCache) -> int:
-    return int(cached.provenance.bound["views"]["seed"])
+    return int(cached.provenance.identity["views"]["seed"])
 
 
 def _load(data: str, progress: Progress) -> tuple[Pictures, Pictures]:
@@ -235,20 +237,20 @@ def _cached_views(request: DistillRequest, cache: Cache, folder: Path) -> tuple[
 
 
 def _view_count(request: DistillRequest, pictures: Pictures) -> int | str:
-    orbit = pictures.policy.orbit
+    num_distinct_views = pictures.policy.num_distinct_views
     if request.views is None:
-        return orbit
+        return num_distinct_views
     if isinstance(request.views, int):
-        schedule.require_slots(request.views, orbit)
+        seeded.require_slots(request.views, num_distinct_views)
     return request.views
 
 
 def _live_plan(seed: int, pictures: Pictures, views: int | str, view_seed: int) -> ViewPlan:
     """The view plan of a run without a cache: the slots a cache would have, or independent views."""
-    samples, orbit = len(pictures), pictures.policy.orbit
+    samples, num_distinct_views = len(pictures), pictures.policy.num_distinct_views
     if isinstance(views, str):
-        return independent_views(run_seed=seed, samples=samples, orbit=orbit)
-    table = schedule.view_table(view_seed=view_seed, samples=samples, orbit=orbit, slots=views)
+        return independent_views(run_seed=seed, samples=samples, num_distinct_views=num_distinct_views)
+    table = seeded.view_table(view_seed=view_seed, samples=samples, num_distinct_views=num_distinct_views, slots=views)
     return scheduled_views(lambda slot: table[slot], slots=views, run_seed=seed)
 
 
@@ -282,7 +284,7 @@ def _settings(options: TrainingOptions, chosen: Normalisation | None, pictures: 
         **asdict(options),
         precision=compute.precision,
         mean=normalisation.mean,
-        deviation=normalisation.deviation,
+        std=normalisation.std,
         padding=pictures.policy.padding,
         flip=pictures.policy.flip,
     )
@@ -290,7 +292,7 @@ def _settings(options: TrainingOptions, chosen: Normalisation | None, pictures: 
 
 def _training_labels(options: TrainingOptions, pictures: Pictures) -> Tensor:
     """What the student, and whatever looks at labels, is told: (N,). The cached answers never saw a label."""
-    noisy = schedule.noisy_labels(
+    noisy = seeded.noisy_labels(
         pictures.labels.numpy(), share=options.label_noise, classes=pictures.classes, seed=options.seed
     )
     return torch.from_numpy(noisy)
@@ -302,10 +304,10 @@ def _sources(pictures: Pictures) -> dict[str, str]:
 
 def _live_sources(request: DistillRequest, loaded: Sequence[tuple[Teacher, LoadedNetwork]]) -> dict[str, str]:
     """Digests of the teachers' weights, and their input where it was chosen."""
-    sources = {f"teacher_{teacher.name}": teacher.weights_sha256() for teacher, _ in loaded}
+    sources = {f"teacher_{teacher.name}": teacher.state_sha256() for teacher, _ in loaded}
     for spec, (_, network) in zip(request.live, loaded, strict=True):
         if chosen_for(request.normalisations, spec) or network.input_size:
-            figures = [*network.normalisation.mean, *network.normalisation.deviation]
+            figures = [*network.normalisation.mean, *network.normalisation.std]
             size = f" at {network.input_size} pixels" if network.input_size else ""
             sources[f"teacher_{spec.name}_input"] = f"{', '.join(map(str, figures))}{size}"
     return sources
@@ -321,10 +323,10 @@ def _run(
     pictures: Pictures,
     labels: Tensor,
     test: Pictures,
-    supervision: Supervision,
+    target_source: TargetSource,
     compute: Compute,
     progress: Progress,
 ) -> RunReport:
-    trainer = Trainer(recipe, pictures, labels, supervision, compute)
+    trainer = Trainer(recipe, pictures, labels, target_source, compute)
     with open_run(folder, recipe) as run:
         return fit(trainer, recipe, run, test, compute, progress)

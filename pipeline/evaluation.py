@@ -12,7 +12,7 @@ from demkd.dataset import Normalisation, ViewCutter
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import load_network, load_split
 from demkd.pipeline.progress import Progress, Task
-from demkd.pipeline.reports import EvaluationReport
+from demkd.pipeline.results import EvaluationReport
 
 _BATCH = 500
 

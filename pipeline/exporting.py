@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from demkd.dataset import Pictures, ViewCutter
 from demkd.errors import UserError
+from demkd.pipeline.export_check import FACTS, LOGITS, VIEWS
 from demkd.pipeline.loading import LoadedNetwork, load_network, load_split
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.reading_back import FACTS, LOGITS, VIEWS
-from demkd.pipeline.reports import ExportReport
+from demkd.pipeline.results import ExportReport
 
 _PICTURES = 256
 _BATCH = 100
@@ -83,8 +83,8 @@ def export(request: ExportRequest, progress: Progress) -> ExportReport:
         "network": loaded.name,
         "class_names": test.class_names,
         "mean": loaded.normalisation.mean,
-        "deviation": loaded.normalisation.deviation,
-        "input": f"(B, {', '.join(str(side) for side in views.shape[1:])}) float32: (pixels / 255 - mean) / deviation",
+        "std": loaded.normalisation.std,
+        "input": f"(B, {', '.join(str(side) for side in views.shape[1:])}) float32: (pixels / 255 - mean) / std",
     }
     with _beside(request.out) as draft:
         progress.note(f"writing {request.format}")
@@ -229,7 +229,7 @@ def _compare(
     exchange.mkdir()
     np.save(exchange / VIEWS, views.numpy())
     start = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from demkd.pipeline.reading_back import main; main()"
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from demkd.pipeline.export_check import main; main()"
     )
     paths = json.dumps([str(Path(entry).resolve()) for entry in sys.path])
     process = subprocess.run(  # noqa: S603 - this interpreter, our own code

@@ -3,7 +3,7 @@
 import torch
 
 from demkd.networks import NETWORKS, build_network, profile_network
-from demkd.pipeline.reports import NetworkListing, NetworkReport
+from demkd.pipeline.results import NetworkListing, NetworkReport
 
 _PICTURE = (3, 32, 32)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from demkd.losses import entropy
 from demkd.pipeline.methods import Method, MethodError
-from demkd.pipeline.reports import TeacherStatistics
-from demkd.pipeline.supervision import EpochViews, Guidance, ViewPlan, fuse
+from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.target_source import BatchTargets, EpochViews, ViewPlan, fuse
 from demkd.pipeline.weighing import (
     Shuffle,
     measure_teachers,
     measure_uncertainty,
-    needs_whole_slab,
+    needs_all_samples,
     teacher_statistics,
     weigh,
 )
@@ -32,7 +32,7 @@ def require_live_weights(method: Method, views: int | str | None) -> None:
     Raises:
         MethodError: with the reason.
     """
-    if needs_whole_slab(method):
+    if needs_all_samples(method):
         option = "weight_level dataset" if method.weight_level == "dataset" else f"weight_source {method.weight_source}"
         raise MethodError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
     if views == "random" and method.weight_source == "shuffled_teachers":
@@ -43,7 +43,7 @@ def require_live_weights(method: Method, views: int | str | None) -> None:
 
 
 class LiveTeachers:
-    """The supervision of teachers that are asked as the student goes."""
+    """The target_source of teachers that are asked as the student goes."""
 
     def __init__(
         self, teachers: Sequence[Teacher], labels: Tensor, method: Method, plan: ViewPlan, *, run_seed: int = 0
@@ -73,7 +73,7 @@ class LiveTeachers:
             )
         return views
 
-    def guide(self, indices: Tensor, views: Tensor) -> Guidance:
+    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:
         labels = self._labels[indices]
         logits, hints = self._ask(views)
         predictions = torch.stack([z.argmax(1) for z in logits])
@@ -82,7 +82,7 @@ class LiveTeachers:
         entropies = torch.stack([entropy(z) for z in logits])
         self._measured.append(len(labels) * measure_teachers(entropies, predictions, labels, weights))
         self._samples += len(labels)
-        return Guidance(targets=fuse(logits, labels, self._method, weights), hints=hints, hint_weights=weights.hint)
+        return BatchTargets(targets=fuse(logits, labels, self._method, weights), hints=hints, hint_weights=weights.hint)
 
     def statistics(self) -> TeacherStatistics | None:
         if not self._measured:

@@ -90,14 +90,14 @@ def parse_normalisation(text: str) -> Normalisation:
     if text in NORMALISATIONS:
         return NORMALISATIONS[text]
     try:
-        mean, deviation = ([float(number) for number in part.split(",")] for part in text.split("/"))
-        (m0, m1, m2), (d0, d1, d2) = mean, deviation
+        mean, std = ([float(number) for number in part.split(",")] for part in text.split("/"))
+        (m0, m1, m2), (d0, d1, d2) = mean, std
     except ValueError:
         names = ", ".join(NORMALISATIONS)
         raise DataError(f"--normalise {text} is not understood: give one of {names}, or m,m,m/d,d,d") from None
-    if min(deviation) <= 0:
-        raise DataError(f"--normalise {text} has a deviation that is not above 0")
-    return Normalisation(mean=(m0, m1, m2), deviation=(d0, d1, d2))
+    if min(std) <= 0:
+        raise DataError(f"--normalise {text} has a std that is not above 0")
+    return Normalisation(mean=(m0, m1, m2), std=(d0, d1, d2))
 
 
 def parse_normalisations(texts: Sequence[str]) -> dict[str, Normalisation]:
@@ -245,7 +245,7 @@ def _read_or_fetch(path: Path, name: str | None, pictures: Pictures) -> Checkpoi
     if path.exists() or not name or ":" not in name or path.name != str(path):
         return read_checkpoint(path)
     published = fetch_published(name, str(path), classes=pictures.classes)
-    facts = {"mean": published.mean, "deviation": published.deviation}
+    facts = {"mean": published.mean, "std": published.std}
     return Checkpoint(path=Path(f"{name}@{path}"), state=published.state, facts=facts)
 
 
@@ -272,8 +272,8 @@ def _usual_normalisation(pictures: Pictures) -> Normalisation:
 def _own_normalisation(checkpoint: Checkpoint) -> Normalisation | None:
     if "mean" not in checkpoint.facts:
         return None
-    mean, deviation = checkpoint.facts["mean"], checkpoint.facts["deviation"]
-    return Normalisation(mean=tuple(mean), deviation=tuple(deviation))
+    mean, std = checkpoint.facts["mean"], checkpoint.facts["std"]
+    return Normalisation(mean=tuple(mean), std=tuple(std))
 
 
 def _require_classes(checkpoint: Checkpoint, network: Network, pictures: Pictures) -> None:

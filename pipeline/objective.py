@@ -10,7 +10,7 @@ from torch import Tensor
 
 from demkd.losses import CoupledTargets, decoupled_kd_loss, hint_loss, kd_loss, label_loss
 from demkd.pipeline.methods import RELEASED_SCALES, Method
-from demkd.pipeline.supervision import Guidance, SoftTargets
+from demkd.pipeline.target_source import BatchTargets, SoftTargets
 
 
 class Objective:
@@ -42,7 +42,7 @@ class Objective:
         """What each term counts for in epoch 1, 2, ...: (L,), float64."""
         return torch.tensor(list(self._weights(epoch=epoch).values()), dtype=torch.float64)
 
-    def terms(self, logits: Tensor, labels: Tensor, guidance: Guidance, adapted: Sequence[Tensor]) -> Tensor:
+    def terms(self, logits: Tensor, labels: Tensor, batch_targets: BatchTargets, adapted: Sequence[Tensor]) -> Tensor:
         """Every term's mean over the batch, not yet weighted: (L,).
 
         Args:
@@ -50,12 +50,14 @@ class Objective:
             adapted: the student's features by teacher, adapted to the teacher's shape.
         """
         terms = {"label_loss": label_loss(logits, labels)}
-        if guidance.targets is not None:
-            terms |= self._logit_terms(logits, labels, guidance.targets)
+        if batch_targets.targets is not None:
+            terms |= self._logit_terms(logits, labels, batch_targets.targets)
         if adapted:
-            assert guidance.hint_weights is not None
-            distances = torch.stack([hint_loss(a, h) for a, h in zip(adapted, guidance.hints, strict=True)])  # (K, B)
-            terms["hint_loss"] = (guidance.hint_weights * distances).sum(0)
+            assert batch_targets.hint_weights is not None
+            distances = torch.stack(
+                [hint_loss(a, h) for a, h in zip(adapted, batch_targets.hints, strict=True)]
+            )  # (K, B)
+            terms["hint_loss"] = (batch_targets.hint_weights * distances).sum(0)
         return torch.stack([terms[name] for name in self.names]).mean(1)
 
     def _weights(self, *, epoch: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from demkd.pipeline.reports import EpochReport
+from demkd.pipeline.results import EpochReport
 
 
 class Task(Protocol):

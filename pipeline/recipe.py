@@ -46,13 +46,13 @@ class Training(TrainingOptions):
 
     Attributes:
         precision: "float32" or "bfloat16".
-        mean, deviation: of the network's input.
+        mean, std: of the network's input.
         padding, flip: of the data's views.
     """
 
     precision: str
     mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
+    std: tuple[float, float, float]
     padding: int
     flip: bool
 
@@ -121,8 +121,8 @@ def option_values(tables: Mapping[str, Any], *, repeatable: Collection[str]) -> 
         repeatable: the options that are lists themselves.
     """
     values = {key: value for key, value in tables.items() if key not in ("sources", "padding", "flip")}
-    if isinstance(values.get("mean"), list) and isinstance(values.get("deviation"), list):
-        values.setdefault("normalise", [f"{in_words(values.pop('mean'))}/{in_words(values.pop('deviation'))}"])
+    if isinstance(values.get("mean"), list) and isinstance(values.get("std"), list):
+        values.setdefault("normalise", [f"{in_words(values.pop('mean'))}/{in_words(values.pop('std'))}"])
     if values.get("online"):
         values.pop("teachers", None)  # names of live teachers, whose checkpoints a recipe does not know
     return {

@@ -27,7 +27,7 @@ from demkd.cache import exclusive
 from demkd.cache.disk import disk_errors_in_words, replace_durably, write_fully
 from demkd.errors import UserError
 from demkd.pipeline.recipe import Recipe, require_same_recipe
-from demkd.pipeline.reports import EpochReport
+from demkd.pipeline.results import EpochReport
 from demkd.teachers.checkpoint import STUDENT_FILE
 
 

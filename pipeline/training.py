@@ -11,20 +11,20 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import Normalisation, Pictures, ViewCutter, schedule
+from demkd.dataset import Normalisation, Pictures, ViewCutter, seeded
 from demkd.errors import UserError
 from demkd.networks import Adapter, build_network
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import Accuracy, evaluate
 from demkd.pipeline.events import EventLog
+from demkd.pipeline.learning_rate import SCHEDULES
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Objective
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.recipe import Recipe, Training
-from demkd.pipeline.reports import EpochReport, RunReport, TeacherStatistics
+from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
-from demkd.pipeline.schedules import SCHEDULES
-from demkd.pipeline.supervision import Supervision
+from demkd.pipeline.target_source import TargetSource
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -46,7 +46,7 @@ class Trainer:
     """A student in training, with all that changes from step to step; `state` is what a checkpoint keeps."""
 
     def __init__(
-        self, recipe: Recipe, train: Pictures, labels: Tensor, supervision: Supervision, compute: Compute
+        self, recipe: Recipe, train: Pictures, labels: Tensor, target_source: TargetSource, compute: Compute
     ) -> None:
         """Build the student and its adapters from the recipe's seed.
 
@@ -54,8 +54,8 @@ class Trainer:
             labels: (N,), what the student learns; those of `train`, or corrupted ones.
         """
         settings, method = recipe.training, recipe.teaching.method if recipe.teaching else METHODS["ce"]
-        self._settings, self._supervision, self._compute = settings, supervision, compute
-        self._normalisation = Normalisation(mean=settings.mean, deviation=settings.deviation)
+        self._settings, self._target_source, self._compute = settings, target_source, compute
+        self._normalisation = Normalisation(mean=settings.mean, std=settings.std)
         self._labels = labels.to(compute.device)
         self._cutter = ViewCutter(train.pixels, train.policy, device=compute.device)
         torch.manual_seed(settings.seed)
@@ -88,11 +88,11 @@ class Trainer:
         """
         started = time.perf_counter()
         # Whatever the network draws in this epoch (dropout) depends on the seed and the epoch alone.
-        torch.manual_seed(schedule.epoch_seed(run_seed=self._settings.seed, epoch=epoch))
-        views = self._supervision.start_epoch(epoch)
+        torch.manual_seed(seeded.epoch_seed(run_seed=self._settings.seed, epoch=epoch))
+        views = self._target_source.start_epoch(epoch)
         view = views.view.to(self._compute.device)
         order = torch.from_numpy(
-            schedule.sample_order(run_seed=self._settings.seed, epoch=epoch, samples=len(self._labels))
+            seeded.sample_order(run_seed=self._settings.seed, epoch=epoch, samples=len(self._labels))
         ).to(self._compute.device)
         self._compute.wait()
         prepared = time.perf_counter()
@@ -120,7 +120,7 @@ class Trainer:
 
     def teacher_statistics(self) -> TeacherStatistics | None:
         """How the teachers were weighted in the last epoch."""
-        return self._supervision.statistics()
+        return self._target_source.statistics()
 
     def state(self) -> dict[str, object]:
         """What a checkpoint needs, besides the epoch."""
@@ -144,11 +144,11 @@ class Trainer:
         """
         views = self._cutter.cut(indices, numbers)  # (B, 3, H, W)
         labels = self._labels[indices]
-        guidance = self._supervision.guide(indices, views)
+        batch_targets = self._target_source.batch_targets(indices, views)
         with self._compute.autocast():
             logits, features = self.student.forward_features(self._normalisation.apply(views))
             adapted = [adapter(features[self.student.hint_layer]) for adapter in self._adapters]
-        terms = self._objective.terms(logits, labels, guidance, adapted)
+        terms = self._objective.terms(logits, labels, batch_targets, adapted)
         loss = terms @ weights
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -171,7 +171,7 @@ class Trainer:
         with torch.no_grad():
             _, features = self.student.forward_features(self._normalisation.apply(views).cpu())
         shape = tuple(features[self.student.hint_layer].shape[1:])
-        return nn.ModuleList(Adapter(shape, hint) for hint in self._supervision.hint_shapes(views))
+        return nn.ModuleList(Adapter(shape, hint) for hint in self._target_source.hint_shapes(views))
 
 
 def fit(
@@ -179,7 +179,7 @@ def fit(
 ) -> RunReport:
     """Train to the end of the recipe, going on from the run's checkpoint, and write the student."""
     settings = recipe.training
-    normalisation = Normalisation(mean=settings.mean, deviation=settings.deviation)
+    normalisation = Normalisation(mean=settings.mean, std=settings.std)
     test_cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
     resumed_after = _resume(trainer, run)
     events = EventLog(run.path, warn=progress.warn)
@@ -199,7 +199,7 @@ def fit(
         "network": settings.network,
         "class_names": test.class_names,
         "mean": settings.mean,
-        "deviation": settings.deviation,
+        "std": settings.std,
     }
     run.save_student(trainer.student.state_dict(), facts)
     return _summary(recipe, run, len(test), resumed_after)

@@ -1,6 +1,6 @@
 """How much each teacher is listened to: a method's weight options, applied to what the teachers said.
 
-K teachers, B samples (a batch, or a whole slab of N), C classes.
+K teachers, B samples (a batch, or a whole slot of N), C classes.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from demkd.dataset import schedule
+from demkd.dataset import seeded
 from demkd.losses import (
     UNCERTAINTIES,
     effective_teachers,
@@ -21,7 +21,7 @@ from demkd.losses import (
     wrong_and_trusted,
 )
 from demkd.pipeline.methods import ENTROPY_SOURCES, METHODS, Method
-from demkd.pipeline.reports import TeacherStatistics
+from demkd.pipeline.results import TeacherStatistics
 
 DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
 
@@ -45,7 +45,7 @@ class TeacherWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shuffle:
-    """Whose weights to take instead of one's own, for the controls: (K, N) or (N,); see `dataset/schedule.py`."""
+    """Whose weights to take instead of one's own, for the controls: (K, N) or (N,); see `dataset/seeded.py`."""
 
     teachers: Tensor | None = None
     samples: Tensor | None = None
@@ -54,10 +54,10 @@ class Shuffle:
     def draw(cls, method: Method, *, seed: int, slot: int, teachers: int, samples: int) -> "Shuffle":
         """The shuffle of a slot, the same whenever the slot is met."""
         if method.weight_source == "shuffled_teachers":
-            order = schedule.shuffled_teachers(seed=seed, slot=slot, samples=samples, teachers=teachers)
+            order = seeded.shuffled_teachers(seed=seed, slot=slot, samples=samples, teachers=teachers)
             return cls(teachers=torch.from_numpy(order))
         if method.weight_source == "shuffled_samples":
-            return cls(samples=torch.from_numpy(schedule.shuffled_samples(seed=seed, slot=slot, samples=samples)))
+            return cls(samples=torch.from_numpy(seeded.shuffled_samples(seed=seed, slot=slot, samples=samples)))
         return cls()
 
     def of_samples(self, indices: Tensor) -> "Shuffle":
@@ -86,7 +86,7 @@ def uses_cached_entropy(method: Method) -> bool:
     )
 
 
-def needs_whole_slab(method: Method) -> bool:
+def needs_all_samples(method: Method) -> bool:
     """Whether a sample's weights depend on other samples, so that live teachers cannot give them batch by batch."""
     return method.weight_level == "dataset" or method.weight_source == "shuffled_samples"
 

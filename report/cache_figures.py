@@ -27,8 +27,8 @@ from demkd.report.figures import (
     series,
     short,
 )
+from demkd.report.statistics import CacheStatistics
 from demkd.report.summary import Agreement
-from demkd.report.survey import Survey
 
 MOST_PAIRS = 6
 FEWEST_VIEWS = 20
@@ -38,9 +38,9 @@ _STEPS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 _NATS = "entropy (nats)"
 
 
-def entropy_figure(survey: Survey) -> Illustration:
+def entropy_figure(statistics: CacheStatistics) -> Illustration:
     """Every teacher's entropies, a panel each: all views, and those it gets wrong."""
-    distributions = entropy_distributions(survey)
+    distributions = entropy_distributions(statistics)
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(len(distributions), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -72,9 +72,9 @@ def entropy_figure(survey: Survey) -> Illustration:
     )
 
 
-def reliability_figure(survey: Survey) -> Illustration:
+def reliability_figure(statistics: CacheStatistics) -> Illustration:
     """Accuracy by entropy, and below it how many views there are."""
-    distributions = entropy_distributions(survey, bins=_RELIABILITY_BINS)
+    distributions = entropy_distributions(statistics, bins=_RELIABILITY_BINS)
 
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
@@ -106,14 +106,14 @@ def reliability_figure(survey: Survey) -> Illustration:
             f"{FEWEST_VIEWS} views are left out. Below: the share of views in each bin."
         ),
         description=f"Accuracy against entropy: {'; '.join(parts)}",
-        entries=legend(survey.cache.names),
+        entries=legend(statistics.cache.names),
         size=(WIDTH, 330),
     )
 
 
-def weight_figure(survey: Survey) -> Illustration:
+def weight_figure(statistics: CacheStatistics) -> Illustration:
     """How the weights are distributed, a line a teacher."""
-    distributions = weight_distributions(survey, bins=_WEIGHT_BINS)
+    distributions = weight_distributions(statistics, bins=_WEIGHT_BINS)
     even = 1 / len(distributions)
     used = np.flatnonzero(np.sum([each.counts for each in distributions], axis=0))
     low, high = distributions[0].edges[used[0]], distributions[0].edges[used[-1] + 1]
@@ -142,16 +142,16 @@ def weight_figure(survey: Survey) -> Illustration:
             f"Each teacher's weight over all views, in steps of {1 / _WEIGHT_BINS}; the thin line is "
             f"1/{len(distributions)}, all alike. Weights close to it change little."
         ),
-        description=f"Distribution of the weights of {', '.join(survey.cache.names)}: {spread}",
-        entries=legend(survey.cache.names, marked=False),
+        description=f"Distribution of the weights of {', '.join(statistics.cache.names)}: {spread}",
+        entries=legend(statistics.cache.names, marked=False),
     )
 
 
-def pair_figures(survey: Survey, agreement: Agreement) -> list[Illustration]:
+def pair_figures(statistics: CacheStatistics, agreement: Agreement) -> list[Illustration]:
     """Teacher against teacher: entropies of all samples, for the pairs that are least alike."""
-    pairs = list(itertools.combinations(range(len(survey.cache.names)), 2))
+    pairs = list(itertools.combinations(range(len(statistics.cache.names)), 2))
     pairs.sort(key=lambda pair: agreement.same_top1[pair[0]][pair[1]])
-    return [_pair_figure(survey, agreement, number, *pair) for number, pair in enumerate(pairs[:MOST_PAIRS])]
+    return [_pair_figure(statistics, agreement, number, *pair) for number, pair in enumerate(pairs[:MOST_PAIRS])]
 
 
 def heat_map(
@@ -200,9 +200,9 @@ def heat_map(
     )
 
 
-def _pair_figure(survey: Survey, agreement: Agreement, number: int, one: int, other: int) -> Illustration:
-    names = survey.cache.names
-    mine, theirs = survey.mean_entropy[one], survey.mean_entropy[other]
+def _pair_figure(statistics: CacheStatistics, agreement: Agreement, number: int, one: int, other: int) -> Illustration:
+    names = statistics.cache.names
+    mine, theirs = statistics.mean_entropy[one], statistics.mean_entropy[other]
     highest = float(max(mine.max(), theirs.max(), 0.01)) * 1.02
     count = _most_in_a_cell(mine, theirs, highest)
     edges = [step for step in _STEPS if step <= count]
@@ -224,8 +224,8 @@ def _pair_figure(survey: Survey, agreement: Agreement, number: int, one: int, ot
         key=f"pair-{number}",
         title=f"{names[one]} against {names[other]}",
         caption=(
-            f"All {len(mine):,} samples by both teachers' entropy, averaged over {survey.cache.views} views. Off the "
-            f"thin line, one is surer than the other. Both give the same answer in {same:.1%} of views{alike}."
+            f"All {len(mine):,} samples by both teachers' entropy, averaged over {statistics.cache.views} views. Off "
+            f"the thin line, one is surer than the other. Both give the same answer in {same:.1%} of views{alike}."
         ),
         description=f"Entropy of {names[one]} against {names[other]}: same answer in {same:.1%} of views{alike}",
         entries=_scale_legend([f"{a:,} to {b - 1:,}" for a, b in itertools.pairwise(edges)], unit="samples"),

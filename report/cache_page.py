@@ -22,8 +22,8 @@ from demkd.report.classes import ClassSummary, by_class
 from demkd.report.figures import Illustration
 from demkd.report.gallery import LARGEST_SIDE, Gallery, gallery
 from demkd.report.rendering import render
+from demkd.report.statistics import CacheStatistics
 from demkd.report.summary import Agreement, CacheSummary, TeacherSummary, summarise
-from demkd.report.survey import Survey
 from demkd.report.tables import Cell, Column, Table, number, share, word
 
 GALLERY_SIZE = 12
@@ -31,15 +31,15 @@ MOST_CLASSES = 120
 _STEPS = 6
 
 
-def cache_page(survey: Survey, *, pixels: NDArray[np.uint8] | None) -> str:
+def cache_page(statistics: CacheStatistics, *, pixels: NDArray[np.uint8] | None) -> str:
     """The page of a cache, as HTML.
 
     Args:
         pixels: of its samples, (N, H, W, 3), to show in the galleries.
     """
-    summary = summarise(survey)
-    classes = by_class(survey)
-    figures = [entropy_figure(survey), reliability_figure(survey)]
+    summary = summarise(statistics)
+    classes = by_class(statistics)
+    figures = [entropy_figure(statistics), reliability_figure(statistics)]
     pairs = len(summary.teachers) * (len(summary.teachers) - 1) // 2
     return render(
         "cache.html.j2",
@@ -48,20 +48,20 @@ def cache_page(survey: Survey, *, pixels: NDArray[np.uint8] | None) -> str:
         facts_of_cache=_facts(summary),
         teachers=_teacher_table(summary.teachers),
         origins=[(teacher.name, _origin(teacher)) for teacher in summary.teachers],
-        figures_of_certainty=[*figures, weight_figure(survey)] if survey.weights is not None else figures,
-        pairs=pair_figures(survey, summary.agreement),
+        figures_of_certainty=[*figures, weight_figure(statistics)] if statistics.weights is not None else figures,
+        pairs=pair_figures(statistics, summary.agreement),
         pairs_left_out=max(pairs - MOST_PAIRS, 0),
         agreement=_agreement_table(summary.agreement) if pairs else None,
-        heat_maps=_heat_maps(classes, survey.cache.names),
-        classes=_class_table(classes, survey.cache.names),
-        galleries=_galleries(survey, pixels),
+        heat_maps=_heat_maps(classes, statistics.cache.names),
+        classes=_class_table(classes, statistics.cache.names),
+        galleries=_galleries(statistics, pixels),
         has_pictures=pixels is not None,
         shrunk=pixels is not None and max(pixels.shape[1:3]) > LARGEST_SIDE,
     )
 
 
 def _facts(summary: CacheSummary) -> list[tuple[str, str]]:
-    orbit = "" if summary.orbit is None else f" of {summary.orbit} there are"
+    num_distinct_views = "" if summary.num_distinct_views is None else f" of {summary.num_distinct_views} there are"
     unfinished = [
         f"{each.name} ({'unreadable' if each.progress is None else f'{each.progress:.0%} done'})"
         for each in summary.unfinished
@@ -72,7 +72,7 @@ def _facts(summary: CacheSummary) -> list[tuple[str, str]]:
         "data": f"{summary.data} {summary.split or ''}".strip(),
         "samples": f"{summary.samples:,} of {summary.classes} classes",
         "pictures": f"{size} pixels" if size else "",
-        "views a sample": f"{summary.views}{orbit}, seed {summary.view_seed}",
+        "views a sample": f"{summary.views}{num_distinct_views}, seed {summary.view_seed}",
         "how views are cut": "" if summary.padding is None else _cutting(summary),
         "precision": summary.precision,
         "size": f"{summary.file_bytes / 1e6:,.2f} MB",
@@ -90,12 +90,12 @@ def _cutting(summary: CacheSummary) -> str:
 
 def _origin(teacher: TeacherSummary) -> list[tuple[str, str]]:
     layers = [f"{layer} {' x '.join(map(str, shape))}" for layer, shape in teacher.features.items()]
-    figures = "" if not teacher.mean else f"{_list(teacher.mean)} / {_list(teacher.deviation)}"
+    figures = "" if not teacher.mean else f"{_list(teacher.mean)} / {_list(teacher.std)}"
     facts = {
         "network": teacher.network,
         "parameters": "" if teacher.parameters is None else f"{teacher.parameters:,}",
         "weights' SHA-256": teacher.fingerprint[:16],
-        "mean / deviation": figures,
+        "mean / std": figures,
         "input size": "" if teacher.input_size is None else f"{teacher.input_size} pixels",
         "features": ", ".join(layers) or "none",
         "views in the file": str(teacher.views),
@@ -225,22 +225,22 @@ def _level(value: float | None, highest: float) -> float | None:
     return None if value is None or highest <= 0 else value / highest
 
 
-def _galleries(survey: Survey, pixels: NDArray[np.uint8] | None) -> list[Gallery]:
+def _galleries(statistics: CacheStatistics, pixels: NDArray[np.uint8] | None) -> list[Gallery]:
     found = [
         gallery(
-            samples.uncertain(survey, GALLERY_SIZE),
+            samples.uncertain(statistics, GALLERY_SIZE),
             pixels,
             key="uncertain",
             title="Most uncertain",
             caption="Highest entropy, averaged over teachers and views.",
         )
     ]
-    if survey.disagreement is not None:
+    if statistics.disagreement is not None:
         text = "The largest share of views and pairs of teachers with different answers."
-        listing = samples.disputed(survey, GALLERY_SIZE)
+        listing = samples.disputed(statistics, GALLERY_SIZE)
         found.append(gallery(listing, pixels, key="disputed", title="Most disputed", caption=text))
-    if survey.weights is not None:
+    if statistics.weights is not None:
         text = "Where a wrong teacher weighs most above 1/K, averaged over views: what entropy cannot know."
-        listing = samples.wrong_and_trusted(survey, GALLERY_SIZE)
+        listing = samples.wrong_and_trusted(statistics, GALLERY_SIZE)
         found.append(gallery(listing, pixels, key="trusted", title="Wrong but trusted", caption=text))
     return [each for each in found if each.table.rows]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.report.errors import InspectionError
-from demkd.report.survey import Survey
+from demkd.report.statistics import CacheStatistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,14 +61,17 @@ class ClassListing:
     rows: tuple[ClassSummary, ...]
 
 
-def by_class(survey: Survey) -> tuple[ClassSummary, ...]:
+def by_class(statistics: CacheStatistics) -> tuple[ClassSummary, ...]:
     """Every class, in the order of the labels."""
-    cache = survey.cache
+    cache = statistics.cache
     counts = np.bincount(cache.labels, minlength=cache.classes)
-    disagreement = _of_classes(survey, None if survey.disagreement is None else survey.disagreement[None])
+    disagreement = _of_classes(statistics, None if statistics.disagreement is None else statistics.disagreement[None])
     # (K, C) each
-    top1, entropy = _of_classes(survey, survey.top1), _of_classes(survey, survey.mean_entropy)
-    weight, trusted = _of_classes(survey, survey.mean_weight), _of_classes(survey, survey.wrong_and_trusted)
+    top1, entropy = _of_classes(statistics, statistics.top1), _of_classes(statistics, statistics.mean_entropy)
+    weight, trusted = (
+        _of_classes(statistics, statistics.mean_weight),
+        _of_classes(statistics, statistics.wrong_and_trusted),
+    )
     return tuple(
         ClassSummary(
             label=label,
@@ -93,7 +96,7 @@ def by_class(survey: Survey) -> tuple[ClassSummary, ...]:
     )
 
 
-def list_classes(survey: Survey, *, sort: str = "entropy", limit: int | None = None) -> ClassListing:
+def list_classes(statistics: CacheStatistics, *, sort: str = "entropy", limit: int | None = None) -> ClassListing:
     """The classes by a column, largest first; `-COLUMN` is smallest first. What has no number comes last.
 
     Args:
@@ -104,11 +107,13 @@ def list_classes(survey: Survey, *, sort: str = "entropy", limit: int | None = N
         InspectionError: if there is no such column.
     """
     column = sort.removeprefix("-")
-    known = class_columns(survey.cache.names)
+    known = class_columns(statistics.cache.names)
     if column not in known:
         raise InspectionError(f"there is no column {column!r} to sort by: choose one of {', '.join(known)}")
-    rows = sorted(by_class(survey), key=lambda row: _sort_key(row, column, upwards=sort.startswith("-")))
-    return ClassListing(folder=survey.cache.folder, teachers=survey.cache.names, sort=sort, rows=tuple(rows[:limit]))
+    rows = sorted(by_class(statistics), key=lambda row: _sort_key(row, column, upwards=sort.startswith("-")))
+    return ClassListing(
+        folder=statistics.cache.folder, teachers=statistics.cache.names, sort=sort, rows=tuple(rows[:limit])
+    )
 
 
 def class_columns(teachers: Sequence[str]) -> list[str]:
@@ -125,11 +130,11 @@ def _sort_key(row: ClassSummary, column: str, *, upwards: bool) -> tuple[bool, f
     return value is None, 0.0 if value is None else (value if upwards else -value), row.number
 
 
-def _of_classes(survey: Survey, values: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+def _of_classes(statistics: CacheStatistics, values: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
     """Means (K, C) over the samples of each class of values (K, N); not a number where there are none."""
     if values is None:
         return None
-    labels, classes = survey.cache.labels, survey.cache.classes
+    labels, classes = statistics.cache.labels, statistics.cache.classes
     sums = np.stack([np.bincount(labels, weights=row, minlength=classes) for row in values])
     counts = np.bincount(labels, minlength=classes)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

@@ -1,4 +1,4 @@
-"""Runs side by side: means and deviations over seeds, and paired differences to a baseline.
+"""Runs side by side: means and stds over seeds, and paired differences to a baseline.
 
 Runs whose recipes differ in nothing but the seed are one group. n runs a group; shares in 0..1.
 """
@@ -74,15 +74,15 @@ class Group:
 
     Attributes:
         name: what tells the group from the others, in words.
-        last_deviation, best_deviation: sample standard deviations; None for a single run.
+        last_std, best_std: sample standard stds; None for a single run.
     """
 
     name: str
     seeds: tuple[int, ...]
     last: float
-    last_deviation: float | None
+    last_std: float | None
     best: float
-    best_deviation: float | None
+    best_std: float | None
     difference: Difference | None
 
 
@@ -159,7 +159,7 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     return [sorted(members, key=lambda run: run.seed) for members in grouped.values()]
 
 
-def stand_ins(runs: Sequence[FinishedRun]) -> dict[Path, FinishedRun]:
+def first_of_equal_runs(runs: Sequence[FinishedRun]) -> dict[Path, FinishedRun]:
     """For every run's folder, the first run that made the same choices with the same seed: mostly that run itself."""
     first: dict[tuple[str, int], FinishedRun] = {}
     return {run.folder: first.setdefault((run.identity, run.seed), run) for run in runs}
@@ -257,9 +257,9 @@ def _group(name: str, members: Sequence[FinishedRun], base: Sequence[FinishedRun
         name=name,
         seeds=tuple(run.seed for run in members),
         last=mean(last),
-        last_deviation=stdev(last) if len(last) > 1 else None,
+        last_std=stdev(last) if len(last) > 1 else None,
         best=mean(best),
-        best_deviation=stdev(best) if len(best) > 1 else None,
+        best_std=stdev(best) if len(best) > 1 else None,
         difference=None if base is None else _difference(members, base),
     )
 

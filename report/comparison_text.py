@@ -5,9 +5,9 @@ from demkd.report.comparison import Difference
 NO_PAIRS = ("", "0", "", "")  # of a group that has no seed in common with the baseline
 
 
-def percent(share: float, deviation: float | None) -> str:
+def percent(share: float, std: float | None) -> str:
     """`50.24 ± 0.76`, or `50.24` for a single run, in per cent; a heading, or who shows it, says so."""
-    return f"{100 * share:.2f}" if deviation is None else f"{100 * share:.2f} ± {100 * deviation:.2f}"
+    return f"{100 * share:.2f}" if std is None else f"{100 * share:.2f} ± {100 * std:.2f}"
 
 
 def difference_texts(difference: Difference) -> tuple[str, str, str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from demkd.report.comparison import Comparison, ComparisonError, FinishedRun, group_runs
 
 BAND = (
-    "The band is one standard deviation (of the sample) around the mean of three or more seeds, "
+    "The band is one standard std (of the sample) around the mean of three or more seeds, "
     "lowest to highest of two; a single seed has none."
 )
 
@@ -112,9 +112,9 @@ def _over_seeds(values: Sequence[Sequence[float]]) -> Curve:
         return Curve(mean=average, low=None, high=None)
     if len(values) == 2:
         return Curve(mean=average, low=tuple(map(min, by_epoch)), high=tuple(map(max, by_epoch)))
-    deviations = [float(np.std(epoch, ddof=1)) for epoch in by_epoch]
+    stds = [float(np.std(epoch, ddof=1)) for epoch in by_epoch]
     return Curve(
         mean=average,
-        low=tuple(middle - deviation for middle, deviation in zip(average, deviations, strict=True)),
-        high=tuple(middle + deviation for middle, deviation in zip(average, deviations, strict=True)),
+        low=tuple(middle - std for middle, std in zip(average, stds, strict=True)),
+        high=tuple(middle + std for middle, std in zip(average, stds, strict=True)),
     )

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.report.comparison import Comparison, FinishedRun
-from demkd.report.survey import Survey
+from demkd.report.statistics import CacheStatistics
 from demkd.report.writing import PageError, WrittenFile, write_whole
 
 _PLOT_FORMATS = {".svg": "svg", ".png": "png"}
 
 
-def write_cache_page(survey: Survey, path: Path, *, pixels: NDArray[np.uint8] | None = None) -> WrittenFile:
+def write_cache_page(
+    statistics: CacheStatistics, path: Path, *, pixels: NDArray[np.uint8] | None = None
+) -> WrittenFile:
     """Write the page of a cache.
 
     Args:
@@ -26,7 +28,7 @@ def write_cache_page(survey: Survey, path: Path, *, pixels: NDArray[np.uint8] | 
     require_page_libraries("a page")
     from demkd.report.cache_page import cache_page
 
-    return write_whole(path, _encoded(cache_page(survey, pixels=pixels)))
+    return write_whole(path, _encoded(cache_page(statistics, pixels=pixels)))
 
 
 def write_runs_page(runs: Sequence[FinishedRun], comparison: Comparison, path: Path) -> WrittenFile:

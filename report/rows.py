@@ -10,8 +10,8 @@ from typing import Any
 
 from demkd.report.classes import ClassListing
 from demkd.report.comparison import Comparison, Group
-from demkd.report.opinions import SampleSummary, SampleViews
 from demkd.report.samples import SampleListing, SampleRow, SampleTeacher
+from demkd.report.single_sample import SampleSummary, SampleViews
 from demkd.report.summary import CacheSummary
 
 Inspection = CacheSummary | ClassListing | SampleListing | SampleSummary | SampleViews
@@ -31,7 +31,7 @@ def flat_rows(inspection: Inspection) -> FlatRows:
     if isinstance(inspection, CacheSummary):
         rows: tuple[Any, ...] = inspection.teachers
     elif isinstance(inspection, SampleSummary):
-        rows = inspection.opinions
+        rows = inspection.answers
     else:
         rows = inspection.rows
     flat = [dict(_flatten(asdict(row))) for row in rows]
@@ -60,9 +60,9 @@ def _group_row(group: Group, baseline: str | None) -> dict[str, Value]:
         "group": group.name,
         "seeds": len(group.seeds),
         "last_top1_mean": group.last,
-        "last_top1_standard_deviation": group.last_deviation,
+        "last_top1_standard_deviation": group.last_std,
         "best_top1_mean": group.best,
-        "best_top1_standard_deviation": group.best_deviation,
+        "best_top1_standard_deviation": group.best_std,
         "baseline": baseline,
         "difference_mean": difference.get("mean"),
         "pairs": difference.get("seeds"),

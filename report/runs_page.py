@@ -40,7 +40,7 @@ def _final_table(comparison: Comparison) -> Table:
     if comparison.baseline:
         columns += [Column(text=text) for text in ("difference", "pairs", "95 % interval", "detectable")]
     best = max(comparison.groups, key=lambda group: group.last)
-    caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
+    caption = "In the last epoch, and in each run's best: mean ± standard std over seeds. ★ is the best mean."
     if comparison.baseline:
         caption += (
             f" Differences to {comparison.baseline} are in percentage points, over pairs of the seeds that both have, "
@@ -55,8 +55,8 @@ def _final_row(group: Group, *, best: bool, baseline: str | None) -> list[Cell]:
     cells = [
         Cell(text=f"{group.name} ★" if best else group.name, strong=best),
         number(len(group.seeds), "seeds", form="d"),
-        Cell(text=f"{percent(group.last, group.last_deviation)}%", value=group.last, name="last"),
-        Cell(text=f"{percent(group.best, group.best_deviation)}%", value=group.best, name="best"),
+        Cell(text=f"{percent(group.last, group.last_std)}%", value=group.last, name="last"),
+        Cell(text=f"{percent(group.best, group.best_std)}%", value=group.best, name="best"),
     ]
     if baseline is None:
         return cells

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.report.errors import InspectionError
-from demkd.report.survey import Survey
+from demkd.report.statistics import CacheStatistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,25 +61,27 @@ class SampleListing:
     rows: tuple[SampleRow, ...]
 
 
-def uncertain(survey: Survey, count: int) -> SampleListing:
+def uncertain(statistics: CacheStatistics, count: int) -> SampleListing:
     """The samples with the highest entropy, averaged over teachers and slots."""
-    return _listing(survey, "uncertain", survey.mean_entropy.mean(0), count)
+    return _listing(statistics, "uncertain", statistics.mean_entropy.mean(0), count)
 
 
-def disputed(survey: Survey, count: int) -> SampleListing:
+def disputed(statistics: CacheStatistics, count: int) -> SampleListing:
     """The samples about which teachers disagree most: the share of slots and pairs of teachers with different
     predictions; among equals, those whose mean entropies lie farthest apart (largest less smallest).
 
     Raises:
         InspectionError: if the cache has a single teacher.
     """
-    if survey.disagreement is None:
-        only = survey.cache.names[0]
+    if statistics.disagreement is None:
+        only = statistics.cache.names[0]
         raise InspectionError(f"{only} is alone, and has nobody to disagree with: choose two or more --teachers")
-    return _listing(survey, "disputed", survey.disagreement, count, then=np.ptp(survey.mean_entropy, axis=0))
+    return _listing(
+        statistics, "disputed", statistics.disagreement, count, then=np.ptp(statistics.mean_entropy, axis=0)
+    )
 
 
-def wrong_and_trusted(survey: Survey, count: int) -> SampleListing:
+def wrong_and_trusted(statistics: CacheStatistics, count: int) -> SampleListing:
     """The samples where a wrong teacher weighs most above 1 / K, averaged over the slots; fewer if there are fewer.
 
     A slot in which the teacher is right, or weighs less, counts as 0. The teacher is the one for which this is most.
@@ -87,19 +89,19 @@ def wrong_and_trusted(survey: Survey, count: int) -> SampleListing:
     Raises:
         InspectionError: if there are no weights of these teachers.
     """
-    if survey.misplaced_trust is None or survey.wrong_and_trusted is None:
+    if statistics.misplaced_trust is None or statistics.wrong_and_trusted is None:
         raise InspectionError(
-            f"{survey.cache.folder} has no weights of {', '.join(survey.cache.names)}: leave --teachers out, "
+            f"{statistics.cache.folder} has no weights of {', '.join(statistics.cache.names)}: leave --teachers out, "
             "or run cache-teachers again, which computes them"
         )
-    found = int(survey.wrong_and_trusted.any(0).sum())
-    listing = _listing(survey, "wrong and trusted", survey.misplaced_trust.max(0), min(count, found))
-    names, trusted = survey.cache.names, survey.misplaced_trust.argmax(0)
+    found = int(statistics.wrong_and_trusted.any(0).sum())
+    listing = _listing(statistics, "wrong and trusted", statistics.misplaced_trust.max(0), min(count, found))
+    names, trusted = statistics.cache.names, statistics.misplaced_trust.argmax(0)
     return replace(listing, rows=tuple(replace(row, trusted=names[trusted[row.index]]) for row in listing.rows))
 
 
 def _listing(
-    survey: Survey,
+    statistics: CacheStatistics,
     order: str,
     score: NDArray[np.float64],
     count: int,
@@ -108,29 +110,29 @@ def _listing(
 ) -> SampleListing:
     """The samples with the highest scores (N,); equals by the second one, then by index."""
     ranked = np.argsort(-score, kind="stable") if then is None else np.lexsort((-then, -score))
-    rows = tuple(_row(survey, int(index), float(score[index])) for index in ranked[:count])
-    return SampleListing(folder=survey.cache.folder, order=order, teachers=survey.cache.names, rows=rows)
+    rows = tuple(_row(statistics, int(index), float(score[index])) for index in ranked[:count])
+    return SampleListing(folder=statistics.cache.folder, order=order, teachers=statistics.cache.names, rows=rows)
 
 
-def _row(survey: Survey, index: int, score: float) -> SampleRow:
-    cache = survey.cache
+def _row(statistics: CacheStatistics, index: int, score: float) -> SampleRow:
+    cache = statistics.cache
     return SampleRow(
         index=index,
         label=cache.class_names[int(cache.labels[index])],
         score=score,
         trusted=None,
-        teachers=tuple(_teacher(survey, position, index) for position in range(len(cache.teachers))),
+        teachers=tuple(_teacher(statistics, position, index) for position in range(len(cache.teachers))),
     )
 
 
-def _teacher(survey: Survey, position: int, index: int) -> SampleTeacher:
-    votes = np.bincount([int(slab[index]) for slab in survey.prediction[position]])
+def _teacher(statistics: CacheStatistics, position: int, index: int) -> SampleTeacher:
+    votes = np.bincount([int(answers[index]) for answers in statistics.prediction[position]])
     winner = int(votes.argmax())
     return SampleTeacher(
-        name=survey.cache.names[position],
-        prediction=survey.cache.class_names[winner],
+        name=statistics.cache.names[position],
+        prediction=statistics.cache.class_names[winner],
         share=float(votes[winner] / votes.sum()),
-        top1=float(survey.top1[position, index]),
-        entropy=float(survey.mean_entropy[position, index]),
-        weight=None if survey.mean_weight is None else float(survey.mean_weight[position, index]),
+        top1=float(statistics.top1[position, index]),
+        entropy=float(statistics.mean_entropy[position, index]),
+        weight=None if statistics.mean_weight is None else float(statistics.mean_weight[position, index]),
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from demkd.cache import Cache, CacheError, TeacherCache
 from demkd.cache.teacher_file import cache_file
 from demkd.cache.weights import WEIGHTS_NAME
-from demkd.report.survey import Survey
+from demkd.report.statistics import CacheStatistics
 
 HISTOGRAM_BINS = 20
 
@@ -27,7 +27,7 @@ class TeacherSummary:
 
     Attributes:
         fingerprint: SHA-256 of its weights.
-        mean, deviation: its normalisation by channel, for pixels in [0, 1].
+        mean, std: its normalisation by channel, for pixels in [0, 1].
         input_size: to how many pixels views were resized for it; None if they were not.
         features: layer -> shape of one sample's features.
         views: the slots that its file has; the numbers are of those that all teachers have.
@@ -44,7 +44,7 @@ class TeacherSummary:
     parameters: int | None
     fingerprint: str
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     input_size: int | None
     precision: str
     features: Mapping[str, tuple[int, ...]]
@@ -89,7 +89,7 @@ class CacheSummary:
 
     Attributes:
         picture_size: height and width in pixels.
-        views, orbit: V, and of how many different views; None where the provenance does not tell.
+        views, num_distinct_views: V, and of how many different views; None where the provenance does not tell.
         padding, flip: how views are cut.
         file_bytes: of these teachers' files, and of weights.h5 where it is theirs.
         weighting: how the weights were computed, in words; None where there are none of these teachers.
@@ -106,7 +106,7 @@ class CacheSummary:
     pixels_sha256: str | None
     labels_sha256: str
     views: int
-    orbit: int | None
+    num_distinct_views: int | None
     padding: int | None
     flip: bool | None
     view_seed: int
@@ -119,16 +119,16 @@ class CacheSummary:
     agreement: Agreement
 
 
-def summarise(survey: Survey) -> CacheSummary:
+def summarise(statistics: CacheStatistics) -> CacheSummary:
     """Describe a cache."""
-    cache = survey.cache
+    cache = statistics.cache
     first = cache.teachers[0].provenance
-    data, views = first.bound["data"], first.bound["views"]
-    teachers = tuple(_summarise_teacher(survey, position) for position in range(len(cache.teachers)))
+    data, views = first.identity["data"], first.identity["views"]
+    teachers = tuple(_summarise_teacher(statistics, position) for position in range(len(cache.teachers)))
     padding, flip = _kept(views.get("padding"), int), _kept(views.get("flip"), bool)
     return CacheSummary(
         folder=cache.folder,
-        data=str(first.noted.get("data", "")),
+        data=str(first.notes.get("data", "")),
         split=_kept(data.get("split"), str),
         samples=cache.samples,
         classes=cache.classes,
@@ -136,7 +136,7 @@ def summarise(survey: Survey) -> CacheSummary:
         pixels_sha256=_kept(data.get("pixels_sha256"), str),
         labels_sha256=data["labels_sha256"],
         views=cache.views,
-        orbit=None if padding is None or flip is None else (2 * padding + 1) ** 2 * (2 if flip else 1),
+        num_distinct_views=None if padding is None or flip is None else (2 * padding + 1) ** 2 * (2 if flip else 1),
         padding=padding,
         flip=flip,
         view_seed=views["seed"],
@@ -146,46 +146,46 @@ def summarise(survey: Survey) -> CacheSummary:
         weights_state=_weights_state(cache),
         unfinished=_unfinished(cache.folder),
         teachers=teachers,
-        agreement=agreement(survey),
+        agreement=agreement(statistics),
     )
 
 
-def agreement(survey: Survey) -> Agreement:
+def agreement(statistics: CacheStatistics) -> Agreement:
     """Compare every teacher with every other."""
-    ranks = [_ranks(entropies) for entropies in survey.mean_entropy]
+    ranks = [_ranks(entropies) for entropies in statistics.mean_entropy]
     return Agreement(
-        names=survey.cache.names,
-        same_top1=tuple(tuple(map(float, row)) for row in survey.same_top1),
+        names=statistics.cache.names,
+        same_top1=tuple(tuple(map(float, row)) for row in statistics.same_top1),
         rank_correlation=tuple(tuple(_correlation(mine, theirs) for theirs in ranks) for mine in ranks),
     )
 
 
-def _summarise_teacher(survey: Survey, position: int) -> TeacherSummary:
-    teacher = survey.cache.teachers[position]
-    bound, noted = teacher.provenance.bound["teacher"], teacher.provenance.noted
-    ordered = np.sort(np.concatenate(survey.entropy[position]))  # (V x N,); sorted, one look answers the rest
-    versions = noted.get("versions")
+def _summarise_teacher(statistics: CacheStatistics, position: int) -> TeacherSummary:
+    teacher = statistics.cache.teachers[position]
+    identity, notes = teacher.provenance.identity["teacher"], teacher.provenance.notes
+    ordered = np.sort(np.concatenate(statistics.entropy[position]))  # (V x N,); sorted, one look answers the rest
+    versions = notes.get("versions")
     return TeacherSummary(
         name=teacher.name,
-        network=bound["network"],
-        parameters=noted.get("parameters"),
-        fingerprint=bound["weights_sha256"],
-        mean=_numbers(bound.get("mean")),
-        deviation=_numbers(bound.get("deviation")),
-        input_size=_kept(bound.get("input_size"), int),
-        precision=teacher.provenance.bound["precision"],
+        network=identity["network"],
+        parameters=notes.get("parameters"),
+        fingerprint=identity["state_sha256"],
+        mean=_numbers(identity.get("mean")),
+        std=_numbers(identity.get("std")),
+        input_size=_kept(identity.get("input_size"), int),
+        precision=teacher.provenance.identity["precision"],
         features=teacher.shape.features,
         file_bytes=teacher.header.size,
         views=teacher.shape.views,
-        device=_kept(noted.get("device"), str),
+        device=_kept(notes.get("device"), str),
         versions={str(key): str(value) for key, value in versions.items()} if isinstance(versions, Mapping) else {},
-        top1=float(survey.top1[position].mean()),
-        mean_entropy=float(survey.mean_entropy[position].mean()),
+        top1=float(statistics.top1[position].mean()),
+        mean_entropy=float(statistics.mean_entropy[position].mean()),
         quartiles=(_quantile(ordered, 0.25), _quantile(ordered, 0.5), _quantile(ordered, 0.75)),
-        histogram=_histogram(ordered, float(np.log(survey.cache.classes))),
-        mean_weight=None if survey.mean_weight is None else float(survey.mean_weight[position].mean()),
+        histogram=_histogram(ordered, float(np.log(statistics.cache.classes))),
+        mean_weight=None if statistics.mean_weight is None else float(statistics.mean_weight[position].mean()),
         wrong_and_trusted=(
-            None if survey.wrong_and_trusted is None else float(survey.wrong_and_trusted[position].mean())
+            None if statistics.wrong_and_trusted is None else float(statistics.wrong_and_trusted[position].mean())
         ),
     )
 

@@ -42,7 +42,7 @@ class Checkpoint:
 
     Attributes:
         state: tensor by name.
-        facts: what a file of this project knows: network, class_names, mean, deviation. Of other files, class_names
+        facts: what a file of this project knows: network, class_names, mean, std. Of other files, class_names
             if they have them.
     """
 
@@ -141,7 +141,7 @@ def _facts(file: Path, text: str) -> dict[str, Any]:
         "network": lambda value: isinstance(value, str),
         "class_names": _are_names,
         "mean": _are_figures,
-        "deviation": _are_figures,
+        "std": _are_figures,
     }
     try:
         facts = dict(json.loads(text))

@@ -85,7 +85,7 @@ class Teacher:
         """How many numbers were learnt."""
         return sum(parameter.numel() for parameter in self._network.parameters())
 
-    def weights_sha256(self) -> str:
+    def state_sha256(self) -> str:
         """Digest of the state dict."""
         return state_sha256(self._network)
 
@@ -118,7 +118,7 @@ class Teacher:
         summary = F.adaptive_avg_pool2d(features, grid)
         return summary.flatten(1) if grid == 1 else summary
 
-    def require_pure(self, views: Tensor) -> None:
+    def require_deterministic(self, views: Tensor) -> None:
         """Check on some views (B, 3, H, W), B > 1, that an answer depends on the picture alone.
 
         Catches dropout that stays on, and normalisation by the batch's own statistics: a network left in train mode.

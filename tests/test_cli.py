@@ -45,7 +45,7 @@ def test_the_whole_pipeline_by_hand(digits: Path, tmp_path: Path, cli: Cli) -> N
 
     sample = json.loads(cli("inspect", digits / "cache", "--sample", 7, "--slot", 1, "--json").stdout)
     assert sample["index"] == 7
-    assert all(sum(opinion["probabilities"]) <= 1 + 1e-9 for opinion in sample["opinions"])
+    assert all(sum(answer["probabilities"]) <= 1 + 1e-9 for answer in sample["answers"])
 
     out = tmp_path / "student"
     arguments = ("--data", "digits", "--cache", digits / "cache", "--student", "resnet8", "--epochs", 2, "--out", out)

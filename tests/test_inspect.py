@@ -99,7 +99,7 @@ def _figures(text: str) -> list[str]:
 @pytest.mark.parametrize("options", LISTINGS)
 def test_json_and_csv_say_the_same(cache: Path, options: str) -> None:
     report = json.loads(inspect(cache, options, "--json").stdout)
-    rows = report.get("rows") or report.get("opinions") or report["teachers"]
+    rows = report.get("rows") or report.get("answers") or report["teachers"]
     table = list(csv.DictReader(io.StringIO(inspect(cache, options, "--csv").stdout)))
     assert len(rows) == len(table) > 0
     for row, line in zip(rows, table, strict=True):
@@ -202,7 +202,7 @@ def test_what_there_is_not_is_said_in_one_sentence(cache: Path, options: str, me
 def test_the_picture_is_that_of_the_sample(picture_folder: Path, tmp_path: Path) -> None:
     """In a pipe, as shades of grey: a character for two lines of the picture, the darker the emptier."""
     pictures = load_split(str(picture_folder), "train")
-    changes = {"data": describe_data(pictures), "orbit": describe_views(pictures.policy, 7)}
+    changes = {"data": describe_data(pictures), "num_distinct_views": describe_views(pictures.policy, 7)}
     write_inspected(tmp_path, labels=pictures.labels.numpy(), **changes)
     lines = inspect(tmp_path, "--sample 23 --data", picture_folder).stdout.splitlines()
     assert lines[0].startswith("sample 23, label bee, slot 0")

@@ -19,8 +19,8 @@ def shape(*, views: int = 3, **features: tuple[int, ...]) -> CacheShape:
 
 
 def provenance(**changes: Any) -> Provenance:
-    bound: dict[str, Any] = {
-        "teacher": {"network": "resnet8", "weights_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5]},
+    identity: dict[str, Any] = {
+        "teacher": {"network": "resnet8", "state_sha256": "ab" * 32, "mean": [0.5, 0.5, 0.5]},
         "data": {
             "samples": SAMPLES,
             "class_names": list("abcdefg"),
@@ -32,8 +32,8 @@ def provenance(**changes: Any) -> Provenance:
     }
     for name, value in changes.items():
         table, _, key = name.partition("__")
-        bound[table] = {**bound[table], key: value} if key else value
-    return Provenance(bound=bound, noted={"data": "counting"})
+        identity[table] = {**identity[table], key: value} if key else value
+    return Provenance(identity=identity, notes={"data": "counting"})
 
 
 def answers(

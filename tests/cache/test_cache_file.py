@@ -35,7 +35,7 @@ def check_everything(folder: Path, *, views: int, teacher: str = "a", number: in
     for slot in range(views):
         truth = answers(file.shape.answers(), slot, ALL, teacher=number, features=file.shape)
         for name, expected in truth.items():
-            assert np.array_equal(file.slab(name, slot), expected), (name, slot)
+            assert np.array_equal(file.read(name, slot), expected), (name, slot)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_any_hdf5_tool_reads_the_same(tmp_path: Path) -> None:
         for name in file.shape.answers():
             assert plain[name].chunks is None
             for slot in range(3):
-                assert np.array_equal(plain[name][slot], file.slab(name, slot))
+                assert np.array_equal(plain[name][slot], file.read(name, slot))
         assert b"resnet8" in plain["provenance"][()]
         assert np.array_equal(plain["label"][:], LABELS)
 
@@ -74,9 +74,9 @@ def test_an_unfinished_file_cannot_be_finished(tmp_path: Path) -> None:
 def test_an_unwritten_block_is_an_error_and_not_zeros(tmp_path: Path) -> None:
     fill(tmp_path, shape(), blocks=5)
     partial = TeacherCache(tmp_path / "a.h5.partial")
-    assert np.array_equal(partial.slab("logits", 0), answers(["logits"], 0, ALL)["logits"])
+    assert np.array_equal(partial.read("logits", 0), answers(["logits"], 0, ALL)["logits"])
     with pytest.raises(CacheIncompleteError, match="slot 1, rows 16 to 31"):
-        partial.slab("logits", 1)
+        partial.read("logits", 1)
 
 
 def test_a_resumed_file_has_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_old_file_stays_whole_until_the_larger_one_is(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher__weights_sha256": "00" * 32}, r"teacher\.weights_sha256 is abab.* in the cache and 0000.* now"),
+        ({"teacher__state_sha256": "00" * 32}, r"teacher\.state_sha256 is abab.* in the cache and 0000.* now"),
         ({"data__pixels_sha256": "00" * 32}, r"data\.pixels_sha256 is cdcd.* in the cache and 0000.* now"),
         ({"data__class_names": list("abcdefh")}, r"data\.class_names is .*\"g\"\] in the cache and .*\"h\"\] now"),
         ({"views__padding": 3}, r"views\.padding is 4 in the cache and 3 now"),
@@ -152,7 +152,7 @@ def test_values_that_float16_cannot_hold_stop_the_writer(tmp_path: Path, value: 
     with CacheWriter(tmp_path, "a", shape=shape(), provenance=provenance(), labels=LABELS) as writer:
         bad = answers(writer.missing(1, 2), 1, writer.shape.rows(2))
         bad["logits"][5, 3] = value
-        with pytest.raises(CacheValueError, match=f"teacher a answers ({said}) in logits for sample 37 in slot 1"):
+        with pytest.raises(CacheValueError, match=f"teacher a slot ({said}) in logits for sample 37 in slot 1"):
             writer.write(1, 2, bad)
         assert (1, 2) in writer.pending(), "nothing of the block is written"
 
@@ -172,9 +172,9 @@ def test_a_flipped_bit_in_the_answers_is_found(tmp_path: Path, name: str) -> Non
         offset = plain[name].id.get_offset() + plain[name][0].nbytes + 8  # slot 1, in the first block
     flip(tmp_path / "a.h5", offset)
     file = TeacherCache(tmp_path / "a.h5")
-    file.slab(name, 0)
+    file.read(name, 0)
     with pytest.raises(CacheDamagedError, match=rf"{name} of teacher a, slot 1, rows 0 to 15 do not match"):
-        file.slab(name, 1)
+        file.read(name, 1)
 
 
 def test_a_flipped_bit_in_a_ledger_is_found(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_flipped_bit_in_a_ledger_is_found(tmp_path: Path) -> None:
         offset = plain["ledger/entropy"].id.get_offset()
     flip(tmp_path / "a.h5", offset)
     with pytest.raises(CacheDamagedError, match="entropy of teacher a, slot 0, rows 0 to 15"):
-        TeacherCache(tmp_path / "a.h5").slab("entropy", 0)
+        TeacherCache(tmp_path / "a.h5").read("entropy", 0)
 
 
 def test_a_block_in_anothers_place_is_found(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_block_in_anothers_place_is_found(tmp_path: Path) -> None:
         plain["logits"][2] = plain["logits"][1]
         plain["ledger/logits"][2] = plain["ledger/logits"][1]
     with pytest.raises(CacheDamagedError, match="logits of teacher a, slot 2"):
-        TeacherCache(tmp_path / "a.h5").slab("logits", 2)
+        TeacherCache(tmp_path / "a.h5").read("logits", 2)
 
 
 def test_torn_blocks_are_redone_on_resume(tmp_path: Path) -> None:
@@ -279,9 +279,9 @@ def test_readers_work_in_other_processes(tmp_path: Path, method: str) -> None:
     file = TeacherCache(tmp_path / "a.h5")
     assert len(pickle.dumps(file)) < 1000, "the path travels, not the map"
     with multiprocessing.get_context(method).Pool(2) as pool:
-        slabs = pool.starmap(TeacherCache.slab, [(file, "logits", 1)] * 4)
-    for slab in slabs:
-        assert np.array_equal(slab, file.slab("logits", 1))
+        by_slot = pool.starmap(TeacherCache.read, [(file, "logits", 1)] * 4)
+    for found in by_slot:
+        assert np.array_equal(found, file.read("logits", 1))
 
 
 def test_teachers_are_combined_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ def test_teachers_are_combined_in_the_order_asked_for(tmp_path: Path) -> None:
         fill(tmp_path, shape(views=3 + number), teacher=name, number=number)
     cache = open_cache(tmp_path)
     assert (cache.names, cache.views, cache.samples, cache.classes) == (("a", "b", "c"), 3, SAMPLES, CLASSES)
-    slab = open_cache(tmp_path, ["c", "a"]).slab(2)
-    assert np.array_equal(slab.logits[0], answers(["logits"], 2, ALL, teacher=2)["logits"])
-    assert np.array_equal(slab.entropy[1], answers(["entropy"], 2, ALL)["entropy"])
-    assert np.array_equal(slab.view, answers(["view"], 2, ALL)["view"])
+    found = open_cache(tmp_path, ["c", "a"]).read_slot(2)
+    assert np.array_equal(found.logits[0], answers(["logits"], 2, ALL, teacher=2)["logits"])
+    assert np.array_equal(found.entropy[1], answers(["entropy"], 2, ALL)["entropy"])
+    assert np.array_equal(found.view, answers(["view"], 2, ALL)["view"])
 
 
 def test_teachers_who_saw_something_else_are_not_combined(tmp_path: Path) -> None:
@@ -314,10 +314,10 @@ def test_weights_are_those_of_exactly_these_answers(tmp_path: Path) -> None:
     assert cache.weights is None
     values = np.random.default_rng(0).random((2, 3, SAMPLES), np.float32)
     write_weights(tmp_path, cache.teachers, values, weighting="drawn")
-    weights = open_cache(tmp_path).slab(1).weights
+    weights = open_cache(tmp_path).read_slot(1).weights
     assert weights is not None
     assert np.array_equal(weights, values[:, 1])
-    turned = open_cache(tmp_path, ["b", "a"]).slab(1).weights
+    turned = open_cache(tmp_path, ["b", "a"]).read_slot(1).weights
     assert turned is not None
     assert np.array_equal(turned, values[::-1, 1])
     assert open_cache(tmp_path, ["a"]).weights is None, "weights of two teachers are not those of one"
@@ -342,9 +342,9 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(CacheMissingError, match=r"there is no teacher 'b' in .*; it has a"):
         open_cache(tmp_path, ["b"])
     with pytest.raises(CacheMissingError, match="has no features/stage3; it has logits, entropy, prediction, view"):
-        TeacherCache(tmp_path / "a.h5").slab("features/stage3", 0)
+        TeacherCache(tmp_path / "a.h5").read("features/stage3", 0)
     with pytest.raises(CacheIncompleteError, match=r"slot 3 is asked for, and .* has slots 0 to 2"):
-        open_cache(tmp_path).slab(3)
+        open_cache(tmp_path).read_slot(3)
 
 
 assert SAMPLES % BLOCK_ROWS, "the last block shall be a short one"

@@ -21,7 +21,7 @@ from rich.console import Console
 from demkd.cli import main
 from demkd.console import progress as progress_module
 from demkd.console.progress import ConsoleProgress
-from demkd.pipeline.reports import EpochReport
+from demkd.pipeline.results import EpochReport
 from tests.conftest import CHECKOUT
 
 EPOCH = EpochReport(

@@ -16,7 +16,7 @@ def test_the_digits_have_a_fixed_stratified_split() -> None:
     train, test = load_pictures("digits", split="train"), load_pictures("digits", split="test")
     assert (len(train), len(test)) == (1437, 360)
     assert train.pixels.shape == (1437, 8, 8, 3)
-    assert train.policy.orbit == 9
+    assert train.policy.num_distinct_views == 9
     assert torch.bincount(test.labels).min() >= 35
     assert train.pixels_sha256() == "f8aef031a4bc249cfd10edec4aadbe17218a49bb8800262ebfcd61877f3161aa"
     assert test.labels_sha256() == "89df99af78caf5801a1854956b5e1f5f907eeb278efe75e5ba9eca6432682e98"
@@ -63,11 +63,11 @@ def test_normalisation_is_measured_and_applied() -> None:
     normalisation = Normalisation.of(pixels)
     share = pixels.double() / 255
     assert normalisation.mean == pytest.approx(share.mean((0, 1, 2)).tolist(), abs=1e-4)
-    assert normalisation.deviation == pytest.approx(share.std((0, 1, 2), correction=0).tolist(), abs=1e-4)
+    assert normalisation.std == pytest.approx(share.std((0, 1, 2), correction=0).tolist(), abs=1e-4)
     views = pixels.permute(0, 3, 1, 2)
-    expected = (views / 255 - torch.tensor(normalisation.mean).view(3, 1, 1)) / torch.tensor(
-        normalisation.deviation
-    ).view(3, 1, 1)
+    expected = (views / 255 - torch.tensor(normalisation.mean).view(3, 1, 1)) / torch.tensor(normalisation.std).view(
+        3, 1, 1
+    )
     torch.testing.assert_close(normalisation.apply(views), expected, rtol=0, atol=1e-5)
 
 

@@ -44,13 +44,13 @@ def test_equal_seeds_give_equal_weights_and_others_do_not() -> None:
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "vgg13", "ResNet18", "MobileNetV2"])
 def test_convolutions_start_as_he_et_al_say(name: str) -> None:
-    """Mean 0 and deviation sqrt(2 / fan-out), to five standard errors of the estimates; biases 0."""
+    """Mean 0 and std sqrt(2 / fan-out), to five standard errors of the estimates; biases 0."""
     torch.manual_seed(0)
     for layer in build_network(name, classes=10).modules():
         if isinstance(layer, nn.Conv2d):
-            count, deviation = layer.weight.numel(), math.sqrt(2 / (layer.out_channels * math.prod(layer.kernel_size)))
-            assert abs(layer.weight.mean().item()) < 5 * deviation / math.sqrt(count)
-            assert layer.weight.std().item() == pytest.approx(deviation, rel=5 / math.sqrt(2 * count))
+            count, std = layer.weight.numel(), math.sqrt(2 / (layer.out_channels * math.prod(layer.kernel_size)))
+            assert abs(layer.weight.mean().item()) < 5 * std / math.sqrt(count)
+            assert layer.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * count))
             assert layer.bias is None or not layer.bias.any()
 
 

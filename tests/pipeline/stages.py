@@ -12,7 +12,7 @@ from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.methods import choose_method
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.recipe import TrainingOptions
-from demkd.pipeline.reports import CachingReport, EpochReport, RunReport
+from demkd.pipeline.results import CachingReport, EpochReport, RunReport
 
 FLOAT32 = choose_compute(device="cpu", precision="float32")
 TEACHERS = ("resnet8", "wrn_16_1", "vgg8")

@@ -22,7 +22,7 @@ from demkd.pipeline.distilling import train
 from demkd.pipeline.evaluation import evaluate_run
 from demkd.pipeline.exporting import ExportError, ExportRequest, export
 from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.reports import ExportReport
+from demkd.pipeline.results import ExportReport
 from tests.pipeline.stages import FLOAT32, training_options
 
 needs_onnx = pytest.mark.skipif(
@@ -54,8 +54,8 @@ def test_safetensors_are_a_checkpoint_of_ours(run: Path, picture_folder: Path, t
     with safe_open(file, framework="np") as tensors:
         facts = json.loads(tensors.metadata()["demkd"])
     assert facts["class_names"] == ["ant", "bee", "cat"]
-    assert facts["input"] == "(B, 3, 16, 16) float32: (pixels / 255 - mean) / deviation"
-    assert len(facts["mean"]) == len(facts["deviation"]) == 3
+    assert facts["input"] == "(B, 3, 16, 16) float32: (pixels / 255 - mean) / std"
+    assert len(facts["mean"]) == len(facts["std"]) == 3
     assert top1(file, picture_folder) == top1(run, picture_folder)
     assert sorted(path.name for path in file.parent.iterdir()) == ["student.safetensors"], "drafts are removed"
 
@@ -72,7 +72,7 @@ from PIL import Image
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["demkd"])
 pixels = numpy.stack([numpy.asarray(Image.open(path)) for path in sys.argv[2:]]).astype("float32")
-views = ((pixels / 255 - facts["mean"]) / facts["deviation"]).transpose(0, 3, 1, 2).astype("float32")
+views = ((pixels / 255 - facts["mean"]) / facts["std"]).transpose(0, 3, 1, 2).astype("float32")
 logits, = session.run(["logits"], {"views": views})
 assert not any(name.partition(".")[0] in ("torch", "demkd") for name in sys.modules)
 print(json.dumps([facts["class_names"][i] for i in logits.argmax(1)]))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from demkd.dataset import Normalisation, Pictures, ViewPolicy
+from demkd.dataset import CropFlip, Normalisation, Pictures
 from demkd.errors import UserError
 from demkd.networks import build_network
 from demkd.pipeline.loading import (
@@ -41,7 +41,7 @@ def pictures() -> Pictures:
         labels=torch.arange(6) % 3,
         class_names=NAMES,
         normalisation=None,
-        policy=ViewPolicy(padding=1, flip=True),
+        policy=CropFlip(padding=1, flip=True),
     )
 
 
@@ -94,7 +94,7 @@ def test_an_input_size_is_a_number_of_pixels(text: str) -> None:
 
 
 def test_views_are_normalised_then_resized_bilinearly(pictures: Pictures) -> None:
-    normalisation = Normalisation(mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
+    normalisation = Normalisation(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     network = build_network("resnet8", classes=3)
     views = pictures.pixels.permute(0, 3, 1, 2)
     loaded = LoadedNetwork(network=network, name="resnet8", normalisation=normalisation, input_size=24)
@@ -170,7 +170,7 @@ def test_a_recipe_may_not_either(text: str) -> None:
 
 
 def test_a_run_folders_facts_are_used(pictures: Pictures, tmp_path: Path) -> None:
-    facts = {"network": "torchvision:resnet18", "class_names": NAMES, "mean": [0.1] * 3, "deviation": [0.2] * 3}
+    facts = {"network": "torchvision:resnet18", "class_names": NAMES, "mean": [0.1] * 3, "std": [0.2] * 3}
     network = build_network("torchvision:resnet18", classes=3, size=(16, 16))
     save_file(network.state_dict(), tmp_path / "student.safetensors", metadata={"demkd": json.dumps(facts)})
     loaded = load_network(tmp_path, name=None, pictures=pictures)

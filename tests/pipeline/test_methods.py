@@ -14,7 +14,7 @@ from torch import Tensor
 from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
 from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method, require_teacher_count
 from demkd.pipeline.objective import Objective
-from demkd.pipeline.supervision import Guidance, fuse
+from demkd.pipeline.target_source import BatchTargets, fuse
 from demkd.pipeline.weighing import Shuffle, TeacherWeights, measure_uncertainty, weigh
 
 K, B, C = 3, 8, 6
@@ -61,14 +61,14 @@ def loss_of(scene: dict[str, Any], method: Method, *, epoch: int = 240) -> dict[
     """The pipeline's own way: weigh, fuse, one loss."""
     shuffle = Shuffle.draw(method, seed=1, slot=0, teachers=len(scene["teachers"]), samples=B)
     weights = weights_of(scene, method, shuffle)
-    guidance = Guidance(
+    batch_targets = BatchTargets(
         targets=fuse(scene["teachers"], scene["labels"], method, weights) if method.needs_teachers else None,
         hints=scene["hints"],
         hint_weights=weights.hint,
     )
     adapted = scene["adapted"] if method.needs_features else []
     objective = Objective(method, epochs=240, teachers=K)
-    terms = objective.terms(scene["student"], scene["labels"], guidance, adapted)
+    terms = objective.terms(scene["student"], scene["labels"], batch_targets, adapted)
     return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.weights(epoch=epoch)}
 
 

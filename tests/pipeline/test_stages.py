@@ -32,23 +32,23 @@ def test_every_slot_is_what_the_live_teacher_says(workshop: Workshop, network: s
     file = next(file for file in open_cache(workshop.cache).teachers if file.name == network)
     everyone = torch.arange(len(pictures))
     for slot in range(5):
-        view = torch.from_numpy(file.slab("view", slot).astype(np.int64))
+        view = torch.from_numpy(file.read("view", slot).astype(np.int64))
         live = teacher.answer(cutter.cut(everyone, view), features=[teacher.hint_layer])
         rounding = {"rtol": HALF * 1.01, "atol": 1e-4}
-        torch.testing.assert_close(_floats(file.slab("logits", slot)), live.logits, **rounding)
-        torch.testing.assert_close(_floats(file.slab("entropy", slot)), entropy(live.logits), rtol=0, atol=1e-5)
-        assert np.array_equal(file.slab("prediction", slot), live.logits.argmax(1))
-        cached = file.slab(f"features/{teacher.hint_layer}", slot)
+        torch.testing.assert_close(_floats(file.read("logits", slot)), live.logits, **rounding)
+        torch.testing.assert_close(_floats(file.read("entropy", slot)), entropy(live.logits), rtol=0, atol=1e-5)
+        assert np.array_equal(file.read("prediction", slot), live.logits.argmax(1))
+        cached = file.read(f"features/{teacher.hint_layer}", slot)
         torch.testing.assert_close(_floats(cached), live.features[teacher.hint_layer], **rounding)
 
 
 def test_precomputed_weights_are_those_of_the_entropies(workshop: Workshop) -> None:
     cache = open_cache(workshop.cache)
     for slot in range(5):
-        slab = cache.slab(slot)
-        assert slab.weights is not None
-        expected = entropy_weights(torch.from_numpy(slab.entropy))
-        torch.testing.assert_close(torch.from_numpy(np.array(slab.weights)), expected, rtol=0, atol=1e-7)
+        answers = cache.read_slot(slot)
+        assert answers.weights is not None
+        expected = entropy_weights(torch.from_numpy(answers.entropy))
+        torch.testing.assert_close(torch.from_numpy(np.array(answers.weights)), expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_retrained_teacher_at_the_same_path_is_refused(workshop: Workshop, tmp
     (tmp_path / "first").rename(tmp_path / "old")
     (tmp_path / "second").rename(tmp_path / "first")
     with pytest.raises(
-        CacheMismatchError, match=r"teacher\.weights_sha256 is .* in the cache and .* now\. Choose another"
+        CacheMismatchError, match=r"teacher\.state_sha256 is .* in the cache and .* now\. Choose another"
     ):
         own.cache_teachers(teachers=(spec,), views=1)
     load_split.cache_clear()

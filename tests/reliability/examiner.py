@@ -21,11 +21,11 @@ import h5py
 import numpy as np
 
 from demkd.cache import open_cache
-from demkd.cache.verify import verify_cache
+from demkd.cache.integrity import verify_cache
 from demkd.errors import UserError
-from demkd.report.opinions import summarise_sample
+from demkd.report.single_sample import summarise_sample
+from demkd.report.statistics import read_statistics
 from demkd.report.summary import summarise
-from demkd.report.survey import take_survey
 from tests.cache.counting import LABELS, SAMPLES, answers, shape
 
 assert h5py, "verify asks it in a process of its own, and finds it in the page cache"
@@ -44,12 +44,12 @@ def examine(folder: Path, *, verify: bool) -> str:
             for slot in range(teacher.shape.views):
                 truth = answers(_FEATURES.answers(), slot, _ALL, teacher=number, features=_FEATURES)
                 for name, expected in truth.items():
-                    assert np.array_equal(teacher.slab(name, slot), expected), f"{name} differs"
+                    assert np.array_equal(teacher.read(name, slot), expected), f"{name} differs"
         assert np.array_equal(cache.labels, LABELS), "labels differ"
         for slot in range(cache.views):
-            weights = cache.slab(slot).weights
+            weights = cache.read_slot(slot).weights
             assert weights is None or (weights == 0.5).all(), "weights differ"
-        json.dumps(str(summarise(take_survey(cache))).encode().decode())
+        json.dumps(str(summarise(read_statistics(cache))).encode().decode())
         summarise_sample(cache, 7, slot=1)
     if verify:
         verify_cache(folder)

@@ -218,7 +218,9 @@ def spoil_provenance(path: Path, chance: random.Random) -> None:
     _spoil_value(origin, chance)
     text = json.dumps(origin, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
     if len(text) > length or chance.random() < 0.2:
-        text = chance.choice([b"", b"[" * length, b"{}", b'{"bound":{},"noted":{}}', b"\xff" * length, b'{"bound":1}'])
+        text = chance.choice(
+            [b"", b"[" * length, b"{}", b'{"identity":{},"notes":{}}', b"\xff" * length, b'{"identity":1}']
+        )
     if text:
         tables["contents"]["provenance"] = [offset, [len(text)], "|u1"]
     spoilt = with_contents(data[:offset] + text + data[offset + len(text) :], tables)

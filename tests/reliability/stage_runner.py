@@ -28,8 +28,8 @@ import torch._dynamo  # optimisers import it when first used, which takes a seco
 import demkd.console
 import demkd.pipeline.caching
 import demkd.pipeline.distilling
-import demkd.pipeline.planning
-import demkd.pipeline.verification
+import demkd.pipeline.dry_run
+import demkd.pipeline.verify
 from demkd.cli import main
 
 assert h5py

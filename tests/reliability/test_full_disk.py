@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from demkd.cache import CacheSpaceError, CacheWriter, open_cache, write_weights
-from demkd.cache.verify import verify_cache
-from demkd.pipeline.reports import EpochReport
+from demkd.cache.integrity import verify_cache
+from demkd.pipeline.results import EpochReport
 from demkd.pipeline.runs import RunFolder
 from tests.cache.counting import LABELS, SAMPLES, fill, provenance, shape
 from tests.reliability.conftest import (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from demkd.cache import TeacherCache, open_cache
-from demkd.cache.verify import OUTDATED, SOUND, verify_cache
+from demkd.cache.integrity import OUTDATED, SOUND, verify_cache
 from tests.reliability.conftest import Run, caching, contents, teacher_options
 
 SAMPLES = 60
@@ -39,7 +39,7 @@ def test_more_views_ask_only_about_the_new_ones(run: Run, picture_folder: Path, 
     for name in "ab":
         grown = TeacherCache(tmp_path / f"{name}.h5")
         for slot in range(4):
-            assert np.array_equal(grown.slab("logits", slot), old[name].slab("logits", slot))
+            assert np.array_equal(grown.read("logits", slot), old[name].read("logits", slot))
     assert verify_cache(tmp_path).sound
 
 
@@ -97,11 +97,11 @@ def test_a_removed_teacher_leaves_the_weights(run: Run, picture_folder: Path, te
 
 def test_teachers_may_grow_one_by_one(run: Run, picture_folder: Path, teachers: Path, cache: Path) -> None:
     """With one grown and one not, the cache is what both have, weights included."""
-    before = open_cache(cache).slab(3).weights
+    before = open_cache(cache).read_slot(3).weights
     run(*with_teachers(picture_folder, teachers, cache, "a", views=9), code=0)
     with open_cache(cache) as opened:
         assert opened.views == 4
-        weights = opened.slab(3).weights
+        weights = opened.read_slot(3).weights
         assert weights is not None
         assert np.array_equal(weights, before)
     run(*with_teachers(picture_folder, teachers, cache, "b", views=9), code=0)
@@ -118,13 +118,13 @@ def test_a_cache_can_be_used_while_it_grows(
 ) -> None:
     """Killed during growth: students go on with the old slots; the next call finishes the new ones."""
     run(*caching(picture_folder, teachers, tmp_path, views=3, features="none"), code=0)
-    old = [np.array(open_cache(tmp_path).slab(slot).logits) for slot in range(3)]
+    old = [np.array(open_cache(tmp_path).read_slot(slot).logits) for slot in range(3)]
     grow = caching(picture_folder, teachers, tmp_path, views=9, features="last")
     assert run(*grow, kill_at=kill_at).code == -9
     with open_cache(tmp_path) as cache:
         for slot in range(3):
-            assert np.array_equal(np.array(cache.slab(slot).logits), old[slot])
-            assert cache.slab(slot).weights is not None
+            assert np.array_equal(np.array(cache.read_slot(slot).logits), old[slot])
+            assert cache.read_slot(slot).weights is not None
     run(*grow, code=0)
     assert open_cache(tmp_path).views == 9
     assert not list(tmp_path.glob("*.partial"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from demkd.cache import Cache, CacheError, CacheIncompleteError, CacheMissingError, TeacherCache, open_cache
-from demkd.cache.verify import DAMAGED, verify_cache
+from demkd.cache.integrity import DAMAGED, verify_cache
 from tests.reliability.conftest import Outcome, Run, attempt, caching, contents, distilling, outcome_of_run
 
 _SLOW_KILLS = 60
@@ -41,7 +41,7 @@ def require_whole(folder: Path, *, views: int) -> None:
         assert cache.names == ("a", "b")
         assert cache.views >= views
         for slot in range(views):
-            assert len(cache.slab(slot).logits) == 2
+            assert len(cache.read_slot(slot).logits) == 2
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from demkd.pipeline.progress import SilentProgress
 from tests.pipeline.stages import cache_one
 from tests.reliability.conftest import Run, teacher_options
 
-_FLAT = 4 << 20  # bytes; less than what a leak of one block or slab a step leaves in these tests
+_FLAT = 4 << 20  # bytes; less than what a leak of one block or answers a step leaves in these tests
 
 
 def anonymous_memory() -> int:
@@ -53,14 +53,14 @@ def test_stage_one_stays_as_small_as_it_is(picture_folder: Path, teachers: Path,
 
 @needs_proc
 def test_stage_two_stays_as_small_as_it_is(pristine_cache: Path) -> None:
-    """Two hundred epochs' worth of slabs, fused and dropped."""
+    """Two hundred epochs' worth of by_slot, fused and dropped."""
     with open_cache(pristine_cache) as cache:
         labels = torch.from_numpy(np.array(cache.labels))
         source = CachedTeachers(cache, labels, METHODS["de-mkd"], views=4, run_seed=0, device=torch.device("cpu"))
         memory = []
         for epoch in range(1, 201):
             source.start_epoch(epoch)
-            source.guide(torch.arange(60), torch.zeros(60, 3, 16, 16, dtype=torch.uint8))
+            source.batch_targets(torch.arange(60), torch.zeros(60, 3, 16, 16, dtype=torch.uint8))
             memory.append(anonymous_memory())
     assert memory[-1] - memory[20] < _FLAT
 
@@ -77,5 +77,5 @@ def test_batch_size_and_resuming_never_change_a_view(
         run(*full, code=0)
     small, large = (TeacherCache(tmp_path / f"batch{size}" / "a.h5") for size in (7, 256))
     for slot in range(6):
-        assert np.array_equal(small.slab("view", slot), large.slab("view", slot))
-        assert np.allclose(small.slab("logits", slot), large.slab("logits", slot), atol=0.01)
+        assert np.array_equal(small.read("view", slot), large.read("view", slot))
+        assert np.allclose(small.read("logits", slot), large.read("logits", slot), atol=0.01)

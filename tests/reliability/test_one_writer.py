@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from demkd.cache import CacheIncompleteError, TeacherCache, exclusive, open_cache
-from demkd.cache.verify import verify_cache
+from demkd.cache.integrity import verify_cache
 from tests.conftest import CHECKOUT
 from tests.reliability.conftest import Run, caching, contents, distilling, says
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from demkd.cache import CacheMismatchError, Provenance, TeacherCache, open_cache
-from demkd.dataset import Normalisation, ViewPolicy, load_pictures
+from demkd.dataset import CropFlip, Normalisation, load_pictures
 from demkd.pipeline import caching_job
 from demkd.pipeline.description import describe_data, describe_views
 from demkd.teachers.checkpoint import state_sha256
@@ -66,7 +66,7 @@ def remove_a_picture(data: Path, teachers: Path) -> None:
 
 
 CHANGES: list[tuple[Callable[[Path, Path], None] | None, list[str], str]] = [
-    (retrain, [], "teacher.weights_sha256 is "),
+    (retrain, [], "teacher.state_sha256 is "),
     (change_a_pixel, [], "data.pixels_sha256 is "),
     (relabel_a_picture, [], "data.labels_sha256 is "),
     (rename_a_class, [], 'data.class_names is ["ant", "bee", "cat"] in the cache and ["ant", "bee", "cow"] now'),
@@ -131,7 +131,7 @@ def other_padding(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     """A data set whose views are cut with less padding, which a later version could do by mistake."""
     pictures = load_pictures(str(data), split="train")
     narrow = {name: getattr(pictures, name) for name in pictures.__slots__}
-    narrow["policy"] = ViewPolicy(padding=1, flip=True)
+    narrow["policy"] = CropFlip(padding=1, flip=True)
     monkeypatch.setattr(caching_job, "load_split", lambda *_: type(pictures)(**narrow))
 
 
@@ -172,7 +172,7 @@ def test_a_fingerprint_does_not_depend_on_path_process_or_file_times(
     own = shutil.copytree(teachers, tmp_path / "checkpoints", copy_function=shutil.copy)
     run(*command(Path(data), Path(own), tmp_path / "cache", "--views", 4), code=0)
     first, second = TeacherCache(pristine_cache / "a.h5"), TeacherCache(tmp_path / "cache" / "a.h5")
-    assert first.provenance.bound == second.provenance.bound
+    assert first.provenance.identity == second.provenance.identity
     assert first.provenance.fingerprint() == second.provenance.fingerprint()
     for name in first.shape.answers():
         assert np.array_equal(first.ledger(name), second.ledger(name))
@@ -185,10 +185,12 @@ def test_a_fingerprint_is_the_same_on_every_machine(picture_folder: Path) -> Non
         "data": {"samples": 3},
         "precision": "float32",
     }
-    assert Provenance(bound=tables).fingerprint() == (
+    assert Provenance(identity=tables).fingerprint() == (
         "bc2f3d4764a782b22cfe554b29494fef423fd4e345301301b6bf924f678e4d56"
     )
-    assert Provenance(bound=dict(reversed(tables.items()))).fingerprint() == Provenance(bound=tables).fingerprint()
+    assert (
+        Provenance(identity=dict(reversed(tables.items()))).fingerprint() == Provenance(identity=tables).fingerprint()
+    )
     data = describe_data(load_pictures(str(picture_folder), split="train"))
     assert data == {
         "split": "train",
@@ -198,7 +200,7 @@ def test_a_fingerprint_is_the_same_on_every_machine(picture_folder: Path) -> Non
         "pixels_sha256": "7b3ae4fa146af6af853c642a88dc7f3ade2eeee6057b7d01ace57a0e372d8b14",
         "labels_sha256": "9730f1010bbf52071abf56ae6989965322c03e19a2cc23876ceb70907bee796b",
     }
-    assert describe_views(ViewPolicy(padding=2, flip=True), 5) == {
+    assert describe_views(CropFlip(padding=2, flip=True), 5) == {
         "policy": "crop and flip",
         "padding": 2,
         "flip": True,
@@ -216,11 +218,11 @@ def test_every_source_of_the_answers_is_in_the_provenance(
 ) -> None:
     """What is compared, and what is only recorded; no path, no time."""
     provenance = TeacherCache(pristine_cache / "a.h5").provenance
-    bound = provenance.bound
-    assert bound["teacher"].keys() >= {"network", "weights_sha256", "mean", "deviation"}
-    assert bound["data"].keys() >= {"split", "samples", "class_names", "pixels_sha256", "labels_sha256"}
-    assert bound["views"].keys() >= {"policy", "padding", "flip", "seed"}
-    assert bound["precision"] == "float32"
-    assert provenance.noted.keys() >= {"parameters", "batch_size", "device", "versions"}
+    identity = provenance.identity
+    assert identity["teacher"].keys() >= {"network", "state_sha256", "mean", "std"}
+    assert identity["data"].keys() >= {"split", "samples", "class_names", "pixels_sha256", "labels_sha256"}
+    assert identity["views"].keys() >= {"policy", "padding", "flip", "seed"}
+    assert identity["precision"] == "float32"
+    assert provenance.notes.keys() >= {"parameters", "batch_size", "device", "versions"}
     assert str(picture_folder) not in provenance.to_json()
     assert str(teachers) not in provenance.to_json()

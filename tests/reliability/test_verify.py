@@ -11,8 +11,8 @@ import pytest
 
 from demkd.cache import CacheShape, CacheWriter, TeacherCache, open_cache, write_weights
 from demkd.cache.file import read_header
+from demkd.cache.integrity import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
 from demkd.cache.layout import ledger_entry
-from demkd.cache.verify import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
 from tests.cache.counting import LABELS, SAMPLES, answers, fill, flip, provenance, shape
 from tests.reliability.conftest import Run, caching, contents, says, teacher_options, write_teacher
 from tests.reliability.reseal import reseal, user_block, with_contents
@@ -21,7 +21,7 @@ from tests.reliability.reseal import reseal, user_block, with_contents
 def place(path: Path, name: str, slot: int, row: int) -> int:
     """Where a row's first byte is."""
     extent = read_header(path).contents[name]
-    return extent.offset + slot * extent.slab_bytes + row * (extent.slab_bytes // extent.shape[1])
+    return extent.offset + slot * extent.slot_bytes + row * (extent.slot_bytes // extent.shape[1])
 
 
 def counting_cache(folder: Path) -> Path:
@@ -256,7 +256,7 @@ def test_recomputing_with_another_teacher_is_refused(
 ) -> None:
     write_teacher(tmp_path / "a.safetensors", seed=5)
     outcome = run("verify", cache, "--recompute", 5, *witnesses(picture_folder, tmp_path, "a"))
-    says(outcome, "teacher.weights_sha256 is ")
+    says(outcome, "teacher.state_sha256 is ")
     says(outcome, "Give the --teacher and --data that it was cached with")
 
 
@@ -342,5 +342,5 @@ def test_block_rows_are_those_of_the_file(tmp_path: Path) -> None:
 def test_the_labels_digest_is_that_of_the_data(tmp_path: Path) -> None:
     """The provenance of the counting cache is what `Pictures.labels_sha256` gives for its labels."""
     fill(tmp_path, shape())
-    bound = TeacherCache(tmp_path / "a.h5").provenance.bound
-    assert bound["data"]["labels_sha256"] == hashlib.sha256(LABELS.astype("<i8").tobytes()).hexdigest()
+    identity = TeacherCache(tmp_path / "a.h5").provenance.identity
+    assert identity["data"]["labels_sha256"] == hashlib.sha256(LABELS.astype("<i8").tobytes()).hexdigest()

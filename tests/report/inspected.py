@@ -57,25 +57,25 @@ def write_teacher(
     blocks: int | None = None,
     name: str | None = None,
     data: Mapping[str, Any] = DATA,
-    orbit: Mapping[str, Any] = ORBIT,
+    num_distinct_views: Mapping[str, Any] = ORBIT,
     labels: NDArray[np.int64] = LABELS,
 ) -> None:
     """Write one teacher's file, or only its first blocks."""
     classes = len(data["class_names"])
     shape = CacheShape(views=VIEWS, samples=len(labels), classes=classes, features={"last": (2,)}, block_rows=5)
     origin = Provenance(
-        bound={
+        identity={
             "teacher": {
                 "network": f"resnet{8 * (number + 1)}",
-                "weights_sha256": f"{number + 1}{number}" * 32,
+                "state_sha256": f"{number + 1}{number}" * 32,
                 "mean": [0.5, 0.5, 0.25],
-                "deviation": [0.25, 0.25, 0.25],
+                "std": [0.25, 0.25, 0.25],
             },
             "data": {**data, "labels_sha256": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()},
-            "views": orbit,
+            "views": num_distinct_views,
             "precision": "float32",
         },
-        noted={"data": "insects", "parameters": 1000 * (number + 1), "device": "a processor", "versions": VERSIONS},
+        notes={"data": "insects", "parameters": 1000 * (number + 1), "device": "a processor", "versions": VERSIONS},
     )
     said = answers(number, labels, classes)
     with CacheWriter(folder, name or TEACHERS[number], shape=shape, provenance=origin, labels=labels) as writer:

@@ -1,4 +1,4 @@
-"""Means, deviations and paired intervals are those of the statistics libraries; groups are what the recipes say."""
+"""Means, stds and paired intervals are those of the statistics libraries; groups are what the recipes say."""
 
 import csv
 import datetime
@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from scipy import stats
 
 from demkd.cli import main
-from demkd.report.comparison import ComparisonError, compare_runs, read_run, stand_ins
+from demkd.report.comparison import ComparisonError, compare_runs, first_of_equal_runs, read_run
 
 KD = [0.50, 0.52, 0.51, 0.49]
 DKD = [0.53, 0.53, 0.55, 0.51]
@@ -109,8 +109,8 @@ def test_the_network_of_train_is_compared_as_the_student(tmp_path: Path) -> None
 def test_statistics_are_those_of_numpy_and_scipy(folders: list[Path]) -> None:
     comparison = compare_runs([read_run(folder) for folder in folders], baseline="kd")
     kd, dkd = comparison.groups
-    assert (kd.last, kd.last_deviation) == pytest.approx((np.mean(KD), np.std(KD, ddof=1)))
-    assert (kd.best, kd.best_deviation) == pytest.approx((0.9, 0.0))
+    assert (kd.last, kd.last_std) == pytest.approx((np.mean(KD), np.std(KD, ddof=1)))
+    assert (kd.best, kd.best_std) == pytest.approx((0.9, 0.0))
     assert kd.difference is None
     assert dkd.difference is not None
     interval = stats.ttest_rel(DKD, KD).confidence_interval(0.95)
@@ -143,24 +143,24 @@ def test_only_seeds_that_both_have_are_paired(folders: list[Path]) -> None:
 
 def test_a_table_shows_per_cent_and_percentage_points(folders: list[Path]) -> None:
     low, high = (100 * end for end in stats.ttest_rel(DKD, KD).confidence_interval(0.95))
-    deviations = [100 * np.std(values, ddof=1) for values in (KD, DKD)]
+    stds = [100 * np.std(values, ddof=1) for values in (KD, DKD)]
     assert compared(folders, "markdown", "kd").splitlines()[2:] == [
-        f"| kd | 4 | 50.50 ± {deviations[0]:.2f} | 90.00 ± 0.00 |  |  |  |  |",
-        f"| **dkd** | **4** | **53.00 ± {deviations[1]:.2f}** | **90.00 ± 0.00** | **+2.50** | **4** "
+        f"| kd | 4 | 50.50 ± {stds[0]:.2f} | 90.00 ± 0.00 |  |  |  |  |",
+        f"| **dkd** | **4** | **53.00 ± {stds[1]:.2f}** | **90.00 ± 0.00** | **+2.50** | **4** "
         f"| **{low:+.2f} to {high:+.2f}** | **{(high - low) / 2:.2f}** |",
     ]
 
 
 @pytest.mark.parametrize("baseline", [None, "kd"])
 def test_csv_has_the_numbers_of_the_json_a_column_each(folders: list[Path], baseline: str | None) -> None:
-    """In full; empty where there is none: a lone run has no deviation, a single pair no interval."""
+    """In full; empty where there is none: a lone run has no std, a single pair no interval."""
     groups = json.loads(compared(folders[:5], "json", baseline))["groups"]
     kd, dkd = csv.DictReader(io.StringIO(text := compared(folders[:5], "csv", baseline)))
     assert text.splitlines()[0] == ",".join(CSV_COLUMNS)
     for row, group in ((kd, groups[0]), (dkd, groups[1])):
         difference = group["difference"] or {}
         told = [group["name"], len(group["seeds"])]
-        told += [group[name] for name in ("last", "last_deviation", "best", "best_deviation")]
+        told += [group[name] for name in ("last", "last_std", "best", "best_std")]
         told += [baseline, *(difference.get(name) for name in ("mean", "seeds", "low", "high", "detectable"))]
         assert list(row.values()) == ["" if value is None else str(value) for value in told]
     assert (dkd["last_top1_standard_deviation"], dkd["interval_low"]) == ("", "")
@@ -235,7 +235,7 @@ def test_a_baseline_is_the_same_folder_however_it_is_written(folders: list[Path]
 
 def test_the_first_of_the_same_runs_stands_for_the_others(folders: list[Path], tmp_path: Path) -> None:
     again = write_run(tmp_path / "again", seed=1, last=0.52, method="kd", student="resnet8")
-    found = stand_ins([read_run(folder) for folder in [*folders, again]])
+    found = first_of_equal_runs([read_run(folder) for folder in [*folders, again]])
     assert {folder: run.folder for folder, run in found.items() if folder != run.folder} == {again: folders[1]}
 
 

@@ -19,7 +19,7 @@ from demkd.cli import main
 from demkd.report.comparison import ComparisonError, compare_runs, read_run
 from demkd.report.curves import group_curves
 from demkd.report.pages import write_accuracy_plot, write_cache_page, write_runs_page
-from demkd.report.survey import take_survey
+from demkd.report.statistics import read_statistics
 from demkd.report.writing import PageError, write_whole
 from tests.conftest import CHECKOUT
 from tests.report import run_folders
@@ -55,7 +55,7 @@ def invoke(*arguments: object, code: int = 0) -> str:
 
 
 def cache_page(folder: Path, path: Path, **options: Any) -> str:
-    write_cache_page(take_survey(open_cache(folder)), path, **options)
+    write_cache_page(read_statistics(open_cache(folder)), path, **options)
     return path.read_text(encoding="utf-8")
 
 
@@ -117,14 +117,14 @@ def test_curves_are_means_and_bands_over_seeds(runs: list[Path]) -> None:
     for group, (method, seeds) in zip(groups, run_folders.SEEDS.items(), strict=True):
         epochs = range(1, run_folders.EPOCHS + 1)
         values = np.array([[run_folders.top1(method, seed, epoch) for epoch in epochs] for seed in range(seeds)])
-        deviation = values.std(0, ddof=1) if seeds > 2 else None
+        std = values.std(0, ddof=1) if seeds > 2 else None
         assert group.name == method
         assert group.test_top1.mean == pytest.approx(values.mean(0))
         if seeds == 1:
             assert group.test_top1.low is None
         else:
-            low = values.min(0) if deviation is None else values.mean(0) - deviation
-            high = values.max(0) if deviation is None else values.mean(0) + deviation
+            low = values.min(0) if std is None else values.mean(0) - std
+            high = values.max(0) if std is None else values.mean(0) + std
             assert (group.test_top1.low, group.test_top1.high) == (pytest.approx(low), pytest.approx(high))
         assert set(group.losses) == {*run_folders.TERMS[method], "loss"}
         assert list(group.weights) == ([] if method == "ce" else run_folders.TEACHERS)
@@ -224,7 +224,7 @@ def test_a_plot_is_what_its_suffix_says(runs: list[Path], tmp_path: Path) -> Non
 def test_one_teacher_without_weights_has_a_page_too(tmp_path: Path) -> None:
     folder = write_inspected(tmp_path / "cache", weighted=False)
     with open_cache(folder, ["bob"]) as opened:
-        write_cache_page(take_survey(opened), tmp_path / "page.html")
+        write_cache_page(read_statistics(opened), tmp_path / "page.html")
     values = PageValues.of((tmp_path / "page.html").read_text())
     assert {"entropy", "reliability", "class-entropy"} <= set(values.ids)
     assert not {"weights", "pair-0", "agreement", "disputed-table", "trusted-table"} & set(values.ids)

@@ -10,7 +10,7 @@ import pytest
 from demkd.cache import open_cache
 from demkd.report.comparison import compare_runs, read_run
 from demkd.report.pages import write_cache_page, write_runs_page
-from demkd.report.survey import take_survey
+from demkd.report.statistics import read_statistics
 from tests.conftest import CHECKOUT
 from tests.report import run_folders
 from tests.report.browser import CLIPPED, CONTRAST, OpenPage, browser_without_network
@@ -35,9 +35,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     data = {**DATA, "samples": len(LABELS), "class_names": NAMES}
     with open_cache(write_inspected(folder / "cache", data=data, labels=LABELS)) as cache:
-        survey = take_survey(cache)
-        write_cache_page(survey, folder / "cache.html", pixels=PIXELS)
-        write_cache_page(survey, folder / "bare.html")
+        statistics = read_statistics(cache)
+        write_cache_page(statistics, folder / "cache.html", pixels=PIXELS)
+        write_cache_page(statistics, folder / "bare.html")
     runs = [read_run(run) for run in run_folders.write_runs(folder / "runs with a name of some length")]
     write_runs_page(runs, compare_runs(runs, baseline=str(runs[1].folder)), folder / "runs.html")
     return {name: folder / f"{name}.html" for name in ("cache", "runs", "bare")}

@@ -87,7 +87,7 @@ def test_safetensors_load_with_and_without_prefix(tmp_path: Path) -> None:
 
 def test_a_run_folder_loads_and_knows_its_network(tmp_path: Path) -> None:
     state = counted(small_network())
-    facts = {"network": "small", "class_names": list("abcde"), "mean": [0.5] * 3, "deviation": [1, 1, 1]}
+    facts = {"network": "small", "class_names": list("abcde"), "mean": [0.5] * 3, "std": [1, 1, 1]}
     save_file(state, tmp_path / "student.safetensors", metadata={"demkd": json.dumps(facts)})
     require_state(tmp_path, state)
     assert read_checkpoint(tmp_path).facts == facts
@@ -283,7 +283,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any, re
         ('{"network": 3}', "strange network"),
         ('{"class_names": "abc"}', "strange class_names"),
         ('{"mean": [1, 2]}', "strange mean"),
-        ('{"deviation": ["1", "2", "3"]}', "strange deviation"),
+        ('{"std": ["1", "2", "3"]}', "strange std"),
     ],
 )
 def test_strange_metadata_is_refused(tmp_path: Path, text: str, reason: str) -> None:

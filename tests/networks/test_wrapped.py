@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from demkd.networks import ForeignNetwork, NetworkSourceError, UnknownLayerError, build_network
+from demkd.networks import NetworkSourceError, UnknownLayerError, WrappedNetwork, build_network
 from demkd.teachers import state_sha256
 
 SIZE = (64, 64)
 
 
 @pytest.fixture(scope="module")
-def wrapped() -> ForeignNetwork:
+def wrapped() -> WrappedNetwork:
     torch.manual_seed(0)
-    return ForeignNetwork(resnet18(num_classes=7), name="torchvision:resnet18", classes=7, size=SIZE).eval()
+    return WrappedNetwork(resnet18(num_classes=7), name="torchvision:resnet18", classes=7, size=SIZE).eval()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ class Maps(nn.Module):
         return self.last(self.pool(added.relu_()).flatten(1))
 
 
-def test_logits_and_features_are_the_networks_own(wrapped: ForeignNetwork, views: Tensor) -> None:
+def test_logits_and_features_are_the_networks_own(wrapped: WrappedNetwork, views: Tensor) -> None:
     network = wrapped.network
     stem = network.maxpool(network.relu(network.bn1(network.conv1(views))))
     second = network.layer2(network.layer1(stem))
@@ -56,7 +56,7 @@ def test_logits_and_features_are_the_networks_own(wrapped: ForeignNetwork, views
     assert torch.equal(logits, network(views))
 
 
-def test_the_hint_layer_is_handed_out_if_nothing_else_is_asked_for(wrapped: ForeignNetwork, views: Tensor) -> None:
+def test_the_hint_layer_is_handed_out_if_nothing_else_is_asked_for(wrapped: WrappedNetwork, views: Tensor) -> None:
     assert list(wrapped.forward_features(views)[1]) == ["layer4"]
     assert wrapped.forward_features(views, [])[1] == {}
 
@@ -145,7 +145,7 @@ def test_only_the_wanted_outputs_live_on() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_a_wrong_path_is_answered_with_the_right_ones(wrapped: ForeignNetwork, views: Tensor) -> None:
+def test_a_wrong_path_is_answered_with_the_right_ones(wrapped: WrappedNetwork, views: Tensor) -> None:
     with pytest.raises(UnknownLayerError) as caught:
         wrapped.forward_features(views, ["layer9"])
     assert str(caught.value).startswith(
@@ -179,10 +179,10 @@ def test_a_module_that_never_runs_or_gives_no_feature_is_refused() -> None:
             network.forward_features(views, [path])
 
 
-def test_the_state_dict_and_its_digest_are_the_wrapped_networks(wrapped: ForeignNetwork) -> None:
+def test_the_state_dict_and_its_digest_are_the_wrapped_networks(wrapped: WrappedNetwork) -> None:
     assert list(wrapped.state_dict()) == list(wrapped.network.state_dict())
     assert state_sha256(wrapped) == state_sha256(wrapped.network)
-    other = ForeignNetwork(resnet18(num_classes=7), name="other", classes=7, size=SIZE)
+    other = WrappedNetwork(resnet18(num_classes=7), name="other", classes=7, size=SIZE)
     other.load_state_dict(wrapped.state_dict())
     assert state_sha256(other) == state_sha256(wrapped)
 
@@ -191,7 +191,7 @@ def test_a_dry_run_changes_no_mode_and_no_statistics() -> None:
     network = resnet18(num_classes=7).train()
     network.bn1.eval()
     before = state_sha256(network)
-    assert ForeignNetwork(network, name="n", classes=7, size=SIZE).hint_layer == "layer4"
+    assert WrappedNetwork(network, name="n", classes=7, size=SIZE).hint_layer == "layer4"
     assert network.training
     assert not network.bn1.training
     assert state_sha256(network) == before
@@ -230,5 +230,5 @@ def test_logits_among_named_parts_are_found() -> None:
     assert wrap(Named())(torch.randn(2, 3, 32, 32)).shape == (2, 4)
 
 
-def wrap(network: nn.Module) -> ForeignNetwork:
-    return ForeignNetwork(network, name="mine", classes=4, size=(32, 32)).eval()
+def wrap(network: nn.Module) -> WrappedNetwork:
+    return WrappedNetwork(network, name="mine", classes=4, size=(32, 32)).eval()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import CacheMissingError, TeacherCache
-from demkd.dataset import schedule
+from demkd.dataset import seeded
 from demkd.losses import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
 from demkd.pipeline.methods import Method
-from demkd.pipeline.reports import TeacherStatistics
+from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.weighing import TeacherWeights
 
 SoftTargets = CoupledTargets | DecoupledTargets
@@ -32,7 +32,7 @@ class EpochViews:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
+class BatchTargets:
     """What the teachers say about a batch.
 
     Attributes:
@@ -46,8 +46,8 @@ class Guidance:
     hint_weights: Tensor | None = None
 
 
-class Supervision(Protocol):
-    """Views and guidance; the training loop knows no more of teachers."""
+class TargetSource(Protocol):
+    """Views and batch_targets; the training loop knows no more of teachers."""
 
     def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:
         """The shape of one sample's features by teacher, for the adapters; some views (B, 3, H, W) to try."""
@@ -55,7 +55,7 @@ class Supervision(Protocol):
     def start_epoch(self, epoch: int) -> EpochViews:
         """Prepare epoch 1, 2, ..."""
 
-    def guide(self, indices: Tensor, views: Tensor) -> Guidance:
+    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:
         """What the teachers say about samples (B,) in the epoch's views (B, 3, H, W), uint8."""
 
     def statistics(self) -> TeacherStatistics | None:
@@ -69,17 +69,19 @@ def scheduled_views(view_of: Callable[[int], NDArray[np.uint16]], *, slots: int,
     """Epoch e shows slot `slot_of_epoch(e)`, whose views (N,) are `view_of(slot)`."""
 
     def plan(epoch: int) -> EpochViews:
-        slot = schedule.slot_of_epoch(run_seed=run_seed, epoch=epoch, slots=slots)
+        slot = seeded.slot_of_epoch(run_seed=run_seed, epoch=epoch, slots=slots)
         return EpochViews(view=as_tensor(view_of(slot)), slot=slot)
 
     return plan
 
 
-def independent_views(*, run_seed: int, samples: int, orbit: int) -> ViewPlan:
+def independent_views(*, run_seed: int, samples: int, num_distinct_views: int) -> ViewPlan:
     """Every epoch draws every sample's view anew, as ordinary training does."""
 
     def plan(epoch: int) -> EpochViews:
-        view = schedule.random_views(run_seed=run_seed, epoch=epoch, samples=samples, orbit=orbit)
+        view = seeded.random_views(
+            run_seed=run_seed, epoch=epoch, samples=samples, num_distinct_views=num_distinct_views
+        )
         return EpochViews(view=as_tensor(view), slot=None)
 
     return plan
@@ -97,8 +99,8 @@ class LabelsOnly:
     def start_epoch(self, epoch: int) -> EpochViews:
         return self._plan(epoch)
 
-    def guide(self, indices: Tensor, views: Tensor) -> Guidance:  # noqa: ARG002
-        return Guidance()
+    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:  # noqa: ARG002
+        return BatchTargets()
 
     def statistics(self) -> None:
         return None
@@ -129,7 +131,7 @@ def hint_layer(file: TeacherCache) -> str:
             f"teacher {file.name} was cached without features, which this method needs: run cache-teachers again "
             "with --features last, which adds them, or choose --method de-mkd-logits"
         )
-    last = str(file.provenance.noted.get("hint_layer", ""))
+    last = str(file.provenance.notes.get("hint_layer", ""))
     return next((key for key in features if key.partition("@")[0] == last), next(iter(features)))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demkd.cache.verify import FileVerdict
+from demkd.cache.integrity import FileVerdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class EpochReport:
         losses: mean over the epoch's samples of every term, unweighted, and of their weighted sum, "loss".
         train_top1, test_top1: shares, in 0..1; the former over the epoch's views while the student was learning.
         seconds: training alone; `test_seconds` for the test split.
-        data_seconds: of `seconds`, what starting the epoch took: reading slabs, weighing, fusing.
+        data_seconds: of `seconds`, what starting the epoch took: reading by_slot, weighing, fusing.
     """
 
     epoch: int
@@ -108,7 +108,7 @@ class CachingReport:
     folder: Path
     samples: int
     views: int
-    orbit: int
+    num_distinct_views: int
     precision: str
     teachers: tuple[TeacherCachingReport, ...]
     weighted: tuple[str, ...]
@@ -147,7 +147,7 @@ class CachingPlan:
     folder: Path
     samples: int
     views: int
-    orbit: int
+    num_distinct_views: int
     precision: str
     teachers: tuple[TeacherPlan, ...]
     free_bytes: int

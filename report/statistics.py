@@ -21,11 +21,11 @@ _ROUNDING = 1e-6  # equal weights are 1 / K up to this, and nobody is trusted mo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Survey:
+class CacheStatistics:
     """What all teachers said about all samples; entropies in nats, shares in 0..1.
 
     Attributes:
-        entropy, prediction: for each teacher its V slabs (N,), mapped and checked.
+        entropy, prediction: for each teacher its V by_slot (N,), mapped and checked.
         weights: (K, V, N), or None where none were precomputed for these teachers; so are the others made from it.
         mean_entropy: (K, N), over the slots.
         top1: (K, N), the share of slots in which the teacher is right.
@@ -49,18 +49,18 @@ class Survey:
     disagreement: Numbers | None
 
 
-def take_survey(cache: Cache) -> Survey:
+def read_statistics(cache: Cache) -> CacheStatistics:
     """Read all entropies, predictions and weights of a cache.
 
-    Memory is a few arrays (K, N): slabs are mapped, and added up one after the other.
+    Memory is a few arrays (K, N): by_slot are mapped, and added up one after the other.
 
     Raises:
         CacheDamagedError: if a block is not what its checksum says, or predicts a class that there is not.
     """
-    entropy = _slabs(cache, "entropy")
-    prediction = _slabs(cache, "prediction")
-    for teacher, slabs in zip(cache.teachers, prediction, strict=True):
-        if max(int(slab.max()) for slab in slabs) >= cache.classes:
+    entropy = _by_slot(cache, "entropy")
+    prediction = _by_slot(cache, "prediction")
+    for teacher, by_slot in zip(cache.teachers, prediction, strict=True):
+        if max(int(answers.max()) for answers in by_slot) >= cache.classes:
             raise CacheDamagedError(
                 f"{teacher.path} predicts classes above {cache.classes - 1}: remove it and make it again"
             )
@@ -68,13 +68,13 @@ def take_survey(cache: Cache) -> Survey:
     weights = None if cache.weights is None else cache.weights.values[:, : cache.views]
     trusted, misplaced = (None, None) if weights is None else _trust_in_wrong(prediction, labels, weights)
     same_top1, disagreement = _compare(prediction)
-    return Survey(
+    return CacheStatistics(
         cache=cache,
         entropy=entropy,
         prediction=prediction,
         weights=weights,
-        mean_entropy=np.stack([_mean(slabs) for slabs in entropy]),
-        top1=np.stack([_mean(slab == labels for slab in slabs) for slabs in prediction]),
+        mean_entropy=np.stack([_mean(by_slot) for by_slot in entropy]),
+        top1=np.stack([_mean(answers == labels for answers in by_slot) for by_slot in prediction]),
         mean_weight=None if weights is None else np.stack([_mean(of_teacher) for of_teacher in weights]),
         wrong_and_trusted=trusted,
         misplaced_trust=misplaced,
@@ -83,16 +83,16 @@ def take_survey(cache: Cache) -> Survey:
     )
 
 
-def _slabs(cache: Cache, name: str) -> list[list[Array]]:
-    return [[teacher.slab(name, slot) for slot in range(cache.views)] for teacher in cache.teachers]
+def _by_slot(cache: Cache, name: str) -> list[list[Array]]:
+    return [[teacher.read(name, slot) for slot in range(cache.views)] for teacher in cache.teachers]
 
 
-def _mean(slabs: Iterable[Array]) -> Numbers:
-    """The mean (N,) of slabs (N,), added up in float64."""
+def _mean(by_slot: Iterable[Array]) -> Numbers:
+    """The mean (N,) of by_slot (N,), added up in float64."""
     total: Any = 0.0
     count = 0
-    for slab in slabs:
-        total = np.add(total, slab, dtype=np.float64)
+    for answers in by_slot:
+        total = np.add(total, answers, dtype=np.float64)
         count += 1
     return np.asarray(total / count)
 
@@ -103,9 +103,9 @@ def _trust_in_wrong(
     """How often, and how far, a teacher weighs above 1 / K where it is wrong: (K, N) each."""
     share = 1 / len(weights)
     often, far = [], []
-    for slabs, of_teacher in zip(prediction, weights, strict=True):
+    for by_slot, of_teacher in zip(prediction, weights, strict=True):
         trusted = [
-            (said != labels) & (weight > share + _ROUNDING) for said, weight in zip(slabs, of_teacher, strict=True)
+            (said != labels) & (weight > share + _ROUNDING) for said, weight in zip(by_slot, of_teacher, strict=True)
         ]
         often.append(_mean(trusted))
         far.append(_mean(flags * (weight - share) for flags, weight in zip(trusted, of_teacher, strict=True)))

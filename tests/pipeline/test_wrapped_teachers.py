@@ -83,10 +83,10 @@ def test_what_is_cached_is_what_the_network_says(
         teacher, _ = load_teacher(spec, pictures=pictures, compute=FLOAT32, input_size=size)
         file = next(file for file in open_cache(cached).teachers if file.name == spec.name)
         for slot in range(2):
-            numbers = torch.from_numpy(file.slab("view", slot).astype(np.int64))
+            numbers = torch.from_numpy(file.read("view", slot).astype(np.int64))
             live = teacher.answer(cutter.cut(torch.arange(len(pictures)), numbers), features=[layer])
             for name, tensor in (("logits", live.logits), (f"features/{layer}", live.features[layer])):
-                found = torch.from_numpy(np.array(file.slab(name, slot), np.float32))
+                found = torch.from_numpy(np.array(file.read(name, slot), np.float32))
                 torch.testing.assert_close(found, tensor, rtol=HALF * 1.01, atol=1e-3)
 
 
@@ -95,8 +95,8 @@ def test_the_fingerprint_is_of_the_network_without_our_wrapping(cached: Path, sp
 
     network = torchvision.models.resnet18(num_classes=2)
     network.load_state_dict(torch.load(specs[0].checkpoint)["state_dict"])
-    foreign, own = (file.provenance.bound["teacher"] for file in open_cache(cached).teachers)
-    assert foreign["weights_sha256"] == state_sha256(network)
+    foreign, own = (file.provenance.identity["teacher"] for file in open_cache(cached).teachers)
+    assert foreign["state_sha256"] == state_sha256(network)
     assert foreign["network"] == "torchvision:resnet18"
     assert "input_size" not in foreign
     assert own["input_size"] == 32

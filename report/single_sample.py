@@ -18,7 +18,7 @@ LIKELIEST = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherOpinion:
+class TeacherAnswer:
     """What a teacher says about one sample in one slot.
 
     Attributes:
@@ -74,7 +74,7 @@ class SampleSummary:
     label: str
     slot: int
     view: int
-    opinions: tuple[TeacherOpinion, ...]
+    answers: tuple[TeacherAnswer, ...]
     views: SampleViews
 
 
@@ -88,8 +88,10 @@ def summarise_sample(cache: Cache, index: int, *, slot: int = 0) -> SampleSummar
     views = views_of_sample(cache, index)
     if not 0 <= slot < cache.views:
         raise CacheIncompleteError(f"slot {slot} is asked for, and {cache.folder} has slots 0 to {cache.views - 1}")
-    opinions = (
-        _opinion(teacher, np.asarray(_answer(teacher, "logits", slot, index), np.float64), said, cache.class_names)
+    answers = (
+        _teacher_answer(
+            teacher, np.asarray(_answer(teacher, "logits", slot, index), np.float64), said, cache.class_names
+        )
         for teacher, said in zip(cache.teachers, views.rows[slot].teachers, strict=True)
     )
     return SampleSummary(
@@ -98,7 +100,7 @@ def summarise_sample(cache: Cache, index: int, *, slot: int = 0) -> SampleSummar
         label=views.label,
         slot=slot,
         view=views.rows[slot].view,
-        opinions=tuple(opinions),
+        answers=tuple(answers),
         views=views,
     )
 
@@ -149,16 +151,18 @@ def _answer(teacher: TeacherCache, name: str, slot: int, index: int) -> Array:
     """One sample's answer in one slot, from a checked block."""
     block, row = divmod(index, teacher.shape.block_rows)
     if not teacher.is_sound(name, slot, block):
-        teacher.slab(name, slot)  # says in words what is wrong with it
+        teacher.read(name, slot)  # says in words what is wrong with it
     answer: Array = teacher.block(name, slot, block)[row]
     return answer
 
 
-def _opinion(teacher: TeacherCache, logits: Array, said: SlotTeacher, class_names: tuple[str, ...]) -> TeacherOpinion:
+def _teacher_answer(
+    teacher: TeacherCache, logits: Array, said: SlotTeacher, class_names: tuple[str, ...]
+) -> TeacherAnswer:
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:LIKELIEST]
-    return TeacherOpinion(
+    return TeacherAnswer(
         name=teacher.name,
         classes=tuple(class_names[position] for position in best),
         probabilities=tuple(float(probabilities[position]) for position in best),

@@ -12,9 +12,9 @@ import torchvision
 from demkd.errors import UserError
 from demkd.networks import (
     Classifier,
-    ForeignNetwork,
     NetworkSourceError,
     UnknownNetworkError,
+    WrappedNetwork,
     build_network,
     fetch_published,
     is_own_code,
@@ -73,7 +73,7 @@ def test_a_torchvision_network_is_torchvisions_sized_to_the_classes() -> None:
     network = build_network("torchvision:resnet18", classes=7, size=SIZE)
     torch.manual_seed(3)
     own = torchvision.models.resnet18(num_classes=7)
-    assert isinstance(network, ForeignNetwork)
+    assert isinstance(network, WrappedNetwork)
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in own.state_dict().items())
 
 
@@ -94,7 +94,7 @@ def test_published_weights_come_with_their_normalisation(tmp_path: Path, monkeyp
     torch.save(state, file)
     published = fetch_published("torchvision:resnet18", "IMAGENET1K_V1", classes=1000)
     assert all(torch.equal(published.state[name], tensor) for name, tensor in state.items())
-    assert (published.mean, published.deviation) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (published.mean, published.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_failed_download_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 def test_a_timm_network_is_sized_to_the_classes() -> None:
     timm = pytest.importorskip("timm")
     network = build_network("timm:resnet18", classes=7, size=SIZE)
-    assert isinstance(network, ForeignNetwork)
+    assert isinstance(network, WrappedNetwork)
     assert network.hint_layer == "layer4"
     assert list(network.state_dict()) == list(timm.create_model("resnet18", num_classes=7).state_dict())
 

@@ -14,10 +14,10 @@ from demkd.cache import CacheDamagedError, open_cache
 from demkd.report.classes import by_class, class_columns, list_classes
 from demkd.report.distributions import entropy_distributions, weight_distributions
 from demkd.report.errors import InspectionError
-from demkd.report.opinions import summarise_sample, views_of_sample
 from demkd.report.samples import disputed, uncertain, wrong_and_trusted
+from demkd.report.single_sample import summarise_sample, views_of_sample
+from demkd.report.statistics import CacheStatistics, read_statistics
 from demkd.report.summary import agreement, summarise
-from demkd.report.survey import Survey, take_survey
 from tests.cache.counting import flip
 from tests.report.inspected import CLASSES, DATA, LABELS, TEACHERS, VIEWS, Plain, write_inspected, write_teacher
 
@@ -33,12 +33,12 @@ def plain(folder: Path) -> Plain:
 
 
 @pytest.fixture(scope="module")
-def survey(folder: Path) -> Survey:
-    return take_survey(open_cache(folder))
+def statistics(folder: Path) -> CacheStatistics:
+    return read_statistics(open_cache(folder))
 
 
-def test_teachers_in_numbers(survey: Survey, plain: Plain) -> None:
-    for k, teacher in enumerate(summarise(survey).teachers):
+def test_teachers_in_numbers(statistics: CacheStatistics, plain: Plain) -> None:
+    for k, teacher in enumerate(summarise(statistics).teachers):
         assert teacher.name == TEACHERS[k]
         assert teacher.top1 == pytest.approx(plain.right[k].mean())
         assert teacher.mean_entropy == pytest.approx(plain.entropy[k].mean())
@@ -49,8 +49,8 @@ def test_teachers_in_numbers(survey: Survey, plain: Plain) -> None:
         assert teacher.wrong_and_trusted == pytest.approx(plain.trusted[k].mean())
 
 
-def test_agreement_is_that_of_scipy(survey: Survey, plain: Plain) -> None:
-    found = agreement(survey)
+def test_agreement_is_that_of_scipy(statistics: CacheStatistics, plain: Plain) -> None:
+    found = agreement(statistics)
     for one, other in itertools.product(range(3), repeat=2):
         assert found.same_top1[one][other] == pytest.approx((plain.prediction[one] == plain.prediction[other]).mean())
         correlation = stats.spearmanr(plain.entropy[one].mean(0), plain.entropy[other].mean(0)).statistic
@@ -63,16 +63,16 @@ def test_ranks_of_equal_entropies_are_shared(tmp_path: Path) -> None:
     labels, data = np.arange(samples) % 3, {**DATA, "samples": samples}
     for name, number in (("a", 0), ("b", 1)):
         write_teacher(tmp_path, number, name=name, labels=labels, data=data)
-    survey = take_survey(open_cache(tmp_path))
-    one, other = survey.mean_entropy
+    statistics = read_statistics(open_cache(tmp_path))
+    one, other = statistics.mean_entropy
     one[:], other[:] = np.arange(samples) // 7, np.arange(samples) % 5
-    assert agreement(survey).rank_correlation[0][1] == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert agreement(statistics).rank_correlation[0][1] == pytest.approx(stats.spearmanr(one, other).statistic)
     one[:] = 0.25
-    assert agreement(survey).rank_correlation[0] == (None, None)
+    assert agreement(statistics).rank_correlation[0] == (None, None)
 
 
-def test_classes_one_by_one(survey: Survey, plain: Plain) -> None:
-    rows = by_class(survey)
+def test_classes_one_by_one(statistics: CacheStatistics, plain: Plain) -> None:
+    rows = by_class(statistics)
     assert [row.label for row in rows] == DATA["class_names"]
     for number, row in enumerate(rows[:3]):
         of_class = plain.labels == number
@@ -88,31 +88,31 @@ def test_classes_one_by_one(survey: Survey, plain: Plain) -> None:
         assert row.disagreement == pytest.approx(_disagreement(plain)[of_class].mean())
 
 
-def test_a_class_without_samples_has_no_numbers_and_comes_last(survey: Survey) -> None:
-    empty = by_class(survey)[3]
+def test_a_class_without_samples_has_no_numbers_and_comes_last(statistics: CacheStatistics) -> None:
+    empty = by_class(statistics)[3]
     assert (empty.samples, empty.top1, empty.disagreement, empty.teachers[0].weight) == (0, None, None, None)
     for sort in ("top1", "-top1", "bob.entropy"):
-        assert list_classes(survey, sort=sort).rows[-1] == empty
+        assert list_classes(statistics, sort=sort).rows[-1] == empty
 
 
 @pytest.mark.parametrize("column", class_columns(TEACHERS))
-def test_classes_can_be_sorted_by_every_column_and_both_ways(survey: Survey, column: str) -> None:
+def test_classes_can_be_sorted_by_every_column_and_both_ways(statistics: CacheStatistics, column: str) -> None:
     def value(row: object) -> float:
         teacher, _, name = column.rpartition(".")
         found = next((one for one in row.teachers if one.name == teacher), row)  # type: ignore[attr-defined]
         return float(getattr(found, name))
 
-    full = [row for row in list_classes(survey, sort=column).rows if row.samples]
+    full = [row for row in list_classes(statistics, sort=column).rows if row.samples]
     assert [value(row) for row in full] == sorted((value(row) for row in full), reverse=True)
-    back = [row for row in list_classes(survey, sort=f"-{column}").rows if row.samples]
+    back = [row for row in list_classes(statistics, sort=f"-{column}").rows if row.samples]
     assert [value(row) for row in back] == sorted(value(row) for row in back)
-    assert list_classes(survey, sort=column, limit=2).rows == list_classes(survey, sort=column).rows[:2]
+    assert list_classes(statistics, sort=column, limit=2).rows == list_classes(statistics, sort=column).rows[:2]
 
 
-def test_the_most_uncertain_samples(survey: Survey, plain: Plain) -> None:
+def test_the_most_uncertain_samples(statistics: CacheStatistics, plain: Plain) -> None:
     score = plain.entropy.mean((0, 1))
     expected = sorted(range(len(LABELS)), key=lambda index: (-score[index], index))
-    listing = uncertain(survey, 5)
+    listing = uncertain(statistics, 5)
     assert [row.index for row in listing.rows] == expected[:5]
     assert [row.score for row in listing.rows] == pytest.approx([score[index] for index in expected[:5]])
     for row in listing.rows:
@@ -126,20 +126,20 @@ def test_the_most_uncertain_samples(survey: Survey, plain: Plain) -> None:
             assert teacher.weight == pytest.approx(plain.weights[k, :, row.index].mean())
 
 
-def test_the_most_disputed_samples(survey: Survey, plain: Plain) -> None:
+def test_the_most_disputed_samples(statistics: CacheStatistics, plain: Plain) -> None:
     """Ordered by disagreement, then by how far apart the teachers' mean entropies are."""
     score, spread = _disagreement(plain), np.ptp(plain.entropy.mean(1), axis=0)
     expected = sorted(range(len(LABELS)), key=lambda index: (-score[index], -spread[index], index))
     assert len(set(score)) < len(score), "the second criterion is needed"
-    rows = disputed(survey, len(LABELS)).rows
+    rows = disputed(statistics, len(LABELS)).rows
     assert [row.index for row in rows] == expected
     assert [row.score for row in rows] == pytest.approx([score[index] for index in expected])
 
 
-def test_where_a_wrong_teacher_weighs_most(survey: Survey, plain: Plain) -> None:
+def test_where_a_wrong_teacher_weighs_most(statistics: CacheStatistics, plain: Plain) -> None:
     excess = (plain.trusted * (plain.weights - 1 / 3)).mean(1)
     score = excess.max(0)
-    rows = wrong_and_trusted(survey, 100).rows
+    rows = wrong_and_trusted(statistics, 100).rows
     assert 0 < len(rows) < len(LABELS), "samples without a wrong and trusted teacher are not listed"
     assert {row.index for row in rows} == set(np.flatnonzero(plain.trusted.any((0, 1))))
     assert [row.score for row in rows] == pytest.approx(sorted(score[score > 0], reverse=True))
@@ -151,13 +151,13 @@ def test_where_a_wrong_teacher_weighs_most(survey: Survey, plain: Plain) -> None
 def test_a_sample_from_close_by(folder: Path, plain: Plain) -> None:
     sample = summarise_sample(open_cache(folder), 12, slot=2)
     assert (sample.label, sample.view) == ("ant", plain.views[0, 2, 12])
-    for k, opinion in enumerate(sample.opinions):
+    for k, answer in enumerate(sample.answers):
         logits = plain.logits[k, 2, 12].astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum()
         order = sorted(range(CLASSES), key=lambda number: (-probabilities[number], number))
-        assert opinion.classes == tuple(DATA["class_names"][number] for number in order)
-        assert opinion.probabilities == pytest.approx([probabilities[number] for number in order])
-        assert (opinion.entropy, opinion.weight) == (plain.entropy[k, 2, 12], plain.weights[k, 2, 12])
+        assert answer.classes == tuple(DATA["class_names"][number] for number in order)
+        assert answer.probabilities == pytest.approx([probabilities[number] for number in order])
+        assert (answer.entropy, answer.weight) == (plain.entropy[k, 2, 12], plain.weights[k, 2, 12])
     for slot, row in enumerate(views_of_sample(open_cache(folder), 12).rows):
         assert (row.slot, row.view) == (slot, plain.views[0, slot, 12])
         for k, said in enumerate(row.teachers):
@@ -166,10 +166,10 @@ def test_a_sample_from_close_by(folder: Path, plain: Plain) -> None:
             assert (said.entropy, said.weight) == (plain.entropy[k, slot, 12], plain.weights[k, slot, 12])
 
 
-def test_distributions(survey: Survey, plain: Plain) -> None:
+def test_distributions(statistics: CacheStatistics, plain: Plain) -> None:
     for found, values, highest in (
-        (entropy_distributions(survey, bins=9), plain.entropy, math.log(CLASSES)),
-        (weight_distributions(survey, bins=8), plain.weights, 1.0),
+        (entropy_distributions(statistics, bins=9), plain.entropy, math.log(CLASSES)),
+        (weight_distributions(statistics, bins=8), plain.weights, 1.0),
     ):
         for k, one in enumerate(found):
             counts, edges = np.histogram(values[k], len(one.counts), (0, highest))
@@ -178,33 +178,39 @@ def test_distributions(survey: Survey, plain: Plain) -> None:
             assert one.right == tuple(np.histogram(values[k][plain.right[k]], edges)[0])
 
 
-def test_the_highest_entropy_counts_although_float32_rounds_it_up(survey: Survey) -> None:
+def test_the_highest_entropy_counts_although_float32_rounds_it_up(statistics: CacheStatistics) -> None:
     """A teacher that knows nothing has entropy ln C everywhere, and all of it is in the last bin."""
     ignorance = np.full(len(LABELS), np.log(CLASSES), np.float32)
     assert float(ignorance[0]) > math.log(CLASSES)
-    ignorant = replace(survey, entropy=[[ignorance] * VIEWS] * 3)
+    ignorant = replace(statistics, entropy=[[ignorance] * VIEWS] * 3)
     assert summarise(ignorant).teachers[0].histogram == (*[0] * 19, VIEWS * len(LABELS))
     assert entropy_distributions(ignorant, bins=5)[0].counts == (0, 0, 0, 0, VIEWS * len(LABELS))
 
 
-def test_teachers_in_another_order_keep_their_numbers(folder: Path, survey: Survey) -> None:
-    turned = summarise(take_survey(open_cache(folder, ["cleo", "ada", "bob"])))
-    straight = summarise(survey)
+def test_teachers_in_another_order_keep_their_numbers(folder: Path, statistics: CacheStatistics) -> None:
+    turned = summarise(read_statistics(open_cache(folder, ["cleo", "ada", "bob"])))
+    straight = summarise(statistics)
     assert turned.teachers == (straight.teachers[2], *straight.teachers[:2])
     assert turned.weights_state == "matches"
     assert turned.agreement.same_top1[0][1] == straight.agreement.same_top1[2][0]
 
 
-def test_provenance(folder: Path, survey: Survey) -> None:
-    summary = summarise(survey)
+def test_provenance(folder: Path, statistics: CacheStatistics) -> None:
+    summary = summarise(statistics)
     assert (summary.data, summary.split, summary.samples, summary.classes) == ("insects", "train", 14, 4)
-    assert (summary.views, summary.orbit, summary.padding, summary.flip, summary.view_seed) == (4, 18, 1, True, 7)
+    assert (summary.views, summary.num_distinct_views, summary.padding, summary.flip, summary.view_seed) == (
+        4,
+        18,
+        1,
+        True,
+        7,
+    )
     assert summary.pixels_sha256 == "cd" * 32
     assert summary.file_bytes == sum((folder / f"{name}.h5").stat().st_size for name in (*TEACHERS, "weights"))
     assert (summary.weighting, summary.weights_state, summary.unfinished) == ("a half in turn", "matches", ())
     teacher = summary.teachers[1]
     assert (teacher.network, teacher.parameters, teacher.fingerprint) == ("resnet16", 2000, "21" * 32)
-    assert (teacher.mean, teacher.deviation) == ((0.5, 0.5, 0.25), (0.25, 0.25, 0.25))
+    assert (teacher.mean, teacher.std) == ((0.5, 0.5, 0.25), (0.25, 0.25, 0.25))
     assert (teacher.features, teacher.precision, teacher.versions["torch"]) == ({"last": (2,)}, "float32", "2.6")
 
 
@@ -213,26 +219,26 @@ def test_the_size_is_that_of_the_chosen_teachers(folder: Path, tmp_path: Path) -
     copy = shutil.copytree(folder, tmp_path / "copy")
     ada, bob, cleo, weights = ((copy / f"{name}.h5").stat().st_size for name in (*TEACHERS, "weights"))
     for teachers, expected in ((None, ada + bob + cleo + weights), (["ada", "bob"], ada + bob), (["cleo"], cleo)):
-        assert summarise(take_survey(open_cache(copy, teachers))).file_bytes == expected
+        assert summarise(read_statistics(open_cache(copy, teachers))).file_bytes == expected
     (copy / "weights.h5").unlink()
-    assert summarise(take_survey(open_cache(copy))).file_bytes == ada + bob + cleo
+    assert summarise(read_statistics(open_cache(copy))).file_bytes == ada + bob + cleo
 
 
 def test_what_is_unfinished_or_without_weights_is_said(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     write_teacher(copy, 0, name="late", blocks=3)
     (copy / "torn.h5.partial").write_bytes(b"nothing")
-    found = summarise(take_survey(open_cache(copy))).unfinished
+    found = summarise(read_statistics(open_cache(copy))).unfinished
     assert [(file.name, file.progress) for file in found] == [("late", 3 / 12), ("torn", None)]
-    assert summarise(take_survey(open_cache(copy, ["ada", "bob"]))).weights_state == "does not match"
+    assert summarise(read_statistics(open_cache(copy, ["ada", "bob"]))).weights_state == "does not match"
     (copy / "weights.h5").unlink()
-    bare = take_survey(open_cache(copy))
+    bare = read_statistics(open_cache(copy))
     assert summarise(bare).weights_state == "absent"
     assert summarise(bare).teachers[0].mean_weight is None
     assert by_class(bare)[0].teachers[0].wrong_and_trusted is None
     with pytest.raises(InspectionError, match="has no weights of ada, bob, cleo: leave --teachers out, or run cache-"):
         wrong_and_trusted(bare, 3)
-    alone = take_survey(open_cache(copy, ["bob"]))
+    alone = read_statistics(open_cache(copy, ["bob"]))
     assert by_class(alone)[0].disagreement is None
     with pytest.raises(InspectionError, match="bob is alone, and has nobody to disagree with"):
         disputed(alone, 3)
@@ -242,13 +248,13 @@ def test_what_is_unfinished_or_without_weights_is_said(folder: Path, tmp_path: P
 def test_a_flipped_bit_is_found_before_it_is_shown(folder: Path, tmp_path: Path, name: str) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     extent = open_cache(copy).teachers[1].header.contents[name]
-    flip(copy / "bob.h5", extent.offset + extent.slab_bytes + 2)  # slot 1, first block
+    flip(copy / "bob.h5", extent.offset + extent.slot_bytes + 2)  # slot 1, first block
     cache = open_cache(copy)
     with pytest.raises(CacheDamagedError, match=rf"{name} of teacher bob, slot 1, rows 0 to 4 do not match"):
         summarise_sample(cache, 3, slot=1)
     if name != "logits":
         with pytest.raises(CacheDamagedError, match=rf"{name} of teacher bob, slot 1"):
-            take_survey(cache)
+            read_statistics(cache)
 
 
 def _disagreement(plain: Plain) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -3,7 +3,7 @@
 from rich.markup import escape
 
 from demkd.console.output import decimal_bytes, plain_table, stdout
-from demkd.pipeline.reports import CachingPlan, CachingReport, VerificationReport
+from demkd.pipeline.results import CachingPlan, CachingReport, VerificationReport
 
 _FAULTS_SHOWN = 10
 
@@ -11,7 +11,10 @@ _FAULTS_SHOWN = 10
 def show_caching(report: CachingReport) -> None:
     """What stage one did."""
     console = stdout()
-    console.print(f"{escape(str(report.folder))}: {report.views} of {report.orbit} views of {report.samples:,} samples")
+    console.print(
+        f"{escape(str(report.folder))}: {report.views} of {report.num_distinct_views} views of "
+        f"{report.samples:,} samples"
+    )
     table = plain_table(left=("teacher", "network"), right=("top-1", "entropy", "answered", "time", "size"))
     for teacher in report.teachers:
         table.add_row(
@@ -31,7 +34,9 @@ def show_caching(report: CachingReport) -> None:
 def show_plan(plan: CachingPlan) -> None:
     """What stage one would cost."""
     console = stdout()
-    console.print(f"{escape(str(plan.folder))}: {plan.views} of {plan.orbit} views of {plan.samples:,} samples")
+    console.print(
+        f"{escape(str(plan.folder))}: {plan.views} of {plan.num_distinct_views} views of {plan.samples:,} samples"
+    )
     table = plain_table(left=("teacher", "network"), right=("to answer", "time", "file", "new on disk"))
     for teacher in plan.teachers:
         table.add_row(

@@ -4,7 +4,7 @@
     epoch e of a run trains on slot permutation(run seed, round)[e mod V],  a new one each round of V epochs
 
 Everything comes from one 64-bit integer hash in NumPy. Random generators of libraries are absent on purpose: their
-streams may change between versions, and a cache outlives them. N samples, M views in the orbit, V slots.
+streams may change between versions, and a cache outlives them. N samples, M views in all distinct views, V slots.
 """
 
 import numpy as np
@@ -22,32 +22,35 @@ _VIEW_OF_SLOT, _SLOT_OF_EPOCH, _RANDOM_VIEW, _SAMPLE_ORDER, _EPOCH_SEED, _SAMPLE
 _ROWS_AT_ONCE = 65536
 
 
-def view_table(*, view_seed: int, samples: int, orbit: int, slots: int) -> NDArray[np.uint16]:
+def view_table(*, view_seed: int, samples: int, num_distinct_views: int, slots: int) -> NDArray[np.uint16]:
     """The view of every slot of every sample: (V, N).
 
-    Each sample's column is the start of its own uniformly random permutation of the orbit (Durstenfeld's shuffle, one
-    step a slot, all samples at once), so that the first V slots do not depend on V, and no view comes twice.
+    Each sample's column is the start of its own uniformly random permutation of all views (Durstenfeld's shuffle,
+    one step a slot, all samples at once), so that the first V slots do not depend on V, and no view comes twice.
 
     Raises:
-        ViewsError: if `slots` is not in 1..orbit.
+        ViewsError: if `slots` is not in 1..num_distinct_views.
     """
-    require_slots(slots, orbit)
-    assert orbit <= np.iinfo(np.uint16).max + 1
+    require_slots(slots, num_distinct_views)
+    assert num_distinct_views <= np.iinfo(np.uint16).max + 1
     table = np.empty((slots, samples), np.uint16)
     for start in range(0, samples, _ROWS_AT_ONCE):
         rows = np.arange(start, min(start + _ROWS_AT_ONCE, samples))
-        table[:, rows] = _shuffled_slots(_hash(_VIEW_OF_SLOT, view_seed, rows), orbit, slots)
+        table[:, rows] = _shuffled_slots(_hash(_VIEW_OF_SLOT, view_seed, rows), num_distinct_views, slots)
     return table
 
 
-def require_slots(slots: int, orbit: int) -> None:
-    """Refuse a number of slots that the orbit does not have.
+def require_slots(slots: int, num_distinct_views: int) -> None:
+    """Refuse a number of slots that all distinct views does not have.
 
     Raises:
         ViewsError: saying what there is.
     """
-    if not 1 <= slots <= orbit:
-        raise ViewsError(f"--views is {slots}, but a picture has {orbit} different views: choose 1 to {orbit}")
+    if not 1 <= slots <= num_distinct_views:
+        raise ViewsError(
+            f"--views is {slots}, but a picture has {num_distinct_views} different views: "
+            f"choose 1 to {num_distinct_views}"
+        )
 
 
 def slot_of_epoch(*, run_seed: int, epoch: int, slots: int) -> int:
@@ -56,9 +59,9 @@ def slot_of_epoch(*, run_seed: int, epoch: int, slots: int) -> int:
     return int(np.argsort(_hash(_SLOT_OF_EPOCH, run_seed, turn, np.arange(slots)), kind="stable")[position])
 
 
-def random_views(*, run_seed: int, epoch: int, samples: int, orbit: int) -> NDArray[np.uint16]:
+def random_views(*, run_seed: int, epoch: int, samples: int, num_distinct_views: int) -> NDArray[np.uint16]:
     """Independent uniform views (N,), as ordinary training draws them: no slots, repetitions possible."""
-    return (_hash(_RANDOM_VIEW, run_seed, epoch, np.arange(samples)) % np.uint64(orbit)).astype(np.uint16)
+    return (_hash(_RANDOM_VIEW, run_seed, epoch, np.arange(samples)) % np.uint64(num_distinct_views)).astype(np.uint16)
 
 
 def sample_order(*, run_seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
@@ -103,12 +106,12 @@ def noisy_labels(labels: NDArray[np.int64], *, share: float, classes: int, seed:
     return noisy
 
 
-def _shuffled_slots(keys: UInt64, orbit: int, slots: int) -> NDArray[np.uint16]:
-    """The first `slots` places of a permutation of the orbit for every key (R,): (slots, R)."""
+def _shuffled_slots(keys: UInt64, num_distinct_views: int, slots: int) -> NDArray[np.uint16]:
+    """The first `slots` places of a permutation of all distinct views for every key (R,): (slots, R)."""
     everyone = np.arange(len(keys))
-    places = np.tile(np.arange(orbit, dtype=np.uint16)[:, None], (1, len(keys)))  # (M, R)
+    places = np.tile(np.arange(num_distinct_views, dtype=np.uint16)[:, None], (1, len(keys)))  # (M, R)
     for slot in range(slots):
-        partner = slot + (_mix(keys + np.uint64(slot)) % np.uint64(orbit - slot)).astype(np.int64)
+        partner = slot + (_mix(keys + np.uint64(slot)) % np.uint64(num_distinct_views - slot)).astype(np.int64)
         chosen = places[partner, everyone]
         places[partner, everyone] = places[slot]
         places[slot] = chosen

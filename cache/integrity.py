@@ -2,7 +2,7 @@
 
 What is read: the user block and its digest, HDF5's own view of the file, the provenance, the labels, every block of
 every data set against its ledger, and weights.h5 against the teachers. What no checksum can say, whether the teachers
-would say the same again, is asked by `pipeline/verification.py`.
+would say the same again, is asked by `pipeline/verify.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,7 +247,7 @@ def _misalignment(reference: TeacherCache, other: TeacherCache) -> str:
         return str(error)
     slots = min(reference.shape.views, other.shape.views)
     different = [
-        slot for slot in range(slots) if not np.array_equal(reference.slab("view", slot), other.slab("view", slot))
+        slot for slot in range(slots) if not np.array_equal(reference.read("view", slot), other.read("view", slot))
     ]
     return f"{other.path} and {reference.path} saw different views in slot {different[0]}" if different else ""
 

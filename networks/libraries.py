@@ -34,12 +34,12 @@ class PublishedWeights:
 
     Attributes:
         state: tensor by name.
-        mean, deviation: of the input that they were trained with, for pixels in [0, 1].
+        mean, std: of the input that they were trained with, for pixels in [0, 1].
     """
 
     state: Mapping[str, Tensor]
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def is_own_code(name: str) -> bool:
@@ -47,7 +47,7 @@ def is_own_code(name: str) -> bool:
     return ":" in name and name.partition(":")[0] not in SOURCES
 
 
-def build_foreign(name: str, *, classes: int) -> nn.Module:
+def build_from_library(name: str, *, classes: int) -> nn.Module:
     """The module that `SOURCE:NAME` stands for, with fresh weights.
 
     Raises:
@@ -93,7 +93,7 @@ def _fetch_torchvision(name: str, weights: str, classes: int) -> PublishedWeight
         f"torchvision:{name}@{weights}",
         lambda: entry.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True),
     )
-    return PublishedWeights(state=state, mean=tuple(figures.mean), deviation=tuple(figures.std))
+    return PublishedWeights(state=state, mean=tuple(figures.mean), std=tuple(figures.std))
 
 
 def _build_timm(name: str, classes: int) -> nn.Module:
@@ -113,7 +113,7 @@ def _fetch_timm(name: str, weights: str, classes: int) -> PublishedWeights:
     network = _download(
         f"timm:{name}@{weights}", lambda: timm.create_model(f"{name}.{weights}", pretrained=True).state_dict()
     )
-    return PublishedWeights(state=network, mean=tuple(figures.mean), deviation=tuple(figures.std))
+    return PublishedWeights(state=network, mean=tuple(figures.mean), std=tuple(figures.std))
 
 
 def _build_own(name: str, classes: int) -> nn.Module:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheMissingError
+from demkd.cache.integrity import DAMAGED, Verification, bytes_to_verify, verify_cache
 from demkd.cache.teacher_file import TeacherCache, cache_file
-from demkd.cache.verify import DAMAGED, Verification, bytes_to_verify, verify_cache
 from demkd.cache.weights import WEIGHTS_NAME
 from demkd.pipeline import defaults
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.reports import RecomputeReport, RepairReport, VerificationReport
+from demkd.pipeline.results import RecomputeReport, RepairReport, VerificationReport
 
 if TYPE_CHECKING:
     from demkd.dataset import Normalisation
@@ -139,15 +139,15 @@ def _as_cached(
     from demkd.pipeline.compute import choose_compute
 
     provenance = TeacherCache(cache_file(folder, specs[0].name)).provenance
-    precision = provenance.bound["precision"] if witnesses.precision == "auto" else witnesses.precision
+    precision = provenance.identity["precision"] if witnesses.precision == "auto" else witnesses.precision
     request = CachingRequest(
         data=witnesses.data,
         teachers=tuple(specs),
         folder=folder,
         views=1,
-        view_seed=provenance.bound["views"]["seed"],
+        view_seed=provenance.identity["views"]["seed"],
         layers=(),
-        batch_size=max(1, provenance.noted.get("batch_size", defaults.BATCH_SIZE)),
+        batch_size=max(1, provenance.notes.get("batch_size", defaults.BATCH_SIZE)),
         normalisations=witnesses.normalisations,
     )
     return request, choose_compute(device=witnesses.device, precision=precision)
@@ -193,7 +193,7 @@ def _compare(
     differences = np.abs(now - cached).max(axis=1)
     differences[np.isnan(differences)] = np.inf
     worst = int(differences.argmax())
-    precision = max(job.compute.precision, str(file.provenance.bound["precision"]), key=TOLERANCE.__getitem__)
+    precision = max(job.compute.precision, str(file.provenance.identity["precision"]), key=TOLERANCE.__getitem__)
     tolerance = TOLERANCE[precision] * max(float(np.abs(cached).max()), 1.0)
     return RecomputeReport(
         teacher=file.name,
@@ -210,7 +210,7 @@ def _compare(
 
 def _stored(file: TeacherCache, name: str, samples: Indices, slots: Indices) -> NDArray[Any]:
     """What a data set holds for pairs (P,), checked."""
-    rows = [file.slab(name, int(slot))[samples[slots == slot]] for slot in np.unique(slots)]
+    rows = [file.read(name, int(slot))[samples[slots == slot]] for slot in np.unique(slots)]
     return np.concatenate(rows)
 
 

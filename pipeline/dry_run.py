@@ -4,13 +4,13 @@ import time
 
 import numpy as np
 
-from demkd.cache.plan import FilePlan, require_space
+from demkd.cache.space import FilePlan, require_space
 from demkd.pipeline import defaults
 from demkd.pipeline.caching import answer_rows
 from demkd.pipeline.caching_job import CachingJob, CachingRequest, PreparedTeacher, open_job, plan_teacher, prepare
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.reports import CachingPlan, TeacherPlan
+from demkd.pipeline.results import CachingPlan, TeacherPlan
 
 _PROBE_SECONDS = 1.0
 _MOST_PROBES = 8
@@ -34,7 +34,7 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
         folder=request.folder,
         samples=samples,
         views=job.views,
-        orbit=job.pictures.policy.orbit,
+        num_distinct_views=job.pictures.policy.num_distinct_views,
         precision=compute.precision,
         teachers=teachers,
         free_bytes=free,

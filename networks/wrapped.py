@@ -35,7 +35,7 @@ class _Output:
         return not self.pooled and math.prod(places) > 1
 
 
-class ForeignNetwork(nn.Module):
+class WrappedNetwork(nn.Module):
     """A module that turns views into logits, with the features that a `Classifier` has, by module path.
 
     Its state dict is that of the module, without a prefix: checkpoints load, and digests are of the module's own names.
