@@ -74,7 +74,7 @@ class Group:
 
     Attributes:
         name: what tells the group from the others, in words.
-        last_std, best_std: sample standard stds; None for a single run.
+        last_std, best_std: sample standard deviations; None for a single run.
     """
 
     name: str

@@ -13,7 +13,7 @@ import numpy as np
 from demkd.report.comparison import Comparison, ComparisonError, FinishedRun, group_runs
 
 BAND = (
-    "The band is one standard std (of the sample) around the mean of three or more seeds, "
+    "The band is one standard deviation (of the sample) around the mean of three or more seeds, "
     "lowest to highest of two; a single seed has none."
 )
 

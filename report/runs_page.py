@@ -40,7 +40,7 @@ def _final_table(comparison: Comparison) -> Table:
     if comparison.baseline:
         columns += [Column(text=text) for text in ("difference", "pairs", "95 % interval", "detectable")]
     best = max(comparison.groups, key=lambda group: group.last)
-    caption = "In the last epoch, and in each run's best: mean ± standard std over seeds. ★ is the best mean."
+    caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
     if comparison.baseline:
         caption += (
             f" Differences to {comparison.baseline} are in percentage points, over pairs of the seeds that both have, "

@@ -152,7 +152,7 @@ def test_values_that_float16_cannot_hold_stop_the_writer(tmp_path: Path, value: 
     with CacheWriter(tmp_path, "a", shape=shape(), provenance=provenance(), labels=LABELS) as writer:
         bad = answers(writer.missing(1, 2), 1, writer.shape.rows(2))
         bad["logits"][5, 3] = value
-        with pytest.raises(CacheValueError, match=f"teacher a slot ({said}) in logits for sample 37 in slot 1"):
+        with pytest.raises(CacheValueError, match=f"teacher a answers ({said}) in logits for sample 37 in slot 1"):
             writer.write(1, 2, bad)
         assert (1, 2) in writer.pending(), "nothing of the block is written"
 
