@@ -1,1 +1,55 @@
-"""demkd: entropy-weighted, decoupled multi-teacher knowledge distillation from a cache of the teachers' answers."""
+"""demkd: entropy-weighted, decoupled multi-teacher knowledge distillation from a cache of the teachers' answers.
+
+    cache = demkd.cache_teachers({"a": module_a, "b": module_b}, train_data, out="cache", views=4)
+    report = demkd.distill("resnet8", cache=cache, train=train_data, test=test_data, out="run")
+
+Names are imported when they are first used, so that `import demkd` costs nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+from demkd.exports import __dir__, __getattr__
+
+if TYPE_CHECKING:
+    from demkd.api import (
+        cache_teachers,
+        distill,
+        evaluate,
+        inspect,
+        plan_caching,
+        recompute,
+        repair,
+        train,
+        verify,
+    )
+    from demkd.cache import Cache, open_cache
+    from demkd.dataset import CropFlip, ImageSource, MemoryImages, Normalisation, ViewPolicy, load_images
+    from demkd.errors import UserError
+    from demkd.pipeline.cached_targets import CachedTargets
+    from demkd.pipeline.methods import Method, choose_method
+
+__all__ = [
+    "Cache",
+    "CachedTargets",
+    "CropFlip",
+    "ImageSource",
+    "MemoryImages",
+    "Method",
+    "Normalisation",
+    "UserError",
+    "ViewPolicy",
+    "__dir__",
+    "__getattr__",
+    "cache_teachers",
+    "choose_method",
+    "distill",
+    "evaluate",
+    "inspect",
+    "load_images",
+    "open_cache",
+    "plan_caching",
+    "recompute",
+    "repair",
+    "train",
+    "verify",
+]

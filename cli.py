@@ -7,48 +7,48 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from demkd.cache import open_cache
 from demkd.errors import UserError
 from demkd.options import (
     FILE,
     FOLDER,
-    METHOD_NUMBERS,
-    choose_compute,
+    alone,
     choose_progress,
-    chosen_training,
     compute_options,
     data_option,
+    hint_layer_option,
+    in_options,
     input_size_option,
     inspection_options,
+    method_choices,
     method_options,
     names,
     normalise_option,
-    numbers,
     output_options,
     recipe_option,
     refuse_code_of_recipe,
     require_one_inspection,
     sweep_options,
+    training_choices,
     training_options,
     views_or_random,
 )
 from demkd.pipeline import defaults
-from demkd.pipeline.methods import CHOICES
 
 if TYPE_CHECKING:
     from demkd.cache import Cache
     from demkd.report.comparison import FinishedRun
-    from demkd.report.rows import Inspection
     from demkd.report.writing import WrittenFile
 
 
 class _Commands(click.Group):
-    """Turns what a user can repair into one sentence and exit code 1, and Ctrl-C into a calm word."""
+    """Ends with one sentence and an exit code where a user can repair something, or pressed Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _fail(str(error), 1)
+            _fail(in_options(str(error), self.commands.get(ctx.invoked_subcommand or "", self)), 1)
         except KeyboardInterrupt:
             _fail("interrupted; nothing is lost, the same command goes on where it stopped", 130)
         except BrokenPipeError:
@@ -90,22 +90,26 @@ def main() -> None:
 @normalise_option
 @compute_options
 @output_options
-def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train NETWORK on labels: a teacher, or a student's baseline.
 
     \b
     Example:
         demkd train resnet20 --data cifar100 --out runs/teacher-a --seed 1
     """
-    from demkd import console
-    from demkd.pipeline.distilling import train as run_training
-    from demkd.pipeline.loading import chosen_alone, parse_normalisations
+    from demkd import api, console
 
     refuse_code_of_recipe("network", [network])
-    compute = choose_compute(options)
-    normalisation = chosen_alone(parse_normalisations(options["normalise"]), option="--normalise")
-    settings = chosen_training(options, network)
-    report = run_training(settings, out, compute, choose_progress(quiet), normalisation=normalisation)
+    report = api.train(
+        network,
+        train=data,
+        out=out,
+        normalise=alone(options["normalise"], "--normalise"),
+        device=options["device"],
+        precision=options["precision"],
+        progress=choose_progress(quiet),
+        **training_choices(options),
+    )
     (console.show_json if as_json else console.show_run)(report)
 
 
@@ -144,13 +148,15 @@ def train(network: str, out: Path, as_json: bool, quiet: bool, **options: Any) -
     type=click.IntRange(min=1),
     help="Average maps down to this side.",
 )
-@click.option("--batch-size", default=defaults.BATCH_SIZE, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=defaults.BATCH_SIZE, show_default=True, type=int, help="At most 1,024.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
 @normalise_option
 @input_size_option
 @compute_options
 @output_options
-def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+def cache_teachers(
+    teachers: tuple[str, ...], data: str, out: Path, as_json: bool, quiet: bool, dry_run: bool, **options: Any
+) -> None:
     """Stage one: run each teacher once, and keep its answers.
 
     \b
@@ -158,32 +164,20 @@ def cache_teachers(as_json: bool, quiet: bool, dry_run: bool, **options: Any) ->
         demkd cache-teachers --data cifar100 --views 16 --out runs/cache \\
             --teacher resnet20@resnet20.pth --teacher vgg8@vgg8.pth
     """
-    from demkd import console
-    from demkd.pipeline.caching import cache_teachers as run_caching
-    from demkd.pipeline.caching_job import CachingRequest
-    from demkd.pipeline.loading import parse_input_sizes, parse_normalisations, parse_teachers
+    from demkd import api, console
 
-    refuse_code_of_recipe("teachers", options["teachers"])
-    layers = tuple(layer for layer in options["features"] if layer != "none")
-    request = CachingRequest(
-        data=options["data"],
-        teachers=tuple(parse_teachers(options["teachers"])),
-        folder=options["out"],
-        views=options["views"],
-        view_seed=options["view_seed"],
-        layers=layers,
-        grid=options["feature_grid"],
-        batch_size=options["batch_size"],
-        normalisations=parse_normalisations(options["normalise"]),
-        input_sizes=parse_input_sizes(options["input_size"]),
-    )
+    refuse_code_of_recipe("teachers", teachers)
+    chosen: dict[str, Any] = {
+        **{name: options[name] for name in ("views", "view_seed", "feature_grid", "batch_size")},
+        **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
+        "features": [layer for layer in options["features"] if layer != "none"],
+        "progress": choose_progress(quiet),
+    }
     if dry_run:
-        from demkd.pipeline.dry_run import plan_caching
-
-        plan = plan_caching(request, choose_compute(options), choose_progress(quiet))
+        plan = api.plan_caching(teachers, data, out=out, **chosen)
         (console.show_json if as_json else console.show_plan)(plan)
         return
-    report = run_caching(request, choose_compute(options), choose_progress(quiet))
+    report = api.cache_teachers(teachers, data, out=out, **chosen)
     (console.show_json if as_json else console.show_caching)(report)
 
 
@@ -203,69 +197,50 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
         demkd inspect runs/cache --sample 7 --data cifar100
         demkd inspect runs/cache --html cache.html --data cifar100
     """
-    from demkd import console
-    from demkd.cache import open_cache
+    from demkd import api, console
     from demkd.report.rows import flat_rows
 
     require_one_inspection({**options, "json": as_json, "csv": as_csv})
-    with open_cache(cache, names(teachers)) as opened:
-        if options["html"] is not None:
-            console.show_written(_write_cache_page(opened, options["html"], options["data"]))
-            return
-        found = _look(opened, options)
-        if as_json:
-            console.show_json(found)
-        elif as_csv:
-            console.show_csv(flat_rows(found))
-        else:
-            picture = None if options["data"] is None else _pixels(opened, options["data"])[options["sample"]]
-            console.show_inspection(found, picture=picture)
+    html, data = options.pop("html"), options.pop("data")
+    if html is not None:
+        console.show_written(_write_cache_page(cache, names(teachers), html, data))
+        return
+    found = api.inspect(cache, teachers=names(teachers), **options)
+    if as_json:
+        console.show_json(found)
+    elif as_csv:
+        console.show_csv(flat_rows(found))
+    else:
+        with open_cache(cache, names(teachers)) as opened:
+            picture = None if data is None else _pictures(opened, data, [options["sample"]])[0]
+        console.show_inspection(found, picture=picture)
 
 
-def _look(cache: "Cache", options: dict[str, Any]) -> "Inspection":
-    from demkd.report import samples
-    from demkd.report.classes import list_classes
-    from demkd.report.single_sample import summarise_sample, views_of_sample
-    from demkd.report.statistics import read_statistics
-    from demkd.report.summary import summarise
-
-    if options["views"]:
-        return views_of_sample(cache, options["sample"])
-    if options["sample"] is not None:
-        return summarise_sample(cache, options["sample"], slot=options["slot"] or 0)
-    statistics = read_statistics(cache)
-    if options["by_class"]:
-        return list_classes(statistics, sort=options["sort"] or "entropy", limit=options["limit"])
-    listings = {
-        "uncertain": samples.uncertain,
-        "disagree": samples.disputed,
-        "wrong_and_trusted": samples.wrong_and_trusted,
-    }
-    chosen = next((name for name in listings if options[name]), None)
-    return listings[chosen](statistics, options[chosen]) if chosen else summarise(statistics)
-
-
-def _write_cache_page(cache: "Cache", path: Path, data: str | None) -> "WrittenFile":
+def _write_cache_page(cache: Path, teachers: Sequence[str] | None, path: Path, data: str | None) -> "WrittenFile":
     from demkd.report.pages import require_page_libraries, write_cache_page
     from demkd.report.statistics import read_statistics
 
     require_page_libraries("a page")  # before the pictures are read
-    return write_cache_page(read_statistics(cache), path, pixels=None if data is None else _pixels(cache, data))
+    with open_cache(cache, teachers) as opened:
+        pixels = None if data is None else _pictures(opened, data, range(opened.samples))
+        return write_cache_page(read_statistics(opened), path, pixels=pixels)
 
 
-def _pixels(cache: "Cache", data: str) -> Any:
-    """All samples' pixels (N, H, W, 3), uint8, of the data that the teachers saw."""
-    from demkd.pipeline.distilling import require_same_data
-    from demkd.pipeline.loading import load_split
+def _pictures(cache: "Cache", data: str, samples: Sequence[int]) -> Any:
+    """The pixels (B, H, W, 3), uint8, of some samples (B,) of the data that the teachers saw."""
+    import torch
 
-    pictures = load_split(data, "train")
-    require_same_data(cache.teachers[0], pictures)
-    return pictures.pixels.numpy()
+    from demkd.dataset import as_source
+    from demkd.pipeline.stage_two import require_same_data
+
+    source = as_source(data, split="train")
+    require_same_data(cache.teachers[0], source)
+    return source.fetch(torch.tensor(list(samples))).numpy()
 
 
 @main.command()
 @click.argument("cache", type=FOLDER)
-@click.option("--teachers", help="Some of them, separated by commas; all by default.")
+@click.option("--teachers", "only", help="Some of them, separated by commas; all by default.")
 @click.option(
     "--recompute", type=click.IntRange(min=1), metavar="N", help="Ask the teachers again about N pictures each."
 )
@@ -273,16 +248,17 @@ def _pixels(cache: "Cache", data: str) -> Any:
 @click.option("--data", help="With --recompute and --repair: the data that the teachers were cached with.")
 @click.option(
     "--teacher",
-    "witnesses",
+    "teachers",
     multiple=True,
     metavar="[NAME=]NETWORK@CHECKPOINT",
     help="With --recompute and --repair: the teachers to ask, as for cache-teachers.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which pictures, --recompute.")
 @normalise_option
+@input_size_option
 @compute_options
 @output_options
-def verify(cache: Path, teachers: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def verify(cache: Path, only: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Check every byte of CACHE; exit with 1 if anything is wrong.
 
     \b
@@ -290,38 +266,29 @@ def verify(cache: Path, teachers: str | None, as_json: bool, quiet: bool, **opti
         demkd verify runs/cache
         demkd verify runs/cache --recompute 200 --data cifar100 --teacher resnet20@resnet20.pth
     """
-    from demkd import console
-    from demkd.pipeline.verify import recompute, repair
-    from demkd.pipeline.verify import verify as run_verification
+    from demkd import api, console
 
     asks = options["repair"] or options["recompute"] is not None
-    if asks != bool(options["data"] and options["witnesses"]):
+    if asks != bool(options["data"] and options["teachers"]):
         raise click.UsageError("--recompute and --repair need --data and --teacher, and nothing else does")
-    if options["repair"] and teachers:
-        raise click.UsageError("--repair looks at the whole cache: leave --teachers out")
+    if asks and only:
+        raise click.UsageError("--recompute and --repair look at the whole cache: leave --teachers out")
+    if options["repair"] and options["recompute"] is not None:
+        raise click.UsageError("--recompute and --repair exclude each other: repair first, then recompute")
     progress = choose_progress(quiet)
+    again = {name: options[name] for name in ("normalise", "input_size", "device", "precision")}
     if options["repair"]:
-        report = repair(cache, _witnesses(options), progress)
+        report = api.repair(cache, options["teachers"], options["data"], progress=progress, **again)
+    elif asks:
+        count, seed = options["recompute"], options["seed"]
+        report = api.recompute(
+            cache, options["teachers"], options["data"], pairs=count, seed=seed, progress=progress, **again
+        )
     else:
-        report = run_verification(cache, names(teachers), progress)
-    if options["recompute"] is not None:
-        report = recompute(report, _witnesses(options), progress, pairs=options["recompute"], seed=options["seed"])
+        report = api.verify(cache, teachers=names(only), progress=progress)
     (console.show_json if as_json else console.show_verification)(report)
     if not report.sound:
         sys.exit(1)
-
-
-def _witnesses(options: dict[str, Any]) -> Any:
-    from demkd.pipeline.loading import parse_normalisations, parse_teachers
-    from demkd.pipeline.verify import Witnesses
-
-    return Witnesses(
-        data=options["data"],
-        teachers=tuple(parse_teachers(options["witnesses"])),
-        normalisations=parse_normalisations(options["normalise"]),
-        device=options["device"],
-        precision=options["precision"],
-    )
 
 
 @main.command()
@@ -333,8 +300,16 @@ def _witnesses(options: dict[str, Any]) -> Any:
 @click.option("--teachers", help="Some of the cache's, separated by commas; all by default.")
 @click.option("--views", help="Train on the first so many slots, all by default; or random, with --online.")
 @method_options
+@hint_layer_option
+@click.option("--student-layer", default="", help="Whose features are adapted to the teachers'; the last map's.")
 @click.option("--online", is_flag=True, help="Run live teachers in every step instead of reading a cache.")
-@click.option("--teacher", multiple=True, metavar="[NAME=]NETWORK@CHECKPOINT", help="A live teacher, with --online.")
+@click.option(
+    "--teacher",
+    "live_teachers",
+    multiple=True,
+    metavar="[NAME=]NETWORK@CHECKPOINT",
+    help="A live teacher, with --online.",
+)
 @click.option(
     "--view-seed",
     type=click.IntRange(min=0),
@@ -345,46 +320,38 @@ def _witnesses(options: dict[str, Any]) -> Any:
 @input_size_option
 @compute_options
 @output_options
-def distill(as_json: bool, quiet: bool, **options: Any) -> None:
+def distill(student: str, data: str, cache: Path | None, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Stage two: train a student from a cache; no teacher is loaded.
 
     \b
     Example:
         demkd distill --data cifar100 --cache runs/cache --student resnet8 --out runs/student
     """
-    from demkd import console
-    from demkd.pipeline.distilling import DistillRequest
-    from demkd.pipeline.distilling import distill as run_distillation
-    from demkd.pipeline.loading import parse_input_sizes, parse_normalisations, parse_teachers
-    from demkd.pipeline.methods import choose_method
+    from demkd import api, console
 
-    if options["online"] == (options["cache"] is not None):
+    if options["online"] == (cache is not None):
         raise click.UsageError("give either --cache CACHE, or --online with --teacher")
-    if options["teacher"] and not options["online"]:
+    if options["live_teachers"] and not options["online"]:
         raise click.UsageError(
             "--teacher runs live teachers, which needs --online; a cache's are chosen with --teachers"
         )
     if options["input_size"] and not options["online"]:
         raise click.UsageError("--input-size is for live teachers, which needs --online; a cache knows its own")
-    refuse_code_of_recipe("student", [options["student"]])
-    refuse_code_of_recipe("teacher", options["teacher"])
-    request = DistillRequest(
-        options=chosen_training(options, options["student"]),
-        method=choose_method(
-            options["method"],
-            **{name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, "entropy_temperature")},
-            fixed_weights=numbers(options["fixed_weights"]),
-        ),
-        folder=options["out"],
-        cache=options["cache"],
+    refuse_code_of_recipe("student", [student])
+    refuse_code_of_recipe("live_teachers", options["live_teachers"])
+    report = api.distill(
+        student,
+        train=data,
+        out=out,
+        cache=cache,
         teachers=names(options["teachers"]) or (),
-        live=tuple(parse_teachers(options["teacher"])),
-        normalisations=parse_normalisations(options["normalise"]),
         views=views_or_random(options["views"]),
-        view_seed=options["view_seed"],
-        input_sizes=parse_input_sizes(options["input_size"]),
+        progress=choose_progress(quiet),
+        **{name: options[name] for name in ("live_teachers", "view_seed", "hint_layer", "student_layer")},
+        **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
+        **training_choices(options),
+        **method_choices(options),
     )
-    report = run_distillation(request, choose_compute(options), choose_progress(quiet))
     (console.show_json if as_json else console.show_run)(report)
 
 
@@ -403,17 +370,16 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
     Example:
         demkd evaluate runs/student --data cifar100
     """
-    from demkd import console
-    from demkd.pipeline.evaluation import evaluate_run
-    from demkd.pipeline.loading import chosen_alone, parse_input_sizes, parse_normalisations
+    from demkd import api, console
 
-    report = evaluate_run(
+    report = api.evaluate(
         run,
-        data=data,
+        data,
         network=network,
-        normalisation=chosen_alone(parse_normalisations(options["normalise"]), option="--normalise"),
-        input_size=chosen_alone(parse_input_sizes(options["input_size"]), option="--input-size"),
-        compute=choose_compute(options),
+        normalise=alone(options["normalise"], "--normalise"),
+        input_size=alone(options["input_size"], "--input-size"),
+        device=options["device"],
+        precision=options["precision"],
         progress=choose_progress(quiet),
     )
     (console.show_json if as_json else console.show_evaluation)(report)
@@ -551,9 +517,11 @@ def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
         demkd demo
     """
     from demkd import console
+    from demkd.pipeline.compute import choose_compute
     from demkd.pipeline.demo import run_demo
 
-    report = run_demo(out, choose_compute(options), choose_progress(quiet))
+    compute = choose_compute(device=options["device"], precision=options["precision"])
+    report = run_demo(out, compute, choose_progress(quiet))
     (console.show_json if as_json else console.show_demo)(report)
 
 

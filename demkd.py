@@ -3,3 +3,5 @@
 from pathlib import Path
 
 __path__ = [str(Path(__file__).resolve().parent)]
+
+from demkd.exports import __dir__, __getattr__  # noqa: F401 - found by the path above

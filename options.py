@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,6 @@ from demkd.pipeline.methods import CHOICES, METHODS
 from demkd.pipeline.recipe import RecipeError, TrainingOptions, option_values, read_recipe
 
 if TYPE_CHECKING:
-    from demkd.pipeline.compute import Compute
     from demkd.pipeline.progress import Progress
     from demkd.pipeline.sweeping import SweepOption
 
@@ -33,11 +33,16 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def key_of(parameter: click.Parameter) -> str:
+    """What a parameter is called in recipes: as on the command line, with underscores."""
+    return parameter.opts[0].lstrip("-").replace("-", "_")
+
+
 def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
     """Let a recipe fill in what the command line leaves out."""
     if path is None:
         return
-    known = {parameter.name or "": parameter for parameter in ctx.command.params}
+    known = {key_of(parameter): parameter for parameter in ctx.command.params}
     repeatable = {name for name, parameter in known.items() if parameter.multiple}
     values = option_values(read_recipe(path), repeatable=repeatable)
     unknown = sorted(values.keys() - known.keys())
@@ -48,7 +53,7 @@ def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None)
     for name, value in values.items():
         if not _fits(known[name], value):
             raise RecipeError(f"the recipe {path} gives {name} a value of the wrong kind: correct it ({flag(name)})")
-    ctx.default_map = values
+    ctx.default_map = {known[key].name or key: value for key, value in values.items()}
 
 
 def _fits(parameter: click.Parameter, value: object) -> bool:
@@ -106,14 +111,28 @@ training_options = combine(
         "--schedule",
         default=_USUAL["schedule"],
         show_default=True,
-        type=click.Choice(["step", "cosine", "one-cycle"]),
+        type=click.Choice(["step", "cosine", "one-cycle", "constant"]),
         help="Of the learning rate; step is x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
+    ),
+    click.option(
+        "--optimizer",
+        default=_USUAL["optimizer"],
+        show_default=True,
+        type=click.Choice(["sgd", "adamw"]),
+        help="Momentum and Nesterov's are of SGD.",
     ),
     click.option(
         "--momentum", default=_USUAL["momentum"], show_default=True, type=click.FloatRange(0, 1, max_open=True)
     ),
     click.option("--nesterov/--no-nesterov", default=_USUAL["nesterov"], show_default=True),
     click.option("--weight-decay", default=_USUAL["weight_decay"], show_default=True, type=click.FloatRange(min=0)),
+    click.option(
+        "--label-smoothing",
+        default=_USUAL["label_smoothing"],
+        show_default=True,
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the label's target that is spread over all classes.",
+    ),
     click.option(
         "--label-noise",
         default=_USUAL["label_noise"],
@@ -143,18 +162,42 @@ method_options = combine(
     ),
     click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
 )
+
+
+def _pairs(kind: Callable[[str], Any]) -> Callable[..., Any]:
+    """Texts `[TEACHER=]VALUE` as a mapping; "" stands for all others."""
+
+    def read(_ctx: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, Any]:
+        pairs = (text.rpartition("=") for text in texts)
+        try:
+            return {name: kind(value) for name, _, value in pairs}
+        except ValueError:
+            raise click.BadParameter(f"{' '.join(texts)!r} is not {parameter.metavar}") from None
+
+    return read
+
+
 normalise_option = click.option(
     "--normalise",
     multiple=True,
-    metavar="[TEACHER=]FIGURES",
-    help="Mean and std a network was trained with: cifar10, cifar100, imagenet or m,m,m/d,d,d. "
+    metavar="[TEACHER=]MEAN/STD",
+    callback=_pairs(str),
+    help="What a network was trained with: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
     "By default what its run folder says, else the data's.",
 )
 input_size_option = click.option(
     "--input-size",
     multiple=True,
     metavar="[TEACHER=]PIXELS",
+    callback=_pairs(int),
     help="Resize the views to this side for a network that was trained on larger pictures.",
+)
+hint_layer_option = click.option(
+    "--hint-layer",
+    multiple=True,
+    metavar="[TEACHER=]LAYER",
+    callback=_pairs(str),
+    help="Whose features a student matches, as inspect lists them; those of the last map by default.",
 )
 
 inspection_options = combine(
@@ -218,22 +261,38 @@ def refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
         refuse_own_code(networks)
 
 
-def choose_compute(options: dict[str, Any]) -> "Compute":
-    """Where to compute, and in what precision."""
-    from demkd.pipeline.compute import choose_compute
-
-    return choose_compute(device=options["device"], precision=options["precision"])
-
-
 def choose_progress(quiet: bool) -> "Progress":
-    """Bars, or silence."""
-    if quiet:
-        from demkd.pipeline.progress import SilentProgress
-
-        return SilentProgress()
+    """Bars, or warnings alone."""
     from demkd.console import ConsoleProgress
 
-    return ConsoleProgress()
+    return ConsoleProgress(quiet=quiet)
+
+
+def alone(values: Mapping[str, Any], option: str) -> Any:
+    """The value for a network that is no teacher.
+
+    Raises:
+        click.UsageError: if one is given for a teacher.
+    """
+    for name in values:
+        if name:
+            raise click.UsageError(f"{option} {name}=... is for teachers, and there are none: leave {name}= out")
+    return values.get("")
+
+
+def in_options(text: str, command: click.Command) -> str:
+    """A library's sentence with the command line's words: its arguments, in backticks, are options here."""
+    flags = {parameter.name: parameter.opts[0] for parameter in command.params if parameter.opts}
+    flags |= {name: flags["data"] for name in ("train", "test") if "data" in flags}
+
+    def replace(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in flags:
+            return name.replace("_", "-") if value is None else f"{flag(name)} {value}"
+        given = "" if value is None else f" {value}"
+        return f"{flags[name]}{given}"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", replace, text)
 
 
 def sweep_options(command: click.Command) -> "dict[str, SweepOption]":
@@ -241,7 +300,7 @@ def sweep_options(command: click.Command) -> "dict[str, SweepOption]":
     from demkd.pipeline.sweeping import SweepOption
 
     return {
-        option.name or "": SweepOption(
+        key_of(option): SweepOption(
             flag=option.opts[0],
             switch=option.is_flag,
             off=option.secondary_opts[0] if option.secondary_opts else None,
@@ -252,11 +311,15 @@ def sweep_options(command: click.Command) -> "dict[str, SweepOption]":
     }
 
 
-def chosen_training(options: dict[str, Any], network: str) -> TrainingOptions:
-    """What `training_options` and `--data` say."""
+def training_choices(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `training_options` say, by argument."""
+    return {name: options[name] for name in _USUAL if name not in ("data", "network")}
 
-    own = (field.name for field in fields(TrainingOptions) if field.name != "network")
-    return TrainingOptions(network=network, **{name: options[name] for name in own})
+
+def method_choices(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `method_options` say, by argument."""
+    chosen = {name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, "entropy_temperature")}
+    return {"method": options["method"], "fixed_weights": numbers(options["fixed_weights"]), **chosen}
 
 
 def _number_or_kd(text: str | None) -> float | str | None:

@@ -24,9 +24,9 @@ from demkd.benchmarks.bench import FULL, QUICK
 from demkd.benchmarks.growth import SIZES, measure_growth
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.precision import measure_precision
+from demkd.dataset import load_images
 from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.description import describe_device
-from demkd.pipeline.loading import load_split
+from demkd.pipeline.preparation import device_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,7 +50,7 @@ def main() -> None:
             print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     else:
         kind = "quick" if arguments.quick else "full"
-        pictures = None if arguments.quick else load_split(arguments.data, "train")
+        pictures = None if arguments.quick else load_images(arguments.data, split="train")
         rows = _targets(measure_all(scale, arguments.device, pictures=pictures, only=arguments.only))
     result = {
         "kind": kind,
@@ -58,7 +58,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
         "data": "noise" if arguments.quick or arguments.growth else Path(arguments.data).name,
-        "device": describe_device(compute),
+        "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

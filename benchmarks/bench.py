@@ -12,7 +12,7 @@ import torch
 
 from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, write_cache
 from demkd.cache import open_cache
-from demkd.dataset import Pictures, ViewCutter
+from demkd.dataset import CropFlip, MemoryImages
 from demkd.losses import entropy
 from demkd.networks import build_network
 from demkd.pipeline.cached_teachers import CachedTeachers
@@ -45,7 +45,7 @@ FULL = Scale(samples=50_000, views=162, repetitions=5)
 class Bench:
     """The pictures and caches that the measurements share."""
 
-    def __init__(self, scale: Scale, folder: Path, compute: Compute, pictures: Pictures | None = None) -> None:
+    def __init__(self, scale: Scale, folder: Path, compute: Compute, pictures: MemoryImages | None = None) -> None:
         """Take the first samples of the pictures, or noise where there are none."""
         self.scale, self.folder, self.compute = scale, folder, compute
         self.pictures = random_pictures(scale.samples) if pictures is None else _first(pictures, scale.samples)
@@ -69,9 +69,7 @@ class Bench:
 
     def plain(self, network: str) -> Trainer:
         """`train`: labels alone, independent views."""
-        plan = independent_views(
-            run_seed=0, samples=len(self.pictures), num_distinct_views=self.pictures.policy.num_distinct_views
-        )
+        plan = independent_views(self.pictures.default_policy, run_seed=0, samples=len(self.pictures))
         return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
 
     def cached(self, network: str, *, teachers: int, method: str = "de-mkd-logits", views: int = _SLOTS) -> Trainer:
@@ -84,7 +82,7 @@ class Bench:
         return self.trainer(network, target_source, METHODS[method], teachers=teachers)
 
 
-def _first(pictures: Pictures, samples: int) -> Pictures:
+def _first(pictures: MemoryImages, samples: int) -> MemoryImages:
     """The first samples; their classes stay as they are."""
     return replace(pictures, pixels=pictures.pixels[:samples], labels=pictures.labels[:samples])
 
@@ -126,7 +124,7 @@ def bare_step(
 def bare_forward(bench: Bench, teachers: list[Teacher], *, steps: int = 20) -> Callable[[], object]:
     """The teachers' forward passes on one batch."""
     indices = torch.arange(bench.scale.batch_size, device=bench.compute.device)
-    views = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device).cut_plain(indices)
+    views = bench.pictures.plain(bench.compute.device)(indices)
 
     def run() -> None:
         for _ in range(steps):
@@ -159,8 +157,7 @@ def _recipe(network: str, method: Method, *, teachers: int, scale: Scale, comput
             precision=compute.precision,
             mean=NORMALISATION.mean,
             std=NORMALISATION.std,
-            padding=4,
-            flip=True,
+            view_policy=CropFlip(padding=4, flip=True).facts(),
         ),
         teaching=Teaching(
             method=method, teachers=tuple(f"t{n}" for n in range(teachers)), online=False, views=_SLOTS, view_seed=0

@@ -12,19 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, epoch_of, random_teacher
 from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic_provenance, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
-from demkd.cache import CacheShape, CacheWriter, open_cache
-from demkd.dataset import Pictures, ViewCutter, seeded
-from demkd.pipeline.caching import answer_pending
-from demkd.pipeline.caching_job import CachingJob, CachingRequest
+from demkd.cache import CacheShape, open_cache
+from demkd.dataset import MemoryImages, seeded
+from demkd.pipeline import defaults
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.live_teachers import LiveTeachers
 from demkd.pipeline.methods import METHODS
+from demkd.pipeline.preparation import CachingJob, PreparedTeacher, records_on
 from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.stage_one import fill_files
 from demkd.pipeline.target_source import scheduled_views
 from demkd.report.statistics import read_statistics
 from demkd.report.summary import summarise
@@ -63,7 +65,8 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
     networks = ("resnet20", "wrn_16_2", "vgg8")
     small = bench.smaller(20 * bench.scale.batch_size)
     teachers = [random_teacher(name, bench.compute) for name in networks]
-    table = seeded.view_table(view_seed=0, samples=small.scale.samples, num_distinct_views=162, slots=4)
+    policy = small.pictures.default_policy
+    table = policy.draw(view_seed=0, slots=range(4), indices=np.arange(small.scale.samples))
     plan = scheduled_views(lambda slot: table[slot], slots=4, run_seed=0)
     method = METHODS["de-mkd-logits"]
     live = small.trainer("resnet8", LiveTeachers(teachers, small.labels, method, plan), method, teachers=3)
@@ -90,19 +93,31 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
     """4: throughput of stage one, with entropies, features, writing, syncing and checking, against forward alone."""
     pictures = random_pictures(bench.scale.samples)
     teacher = random_teacher("resnet20", bench.compute)
-    request = CachingRequest(data="synthetic", teachers=(), folder=bench.folder / "stage-one", views=1)
-    job = CachingJob(request=request, pictures=pictures, views=1, compute=bench.compute)
-    shape = CacheShape(views=1, samples=len(pictures), classes=100, features={"stage3": (64,)})
-    batches = torch.split(torch.arange(len(pictures), device=bench.compute.device), request.batch_size)
-    views = [job.cutter.cut(indices, torch.zeros_like(indices)) for indices in batches]
-    origin = synthetic_provenance(0, pictures)
-    files = (f"resnet20-{number}" for number in range(1_000))
+    prepared = PreparedTeacher(
+        teacher=teacher,
+        network="resnet20",
+        shape=CacheShape(num_views=1, samples=len(pictures), classes=100, features={"stage3": (64,)}),
+        provenance=synthetic_provenance(0, pictures),
+    )
+    folders = (bench.folder / f"stage-one-{number}" for number in range(1_000))
+    policy = pictures.default_policy
+    device = bench.compute.device
+    render = policy.renderer(pictures.pixels.to(device))
+    batches = torch.split(torch.arange(len(pictures), device=device), defaults.BATCH_SIZE)
+    views = [render(indices, torch.zeros_like(indices)[:, None]) for indices in batches]
 
     def stage_one() -> None:
-        labels = pictures.labels.numpy()
-        with CacheWriter(request.folder, next(files), shape=shape, provenance=origin, labels=labels) as writer:
-            answer_pending(job, teacher, writer, SilentProgress())
-            writer.finish()
+        job = CachingJob(
+            source=pictures,
+            policy=policy,
+            view_seed=0,
+            num_views=1,
+            batch_size=defaults.BATCH_SIZE,
+            folder=next(folders),
+            compute=bench.compute,
+            teachers=(prepared,),
+        )
+        fill_files(job, SilentProgress())
 
     def forward() -> None:
         for some in views:
@@ -123,18 +138,17 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
 def batch_over_step(bench: Bench) -> Measurement:
     """5: cutting and normalising a batch of views, as a share of a training step on it."""
     batch = 128
-    cutter = ViewCutter(bench.pictures.pixels, bench.pictures.policy, device=bench.compute.device)
+    policy, device = bench.pictures.default_policy, bench.compute.device
+    render = bench.pictures.renderer(policy, device)
     order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=1, samples=len(bench.pictures)))
-    numbers = torch.from_numpy(
-        seeded.random_views(run_seed=0, epoch=1, samples=len(bench.pictures), num_distinct_views=162).astype("int64")
-    )
+    records = records_on(device, policy.draw_epoch(run_seed=0, epoch=1, indices=np.arange(len(bench.pictures))))
     chosen = [indices.to(bench.compute.device) for indices in torch.split(order, batch)[:20]]
     step = bare_step(bench.smaller(batch, batch_size=batch), steps=20)
 
     def make() -> None:
         for _ in range(10):
             for indices in chosen:
-                NORMALISATION.apply(cutter.cut(indices, numbers.to(indices.device)[indices]))
+                NORMALISATION.apply(render(indices, records[indices]))
         bench.compute.wait()
 
     measured = compare(
@@ -261,7 +275,7 @@ MEASURES: dict[str, Callable[[Bench], Measurement]] = {
 
 
 def measure_all(
-    scale: Scale, device: str, *, pictures: Pictures | None = None, only: Collection[str] = ()
+    scale: Scale, device: str, *, pictures: MemoryImages | None = None, only: Collection[str] = ()
 ) -> Iterator[Measurement]:
     """The lines of the table as they are measured, all or `only` some; on noise if no pictures are given."""
     compute = choose_compute(device=device)

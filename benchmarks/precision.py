@@ -1,17 +1,17 @@
 """What stage one's precision does to the answers: against float32, on real pictures and teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from demkd.benchmarks.timing import seconds
-from demkd.dataset import ViewCutter
+from demkd.dataset import as_normalisation, load_images
 from demkd.losses import entropy
 from demkd.losses.weights import entropy_weights
 from demkd.pipeline.compute import PRECISIONS, choose_compute
-from demkd.pipeline.loading import load_split, load_teacher, parse_normalisations, parse_teachers
+from demkd.pipeline.loading import load_teacher, teacher_specs
 from demkd.teachers import Teacher
 
 
@@ -40,17 +40,17 @@ def measure_precision(
     data: str, teachers: Sequence[str], normalise: Sequence[str], *, device: str, samples: int = 5_000
 ) -> list[PrecisionEffect | WeightsEffect]:
     """Ask every teacher about evenly spread test pictures in every precision."""
-    pictures = load_split(data, "test")
-    cutter = ViewCutter(pictures.pixels, pictures.policy, device=choose_compute(device=device).device)
+    pictures = load_images(data, split="test")
+    plain = pictures.plain(choose_compute(device=device).device)
     indices = torch.arange(0, len(pictures), max(len(pictures) // samples, 1))[:samples]
     answers: dict[tuple[str, str], tuple[Tensor, float]] = {}
-    specs = parse_teachers(teachers)
-    figures = parse_normalisations(normalise).get("")
+    specs = teacher_specs(teachers)
+    normalisation = as_normalisation(normalise[0]) if normalise else None
     for precision in PRECISIONS:
         compute = choose_compute(device=device, precision=precision)
         for spec in specs:
-            teacher, _ = load_teacher(spec, pictures=pictures, compute=compute, normalisation=figures)
-            answers[precision, spec.name] = _ask(teacher, cutter, indices.to(compute.device))
+            teacher, _ = load_teacher(spec, source=pictures, compute=compute, normalisation=normalisation)
+            answers[precision, spec.name] = _ask(teacher, plain, indices.to(compute.device))
     effects: list[PrecisionEffect | WeightsEffect] = []
     for precision in [name for name in PRECISIONS if name != "float32"]:
         effects.extend(
@@ -72,11 +72,11 @@ def measure_precision(
     return effects
 
 
-def _ask(teacher: Teacher, cutter: ViewCutter, indices: Tensor) -> tuple[Tensor, float]:
+def _ask(teacher: Teacher, plain: Callable[[Tensor], Tensor], indices: Tensor) -> tuple[Tensor, float]:
     """Logits (N, C) and the seconds that a second pass took."""
 
     def once() -> Tensor:
-        return torch.cat([teacher.answer(cutter.cut_plain(some)).logits for some in torch.split(indices, 250)]).cpu()
+        return torch.cat([teacher.answer(plain(some)).logits for some in torch.split(indices, 250)]).cpu()
 
     logits = once()
     return logits, seconds(once)

@@ -9,19 +9,18 @@ import numpy as np
 import torch
 
 from demkd.cache import CacheShape, CacheWriter, Provenance, open_cache, write_weights
-from demkd.dataset import CropFlip, Normalisation, Pictures, seeded
+from demkd.dataset import CropFlip, MemoryImages, Normalisation
 from demkd.losses.weights import entropy_weights
-from demkd.pipeline.description import describe_data, describe_views
+from demkd.pipeline.preparation import view_facts
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
 
 NORMALISATION = Normalisation(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 
 
-def random_pictures(samples: int, *, classes: int = 100, split: str = "train", side: int = 32) -> Pictures:
+def random_pictures(samples: int, *, classes: int = 100, split: str = "train", side: int = 32) -> MemoryImages:
     """CIFAR's sizes, noise for pictures."""
     generator = torch.Generator().manual_seed(0)
-    return Pictures(
-        source="synthetic",
+    return MemoryImages(
         name="synthetic",
         split=split,
         pixels=torch.randint(0, 256, (samples, side, side, 3), dtype=torch.uint8, generator=generator),
@@ -34,7 +33,7 @@ def random_pictures(samples: int, *, classes: int = 100, split: str = "train", s
 
 def write_cache(
     folder: Path,
-    pictures: Pictures,
+    pictures: MemoryImages,
     *,
     teachers: int,
     views: int,
@@ -42,10 +41,8 @@ def write_cache(
     weights: bool = True,
 ) -> None:
     """A whole, valid cache of random answers, written block by block by the real writer."""
-    shape = CacheShape(views=views, samples=len(pictures), classes=pictures.classes, features=features or {})
-    table = seeded.view_table(
-        view_seed=0, samples=len(pictures), num_distinct_views=pictures.policy.num_distinct_views, slots=views
-    )
+    shape = CacheShape(num_views=views, samples=len(pictures), classes=pictures.classes, features=features or {})
+    table = pictures.default_policy.draw(view_seed=0, slots=range(views), indices=np.arange(len(pictures)))
     for number in range(teachers):
         generator = np.random.default_rng(number)
         # One block of answers again and again: what is in them changes no time, and drawing them would.
@@ -68,7 +65,7 @@ def write_cache(
                     "view": table[slot, rows],
                     **{f"features/{key}": values[:count] for key, values in stored.items()},
                 }
-                writer.write(slot, block, answers)
+                writer.blocks.write(slot, block, answers)
             writer.finish()
     if weights:
         cache = open_cache(folder, weights=False)
@@ -76,7 +73,7 @@ def write_cache(
         write_weights(folder, cache.teachers, np.stack(by_slot, axis=1), weighting=DEFAULT_WEIGHTING)
 
 
-def synthetic_provenance(number: int, pictures: Pictures) -> Provenance:
+def synthetic_provenance(number: int, pictures: MemoryImages) -> Provenance:
     """What a file of random answers says it was made from."""
     return Provenance(
         identity={
@@ -86,8 +83,8 @@ def synthetic_provenance(number: int, pictures: Pictures) -> Provenance:
                 "mean": list(NORMALISATION.mean),
                 "std": list(NORMALISATION.std),
             },
-            "data": describe_data(pictures),
-            "views": describe_views(pictures.policy, 0),
+            "data": pictures.facts(),
+            "views": view_facts(pictures.default_policy, 0),
             "precision": "bfloat16",
         },
         notes={"data": "synthetic", "hint_layer": "stage3"},

@@ -4,7 +4,7 @@
 
     with open_cache("runs/digits/cache") as cache:
         answers = cache.read_slot(0)                 # every sample's first view
-        answers.logits[0], answers.entropy, answers.view, answers.weights
+        answers.logits[0], answers.entropy, answers.view, answers.teacher_weights
 
 `layout.py` says what a file holds and where, `user_block.py` vouches for it, `file.py` makes, opens and maps one,
 `disk.py` brings bytes to the disk. `writer.py` fills a file, `space.py` says before what that will take,

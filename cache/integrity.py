@@ -21,7 +21,7 @@ from demkd.cache.weights import WEIGHTS_NAME, Weights
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
 Seen = Mapping[Path, View | None]
 
-_WEIGHTS_CURE = "run the same cache-teachers again, which computes the weights anew"
+_WEIGHTS_CURE = "run the same `cache_teachers` again, which computes the weights anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def verify_cache(
     """
     present = teachers_present(folder)
     if not present:
-        raise CacheMissingError(f"there is no cache in {folder}: make one with cache-teachers --out {folder}")
+        raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
     chosen = present if teachers is None else list(teachers)
     for name in chosen:
         if name not in present:
@@ -144,13 +144,13 @@ def _verify_file(path: Path, name: str, usual: str, seen: Seen, advance: Callabl
             blocks=0,
             done=0.0,
             faults=(Fault(text=str(error)),),
-            cure="remove it, and run the same cache-teachers again",
+            cure="remove it, and run the same `cache_teachers` again",
         )
     structure = _structure_faults(path, file.header, seen)
     faults = [*structure, *_merge(_block_faults(file, advance))]
-    cures = {SOUND: "", UNFINISHED: "run the same cache-teachers again to go on", GROWING: ""}
-    repair = "run the same cache-teachers again, or verify --repair, which redo these blocks and keep the others"
-    beyond = "remove it, and run the same cache-teachers again"
+    cures = {SOUND: "", UNFINISHED: "run the same `cache_teachers` again to go on", GROWING: ""}
+    repair = "run the same `cache_teachers` again, or `repair`, which redo these blocks and keep the others"
+    beyond = "remove it, and run the same `cache_teachers` again"
     return FileVerdict(
         name=name,
         path=path,
@@ -245,7 +245,7 @@ def _misalignment(reference: TeacherCache, other: TeacherCache) -> str:
         )
     except CacheError as error:
         return str(error)
-    slots = min(reference.shape.views, other.shape.views)
+    slots = min(reference.shape.num_views, other.shape.num_views)
     different = [
         slot for slot in range(slots) if not np.array_equal(reference.read("view", slot), other.read("view", slot))
     ]
@@ -263,7 +263,7 @@ def _with_fault(verdict: FileVerdict, text: str) -> FileVerdict:
         blocks=verdict.blocks,
         done=verdict.done,
         faults=(*verdict.faults, Fault(text=text)),
-        cure="remove the one that is wrong, and run cache-teachers for it again",
+        cure="remove the one that is wrong, and run `cache_teachers` for it again",
     )
 
 

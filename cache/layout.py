@@ -4,7 +4,7 @@
     HDF5          metadata and sealed data sets, which never change after creation and are covered by the SHA-256,
                   open data sets, which are filled block by block and covered by their ledgers' checksums    file.py
 
-V slots, N samples, C classes; a block is `block_rows` consecutive samples of one slot.
+V slots, N samples, C classes, R integers of a view's record; a block is `block_rows` consecutive samples of one slot.
 """
 
 import math
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_ROWS = 1024
 # A ledger entry is 0 for a block that nobody wrote, else this bit and the block's checksum: one 8-byte write says both.
 WRITTEN = 1 << 32
@@ -49,12 +49,15 @@ class CacheShape:
     """How much one teacher's file holds.
 
     Attributes:
+        num_views: V.
+        record_length: R, the integers of a view's record.
         features: layer -> shape of one sample's features, (channels,) or (channels, height, width).
     """
 
-    views: int
+    num_views: int
     samples: int
     classes: int
+    record_length: int = 1
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     block_rows: int = BLOCK_ROWS
 
@@ -69,30 +72,31 @@ class CacheShape:
 
     def answers(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The data sets that teachers fill, each (V, N, ...): name -> shape, type."""
-        plane = (self.views, self.samples)
+        plane = (self.num_views, self.samples)
         return {
             "logits": ((*plane, self.classes), "<f2"),
             "entropy": (plane, "<f4"),
             "prediction": (plane, "<u2"),
-            "view": (plane, "<u2"),
+            "view": ((*plane, self.record_length), "<u2"),
             **{f"features/{layer}": ((*plane, *shape), "<f2") for layer, shape in self.features.items()},
         }
 
     def ledgers(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """One ledger (V, blocks) per data set of answers."""
-        return {f"ledger/{name}": ((self.views, self.blocks), "<u8") for name in self.answers()}
+        return {f"ledger/{name}": ((self.num_views, self.blocks), "<u8") for name in self.answers()}
 
     def payload_bytes(self) -> int:
         """Bytes of the answers alone."""
         return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.answers().values())
 
     def union(self, other: "CacheShape") -> "CacheShape":
-        """The smallest shape that covers both, in the other's blocks; samples and classes must be the same."""
-        assert (self.samples, self.classes) == (other.samples, other.classes)
+        """The smallest shape that covers both, in the other's blocks; all else must be the same."""
+        assert (self.samples, self.classes, self.record_length) == (other.samples, other.classes, other.record_length)
         return CacheShape(
-            views=max(self.views, other.views),
+            num_views=max(self.num_views, other.num_views),
             samples=self.samples,
             classes=self.classes,
+            record_length=self.record_length,
             features={**self.features, **other.features},
             block_rows=other.block_rows,
         )
@@ -128,10 +132,16 @@ class Header:
             if name.startswith("features/")
         }
         dimensions = self.contents["logits"].shape if "logits" in self.contents else ()
-        if len(dimensions) == 3:
+        record = self.contents["view"].shape[2:] if "view" in self.contents else ()
+        if len(dimensions) == 3 and len(record) == 1:
             views, samples, classes = dimensions
             shape = CacheShape(
-                views=views, samples=samples, classes=classes, features=features, block_rows=self.block_rows
+                num_views=views,
+                samples=samples,
+                classes=classes,
+                record_length=record[0],
+                features=features,
+                block_rows=self.block_rows,
             )
             expected = {**shape.answers(), **shape.ledgers(), "label": ((samples,), "<i8")}
             found = {name: (extent.shape, extent.dtype) for name, extent in self.contents.items()}

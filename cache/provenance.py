@@ -18,6 +18,7 @@ _IDENTITY_TYPES = {
     ("data", "samples"): int,
     ("data", "class_names"): list,
     ("data", "labels_sha256"): str,
+    ("views", "policy"): str,
     ("views", "seed"): int,
     ("precision",): str,
 }

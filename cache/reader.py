@@ -1,8 +1,9 @@
 """Reading a cache: the by_slot of K teachers side by side.
 
-K teachers, V slots, N samples, C classes.
+K teachers, V slots, N samples, C classes, R integers of a view's record.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ class SlotAnswers:
         logits: K arrays (N, C), float16, mapped.
         entropy: (K, N), float32, nats.
         prediction: (K, N), uint16.
-        view: (N,), uint16: the view that every sample showed.
-        weights: (K, N), float32, or None where none were precomputed for these teachers.
+        view: (N, R), uint16: the record of the view that every sample showed.
+        teacher_weights: (K, N), float32, or None where none were precomputed for these teachers.
     """
 
     slot: int
@@ -36,7 +37,7 @@ class SlotAnswers:
     entropy: NDArray[np.float32]
     prediction: NDArray[np.uint16]
     view: NDArray[np.uint16]
-    weights: NDArray[np.float32] | None
+    teacher_weights: NDArray[np.float32] | None
 
 
 class Cache:
@@ -44,13 +45,13 @@ class Cache:
 
     Attributes:
         teachers: the K teachers' files, in the order asked for.
-        views: V, the slots that all of them have.
+        num_views: V, the slots that all of them have.
     """
 
     def __init__(self, folder: Path, teachers: Sequence[TeacherCache], weights: Weights | None) -> None:
         self.folder = folder
         self.teachers = tuple(teachers)
-        self.views = min(teacher.shape.views for teacher in teachers)
+        self.num_views = min(teacher.shape.num_views for teacher in teachers)
         self.weights = weights
 
     def __enter__(self) -> Self:
@@ -95,19 +96,21 @@ class Cache:
             CacheDamagedError, CacheIncompleteError: as `TeacherCache.answers`.
             CacheMismatchError: if teachers saw different views in this slot.
         """
-        if not 0 <= slot < self.views:
-            raise CacheIncompleteError(f"slot {slot} is asked for, and {self.folder} has slots 0 to {self.views - 1}")
+        if not 0 <= slot < self.num_views:
+            raise CacheIncompleteError(
+                f"slot {slot} is asked for, and {self.folder} has slots 0 to {self.num_views - 1}"
+            )
         return SlotAnswers(
             slot=slot,
             logits=[teacher.read("logits", slot) for teacher in self.teachers],
             entropy=np.stack([teacher.read("entropy", slot) for teacher in self.teachers]),
             prediction=np.stack([teacher.read("prediction", slot) for teacher in self.teachers]),
             view=self.view(slot),
-            weights=None if self.weights is None else self.weights.of_slot(slot),
+            teacher_weights=None if self.weights is None else self.weights.of_slot(slot),
         )
 
     def view(self, slot: int) -> NDArray[np.uint16]:
-        """The view (N,) that every sample showed in a slot, to every teacher."""
+        """The record (N, R) of the view that every sample showed in a slot, to every teacher."""
         view: NDArray[np.uint16] = self.teachers[0].read("view", slot)
         for other in self.teachers[1:]:
             if not np.array_equal(view, other.read("view", slot)):
@@ -116,11 +119,11 @@ class Cache:
         return view
 
 
-def open_cache(folder: Path | str, teachers: Sequence[str] | None = None, *, weights: bool = True) -> Cache:
+def open_cache(folder: str | os.PathLike[str], teachers: Sequence[str] | None = None, *, weights: bool = True) -> Cache:
     """Open a cache for reading.
 
     Args:
-        folder: what `cache-teachers --out` wrote.
+        folder: where `cache_teachers` wrote it.
         teachers: which teachers, in which order; all of them by name if left out.
         weights: read weights.h5 too, if it is of exactly these teachers.
 
@@ -138,13 +141,13 @@ def open_cache(folder: Path | str, teachers: Sequence[str] | None = None, *, wei
         if name not in present:
             raise _absent(folder, name, present, started)
     if not chosen:
-        raise CacheMissingError(f"there is no cache in {folder}: make one with cache-teachers --out {folder}")
+        raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
     opened = [TeacherCache(cache_file(folder, name)) for name in chosen]
     for other in opened[1:]:
         opened[0].provenance.require(
             other.provenance,
             cached=f"{opened[0].path} does not fit {other.path}: it",
-            cure="Cache both teachers with the same data and views, or choose --teachers",
+            cure="Cache both teachers with the same data and views, or choose among them (`teachers`)",
             tables=("data", "views"),
         )
     return Cache(folder, opened, Weights.of(folder, opened) if weights else None)
@@ -154,7 +157,7 @@ def _absent(folder: Path, name: str, present: Sequence[str], started: Sequence[s
     if name in started:
         partial = TeacherCache(partial_file(folder, name))
         return CacheIncompleteError(
-            f"teacher {name} in {folder} is {partial.progress():.0%} done: run the same cache-teachers again to go on"
+            f"teacher {name} in {folder} is {partial.progress():.0%} done: run the same `cache_teachers` again to go on"
         )
     have = ", ".join(present) or "none"
     return CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {have}")

@@ -67,21 +67,20 @@ def plan_file(folder: Path, teacher: str, *, shape: CacheShape, provenance: Prov
 def require_space(folder: Path, plans: Sequence[FilePlan]) -> int:
     """Check that the disk can hold every planned file and the weights; the free bytes.
 
-    Files are made one after the other, and an old one goes only when its successor is whole.
+    Files of all teachers are filled side by side, and an old one goes only when its successor is whole.
 
     Raises:
         CacheSpaceError: with what is needed and what is free.
     """
     free = shutil.disk_usage(_existing_parent(folder)).free
-    held = peak = 0
-    for plan in plans:
-        peak = max(peak, held + plan.new_bytes)
-        held += plan.new_bytes - plan.freed_bytes
-    peak = max(peak, held + _weights_bytes(folder, plans)) if any(plan.new_bytes for plan in plans) else peak
+    peak = sum(plan.new_bytes for plan in plans)
+    if peak:
+        freed = sum(plan.freed_bytes for plan in plans)
+        peak = max(peak, peak - freed + _weights_bytes(folder, plans))
     if peak > free:
         raise CacheSpaceError(
             f"the cache needs {peak:,} more bytes, and {free:,} are free at {folder}: free some space, choose another "
-            "--out, or ask for fewer --views or --features none"
+            "folder (`out`), or ask for fewer `views` or no `features`"
         )
     return free
 
@@ -89,15 +88,15 @@ def require_space(folder: Path, plans: Sequence[FilePlan]) -> int:
 def _weights_bytes(folder: Path, plans: Sequence[FilePlan]) -> int:
     """Of weights.h5, (K, V, N), for the planned teachers and as many as are there."""
     teachers = len(plans) + len(list(folder.glob("*.h5")))
-    shape = (teachers, max(plan.shape.views for plan in plans), plans[0].shape.samples)
+    shape = (teachers, max(plan.shape.num_views for plan in plans), plans[0].shape.samples)
     return file_bytes({"weights": (shape, "<f4")}, 0)
 
 
 def _pending(shape: CacheShape, found: Sequence[TeacherCache]) -> int:
-    done = {name: np.zeros((shape.views, shape.blocks), bool) for name in shape.answers()}
+    done = {name: np.zeros((shape.num_views, shape.blocks), bool) for name in shape.answers()}
     for cached in found:
         for name in cached.shape.answers():
-            done[name][: cached.shape.views] |= cached.ledger(name) != 0
+            done[name][: cached.shape.num_views] |= cached.ledger(name) != 0
     lacking = ~np.all(list(done.values()), axis=0)
     rows = np.array([shape.rows(block).stop - shape.rows(block).start for block in range(shape.blocks)])
     return int((lacking * rows).sum())

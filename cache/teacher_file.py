@@ -99,7 +99,7 @@ class TeacherCache:
 
     def blocks(self) -> Iterator[tuple[str, int, int]]:
         """Every data set, slot and block, in the order of the file."""
-        return itertools.product(self.shape.answers(), range(self.shape.views), range(self.shape.blocks))
+        return itertools.product(self.shape.answers(), range(self.shape.num_views), range(self.shape.blocks))
 
     def is_whole(self) -> bool:
         """Whether every block of every data set is sound; reads the whole file."""
@@ -117,7 +117,7 @@ class TeacherCache:
 
     def progress(self) -> float:
         """The share of blocks that are written, in 0..1."""
-        return self.blocks_written() / (self.shape.views * self.shape.blocks)
+        return self.blocks_written() / (self.shape.num_views * self.shape.blocks)
 
     def ledger(self, name: str) -> Array:
         """A data set's ledger (V, blocks)."""
@@ -149,8 +149,8 @@ class TeacherCache:
             return
         place = self.place(name, slot, block)
         if self.is_partial and not self.is_written(name, slot, block):
-            raise CacheIncompleteError(f"{self.path} lacks {place}: run the same cache-teachers again to go on")
+            raise CacheIncompleteError(f"{self.path} lacks {place}: run the same `cache_teachers` again to go on")
         what = "do not match their checksum" if self.is_written(name, slot, block) else "were lost"
         raise CacheDamagedError(
-            f"{self.path} is damaged: {place} {what}; run the same cache-teachers again, which redoes them"
+            f"{self.path} is damaged: {place} {what}; run the same `cache_teachers` again, which redoes them"
         )

@@ -49,9 +49,9 @@ class Weights:
             if recorded[teacher.name] != teacher.content_sha256(slots):
                 raise CacheMismatchError(
                     f"{path} was computed from other answers of teacher {teacher.name}: "
-                    "run cache-teachers again, which computes the weights anew"
+                    "run `cache_teachers` again, which computes the weights anew"
                 )
-        if slots < min(teacher.shape.views for teacher in teachers):
+        if slots < min(teacher.shape.num_views for teacher in teachers):
             return None
         order = [list(recorded).index(teacher.name) for teacher in teachers]
         return cls(values=values if order == sorted(order) else values[order], weighting=weighting)
@@ -74,7 +74,7 @@ def _read(path: Path, *, samples: int) -> tuple[NDArray[np.float32], Mapping[str
         and values.shape[::2] == (len(recorded), samples)
     ):
         return values, recorded, weighting
-    raise CacheDamagedError(f"{path} does not hold what it should: run cache-teachers again, which makes it anew")
+    raise CacheDamagedError(f"{path} does not hold what it should: run `cache_teachers` again, which makes it anew")
 
 
 def write_weights(

@@ -21,7 +21,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from demkd.console.output import decimal_bytes
-from demkd.pipeline.progress import Task
+from demkd.pipeline.progress import SilentProgress, Task
 from demkd.pipeline.results import EpochReport
 
 _SECONDS_BETWEEN_FACTS = 0.5
@@ -32,14 +32,18 @@ _WIDE = 100
 class ConsoleProgress:
     """The pipeline's progress: bars on a terminal, lines elsewhere."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        """Show progress on a console, by default that of stderr."""
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        """Show progress on a console, by default that of stderr; quiet shows warnings alone."""
+        self._quiet = quiet
         self._console = console or Console(stderr=True, highlight=False)
         self._has_bars = self._console.is_terminal and not self._console.is_dumb_terminal
         self._task: _Bar | _Lines | None = None
 
     @contextmanager
     def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        if self._quiet:
+            yield SilentProgress()
+            return
         if not self._has_bars:
             self._task = _Lines(self._console, description, total=total, unit=unit, done=done)
             yield self._task
@@ -51,6 +55,8 @@ class ConsoleProgress:
             yield self._task
 
     def epoch(self, report: EpochReport) -> None:
+        if self._quiet:
+            return
         if self._has_bars:
             if isinstance(self._task, _Bar):
                 self._task.show_epoch(report)
@@ -64,7 +70,8 @@ class ConsoleProgress:
         )
 
     def note(self, text: str) -> None:
-        self._console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+        if not self._quiet:
+            self._console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self._console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)

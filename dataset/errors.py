@@ -8,4 +8,4 @@ class DataError(UserError, ValueError):
 
 
 class ViewsError(UserError, ValueError):
-    """A number of views that the data set's augmentation does not have."""
+    """Views that the data set's augmentation does not have."""

@@ -4,13 +4,11 @@
     epoch e of a run trains on slot permutation(run seed, round)[e mod V],  a new one each round of V epochs
 
 Everything comes from one 64-bit integer hash in NumPy. Random generators of libraries are absent on purpose: their
-streams may change between versions, and a cache outlives them. N samples, M views in all distinct views, V slots.
+streams may change between versions, and a cache outlives them. N samples, V slots.
 """
 
 import numpy as np
 from numpy.typing import NDArray
-
-from demkd.dataset.errors import ViewsError
 
 UInt64 = NDArray[np.uint64]
 
@@ -19,49 +17,37 @@ _VIEW_OF_SLOT, _SLOT_OF_EPOCH, _RANDOM_VIEW, _SAMPLE_ORDER, _EPOCH_SEED, _SAMPLE
     1, 9
 )
 
-_ROWS_AT_ONCE = 65536
+_ELEMENTS_AT_ONCE = 1 << 23  # of 16 bits
 
 
-def view_table(*, view_seed: int, samples: int, num_distinct_views: int, slots: int) -> NDArray[np.uint16]:
-    """The view of every slot of every sample: (V, N).
+def view_keys(*, view_seed: int, indices: NDArray[np.int64]) -> UInt64:
+    """What the views of samples (B,) are drawn from: (B,)."""
+    return _hash(_VIEW_OF_SLOT, view_seed, indices)
 
-    Each sample's column is the start of its own uniformly random permutation of all views (Durstenfeld's shuffle,
-    one step a slot, all samples at once), so that the first V slots do not depend on V, and no view comes twice.
 
-    Raises:
-        ViewsError: if `slots` is not in 1..num_distinct_views.
+def epoch_keys(*, run_seed: int, epoch: int, indices: NDArray[np.int64]) -> UInt64:
+    """What the views of samples (B,) are drawn from in one epoch of training without slots: (B,)."""
+    return _hash(_RANDOM_VIEW, run_seed, epoch, indices)
+
+
+def permutations(keys: UInt64, *, size: int, length: int) -> NDArray[np.uint16]:
+    """The start of a uniformly random permutation of 0..size-1 for each of B keys: (length, B).
+
+    Durstenfeld's shuffle, one step a row, all keys at once: the first rows do not depend on how many there are.
     """
-    require_slots(slots, num_distinct_views)
-    assert num_distinct_views <= np.iinfo(np.uint16).max + 1
-    table = np.empty((slots, samples), np.uint16)
-    for start in range(0, samples, _ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + _ROWS_AT_ONCE, samples))
-        table[:, rows] = _shuffled_slots(_hash(_VIEW_OF_SLOT, view_seed, rows), num_distinct_views, slots)
-    return table
-
-
-def require_slots(slots: int, num_distinct_views: int) -> None:
-    """Refuse a number of slots that all distinct views does not have.
-
-    Raises:
-        ViewsError: saying what there is.
-    """
-    if not 1 <= slots <= num_distinct_views:
-        raise ViewsError(
-            f"--views is {slots}, but a picture has {num_distinct_views} different views: "
-            f"choose 1 to {num_distinct_views}"
-        )
+    assert 1 <= length <= size <= np.iinfo(np.uint16).max + 1
+    rows = np.empty((length, len(keys)), np.uint16)
+    at_once = max(_ELEMENTS_AT_ONCE // size, 1)
+    for start in range(0, len(keys), at_once):
+        part = slice(start, start + at_once)
+        rows[:, part] = _shuffled(keys[part], size, length)
+    return rows
 
 
 def slot_of_epoch(*, run_seed: int, epoch: int, slots: int) -> int:
     """The slot that epoch 1, 2, ... trains on: every slot once in each round of V epochs."""
     turn, position = divmod(epoch - 1, slots)
     return int(np.argsort(_hash(_SLOT_OF_EPOCH, run_seed, turn, np.arange(slots)), kind="stable")[position])
-
-
-def random_views(*, run_seed: int, epoch: int, samples: int, num_distinct_views: int) -> NDArray[np.uint16]:
-    """Independent uniform views (N,), as ordinary training draws them: no slots, repetitions possible."""
-    return (_hash(_RANDOM_VIEW, run_seed, epoch, np.arange(samples)) % np.uint64(num_distinct_views)).astype(np.uint16)
 
 
 def sample_order(*, run_seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
@@ -106,16 +92,15 @@ def noisy_labels(labels: NDArray[np.int64], *, share: float, classes: int, seed:
     return noisy
 
 
-def _shuffled_slots(keys: UInt64, num_distinct_views: int, slots: int) -> NDArray[np.uint16]:
-    """The first `slots` places of a permutation of all distinct views for every key (R,): (slots, R)."""
+def _shuffled(keys: UInt64, size: int, length: int) -> NDArray[np.uint16]:
     everyone = np.arange(len(keys))
-    places = np.tile(np.arange(num_distinct_views, dtype=np.uint16)[:, None], (1, len(keys)))  # (M, R)
-    for slot in range(slots):
-        partner = slot + (_mix(keys + np.uint64(slot)) % np.uint64(num_distinct_views - slot)).astype(np.int64)
+    places = np.tile(np.arange(size, dtype=np.uint16)[:, None], (1, len(keys)))  # (size, B)
+    for row in range(length):
+        partner = row + (_mix(keys + np.uint64(row)) % np.uint64(size - row)).astype(np.int64)
         chosen = places[partner, everyone]
-        places[partner, everyone] = places[slot]
-        places[slot] = chosen
-    return places[:slots]
+        places[partner, everyone] = places[row]
+        places[row] = chosen
+    return places[:length]
 
 
 def _hash(purpose: int, *parts: int | NDArray[np.int64]) -> UInt64:

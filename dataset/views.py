@@ -1,81 +1,73 @@
-"""Views: the finite num_distinct_views of crops and flips of a picture, numbered, and cut for a whole batch at once.
+"""What a view is: a record, a few integers that a policy draws for (seed, slot, sample) and turns into pixels.
 
-A view is a crop of the picture's own size out of the picture padded with zeros, flipped or not: RandomCrop(H, padding)
-and RandomHorizontalFlip of the usual recipe have exactly (2 padding + 1)^2 x 2 outcomes; a number names one of them.
-B views in a batch, N samples, H and W pixels.
+A policy is a frozen dataclass whose fields are its parameters. To add one, write a module with a class that has `draw`
+and `render`, and add its line to `policies.py`. B views in a batch, S slots, R integers in a record, H and W pixels.
 """
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from demkd.dataset.errors import ViewsError
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CropFlip:
-    """Which views a picture has.
+Records = NDArray[np.uint16]
+Indices = NDArray[np.int64]
+Renderer = Callable[[Tensor, Tensor], Tensor]  # indices (B,), records (B, R) -> views (B, 3, H, W), uint8
 
-    Number `(top * (2 * padding + 1) + left) * flips + flipped` is the crop at (top, left) of the padded picture, where
-    `flips` is 2 with flipping and 1 without.
+
+class ViewPolicy(ABC):
+    """Which views a picture has, and what each looks like.
+
+    Attributes:
+        name: in provenances and on the command line.
+        record_length: R.
     """
 
-    padding: int
-    flip: bool
+    name: ClassVar[str]
+    record_length: ClassVar[int]
 
     @property
-    def num_distinct_views(self) -> int:
-        """How many different views a picture has."""
-        return self._offsets**2 * self._flips
+    def num_distinct_views(self) -> int | None:
+        """How many different views a picture has; None where there is no end to them."""
+        return None
 
-    @property
-    def plain_view(self) -> int:
-        """The number of the picture as it is."""
-        return (self.padding * self._offsets + self.padding) * self._flips
+    @abstractmethod
+    def draw(self, *, view_seed: int, slots: Sequence[int], indices: Indices) -> Records:
+        """The records (S, B, R) of samples (B,) in some slots: a pure function of its arguments, the same for ever.
 
-    @property
-    def _offsets(self) -> int:
-        return 2 * self.padding + 1
+        Raises:
+            ViewsError: if there are no such slots.
+        """
 
-    @property
-    def _flips(self) -> int:
-        return 2 if self.flip else 1
+    def draw_epoch(self, *, run_seed: int, epoch: int, indices: Indices) -> Records:
+        """The records (B, R) of training without slots, drawn anew in every epoch 1, 2, ..."""
+        records: Records = self.draw(view_seed=run_seed, slots=[epoch], indices=indices)[0]
+        return records
 
-    def locate(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The top, left and flipped of view numbers (B,)."""
-        crop, flipped = numbers // self._flips, numbers % self._flips
-        return crop // self._offsets, crop % self._offsets, flipped.bool()
+    @abstractmethod
+    def render(self, pictures: Tensor, records: Tensor) -> Tensor:
+        """Views (B, 3, H, W), channels last in memory, of pictures (B, H, W, 3); uint8 both. Records are (B, R)."""
 
+    def renderer(self, pixels: Tensor) -> Renderer:
+        """How views of resident pixels (N, H, W, 3) are made; a policy may know a faster way than to gather first."""
+        return lambda indices, records: self.render(pixels[indices], records)
 
-class ViewCutter:
-    """Cuts any views of any samples out of one padded tensor, which lives where the training does.
+    def require(self, slots: int) -> None:
+        """Refuse a number of slots that pictures have not enough views for.
 
-    Costs (N, H + 2 padding, W + 2 padding, 3) bytes; a batch is one gather, without a loop over pictures.
-    """
+        Raises:
+            ViewsError: saying what there is.
+        """
+        most = self.num_distinct_views
+        if slots < 1 or (most is not None and slots > most):
+            there = "" if most is None else f", but a picture has {most} different views"
+            raise ViewsError(f"`views` is {slots}{there}: choose 1 {f'to {most}' if most else 'or more'}")
 
-    def __init__(self, pixels: Tensor, policy: CropFlip, *, device: torch.device | str = "cpu") -> None:
-        """Pad pixels (N, H, W, 3), uint8, with zeros and put them on the device."""
-        self.policy = policy
-        margin = policy.padding
-        padded = F.pad(pixels.to(device), (0, 0, margin, margin, margin, margin))
-        samples, height, width, _ = pixels.shape
-        sample, row, column, channel = padded.stride()
-        # Every crop as an overlapping window of the same memory: (N, top, left, H, W, 3).
-        self._windows = padded.as_strided(
-            (samples, 2 * margin + 1, 2 * margin + 1, height, width, 3), (sample, row, column, row, column, channel)
-        )
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def cut(self, indices: Tensor, numbers: Tensor) -> Tensor:
-        """The view `numbers[b]` of sample `indices[b]` for all b: (B, 3, H, W), uint8, channels last in memory."""
-        top, left, flipped = self.policy.locate(numbers.long())
-        views = self._windows[indices, top, left]  # (B, H, W, 3)
-        if self.policy.flip:
-            views = torch.where(flipped.view(-1, 1, 1, 1), views.flip(2), views)
-        return views.permute(0, 3, 1, 2)
-
-    def cut_plain(self, indices: Tensor) -> Tensor:
-        """The pictures as they are, in the same form as `cut`."""
-        return self.cut(indices, torch.full_like(indices, self.policy.plain_view))
+    def facts(self) -> dict[str, Any]:
+        """Its name and parameters, as provenances and recipes keep them."""
+        return {"policy": self.name, **asdict(self)}  # type: ignore[call-overload]

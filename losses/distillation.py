@@ -14,14 +14,17 @@ from demkd.losses.decoupling import log_parts, probabilities, require_class_numb
 from demkd.losses.targets import CoupledTargets, DecoupledTargets
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the label, of logits (B, C) and labels (B,): (B,).
+
+    Args:
+        smoothing: the share of the target that is spread over all classes (Szegedy et al. 2016).
 
     Raises:
         ValueError: if the labels are no class numbers.
     """
     require_class_numbers(logits, labels)
-    return F.cross_entropy(working_precision(logits), labels, reduction="none")
+    return F.cross_entropy(working_precision(logits), labels, reduction="none", label_smoothing=smoothing)
 
 
 def kd_loss(logits: Tensor, targets: CoupledTargets, *, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ from demkd.losses.decoupling import entropy_of, log_parts, probabilities, workin
 def entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """The entropy of softmax(logits / temperature), of logits (..., C): (...).
 
-    Temperature 1 by default: at the 4 of distillation all entropies crowd near ln C (method.md).
+    Temperature 1 by default: at the 4 of distillation all entropies crowd near ln C (docs/methods.md).
     """
     return entropy_of(torch.log_softmax(working_precision(logits) / temperature, dim=-1))
 

@@ -4,8 +4,8 @@ With fixed weights, a weighted sum of divergences from K teachers differs from o
 
     sum_k w_k KL(t_k || s) = CE(sum_k w_k t_k, s) - sum_k w_k H(t_k)
 
-so the teachers' soft targets are averaged once per slot, and a training step sees a single teacher (method.md, "Fused
-targets"). Averaging logits, or whole probabilities before decoupling, is not the same.
+so the teachers' soft targets are averaged once per slot, and a training step sees a single teacher (docs/methods.md,
+"Fused targets"). Averaging logits, or whole probabilities before decoupling, is not the same.
 """
 
 from collections.abc import Sequence

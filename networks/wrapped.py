@@ -63,7 +63,7 @@ class WrappedNetwork(nn.Module):
         except Exception as error:  # it is someone else's code, and may raise anything
             raise NetworkSourceError(
                 f"{name} cannot take pictures of {size[0]} x {size[1]} pixels ({type(error).__name__}: "
-                f"{_first_line(error)}): give the size it was made for (a teacher's with --input-size)"
+                f"{_first_line(error)}): give the size it was made for (a teacher's with `input_size`)"
             ) from error
         if not isinstance(logits, Tensor) or logits.shape[1:] != (classes,):
             found = f"{tuple(logits.shape[1:])} numbers" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

@@ -3,6 +3,8 @@
 N samples, K teachers, B in a batch, C classes.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from demkd.cache import Cache, SlotAnswers
 from demkd.dataset import seeded
 from demkd.pipeline.methods import Method
 from demkd.pipeline.results import TeacherStatistics
-from demkd.pipeline.target_source import BatchTargets, EpochViews, SoftTargets, as_tensor, fuse, hint_layer
+from demkd.pipeline.target_source import BatchTargets, EpochViews, SoftTargets, as_tensor, cached_hint_layers, fuse
 from demkd.pipeline.weighing import (
     DEFAULT_WEIGHTING,
     Shuffle,
@@ -34,17 +36,29 @@ class CachedTeachers:
     """Stage two's source: an epoch reads one slot, fuses its targets once, and batches are rows of them."""
 
     def __init__(
-        self, cache: Cache, labels: Tensor, method: Method, *, views: int, run_seed: int, device: torch.device
+        self,
+        cache: Cache,
+        labels: Tensor,
+        method: Method,
+        *,
+        views: int,
+        run_seed: int,
+        device: torch.device,
+        hint_layer: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare to read.
 
         Args:
             labels: (N,), on the device: those of the data, or corrupted ones.
             views: train on the first `views` slots.
+            hint_layer: as `cached_hint_layers` takes it.
+
+        Raises:
+            CacheMissingError: if the method needs features that there are not.
         """
         self._cache, self._labels, self._method = cache, labels, method
         self._views, self._run_seed, self._device = views, run_seed, device
-        self._layers = {file.name: hint_layer(file) for file in cache.teachers} if method.needs_features else {}
+        self._layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
         self._targets: SoftTargets | None = None
         self._hints: list[NDArray[np.float16] | Tensor] = []
         self._hint_weights: Tensor | None = None
@@ -63,7 +77,7 @@ class CachedTeachers:
             self._hint_weights = weights.hint
         entropy = as_tensor(answers.entropy).to(self._device)
         self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
-        return EpochViews(view=as_tensor(answers.view), slot=slot)
+        return EpochViews(records=as_tensor(answers.view), slot=slot)
 
     def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:  # noqa: ARG002 - the teachers saw them already
         assert self._targets is not None, "start_epoch comes first"
@@ -79,8 +93,8 @@ class CachedTeachers:
     def _weigh(self, answers: SlotAnswers) -> TeacherWeights:
         """Precomputed weights where they fit, else weights of the cached entropies, or of the logits."""
         precomputed = self._cache.weights is not None and self._cache.weights.weighting == DEFAULT_WEIGHTING
-        if answers.weights is not None and precomputed and is_default(self._method):
-            weights = as_tensor(answers.weights).to(self._device)
+        if answers.teacher_weights is not None and precomputed and is_default(self._method):
+            weights = as_tensor(answers.teacher_weights).to(self._device)
             return share_out(weights, weights, self._method)
         if uses_cached_entropy(self._method) or self._method.weight_source in ("uniform", "fixed"):
             entropy = as_tensor(answers.entropy).to(self._device)

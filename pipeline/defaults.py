@@ -6,3 +6,4 @@ LAYERS = ("last",)
 GRID = 1
 BATCH_SIZE = 256  # of stage one; a student's is in `recipe.TrainingOptions`
 EPOCHS = 240  # of a student, as in the literature
+LARGEST_INPUT = 4096  # pixels a side

@@ -6,15 +6,16 @@ The settings were fixed once and are not tuned until a method wins; one of 360 t
 import time
 from pathlib import Path
 
-from demkd.pipeline.caching import cache_teachers
-from demkd.pipeline.caching_job import CachingRequest
+from demkd.dataset import load_images
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.distilling import DistillRequest, distill, train
 from demkd.pipeline.loading import TeacherSpec
 from demkd.pipeline.methods import METHODS
+from demkd.pipeline.preparation import CachingRequest
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.results import DemoReport, RunReport
+from demkd.pipeline.stage_one import cache_teachers
+from demkd.pipeline.stage_two import DistillRequest, StudentRequest, distill, train
 
 TEACHERS = {"resnet20": 11, "wrn_16_2": 12, "vgg8": 13}  # network -> seed
 STUDENT = "resnet8"
@@ -31,48 +32,50 @@ def run_demo(folder: Path, compute: Compute, progress: Progress) -> DemoReport:
         UserError: of any room.
     """
     started = time.perf_counter()
-    teachers = {name: _train_teacher(name, seed, folder, compute, progress) for name, seed in TEACHERS.items()}
+    training, test = load_images("digits", split="train"), load_images("digits", split="test")
+
+    def teacher(network: str, seed: int) -> RunReport:
+        options = _options(network, seed=seed, epochs=_TEACHER_EPOCHS)
+        return train(
+            StudentRequest(options=options, train=training, test=test, folder=folder / network), compute, progress
+        )
+
+    def student(method: str) -> RunReport:
+        request = DistillRequest(
+            options=_options(STUDENT, seed=0, epochs=_STUDENT_EPOCHS),
+            train=training,
+            test=test,
+            method=METHODS[method],
+            folder=folder / f"student-{method}",
+            cache=folder / "cache",
+        )
+        return distill(request, compute, progress)
+
+    teachers = {network: teacher(network, seed) for network, seed in TEACHERS.items()}
     caching = cache_teachers(
         CachingRequest(
-            data="digits",
-            teachers=tuple(TeacherSpec(name=name, network=None, checkpoint=folder / name) for name in TEACHERS),
+            source=training,
+            teachers=tuple(TeacherSpec(name=name, checkpoint=folder / name) for name in TEACHERS),
             folder=folder / "cache",
             views=_VIEWS,
         ),
         compute,
         progress,
     )
-    students = tuple(_distill_student(method, folder, compute, progress) for method in METHODS_SHOWN)
+    students = tuple(student(method) for method in METHODS_SHOWN)
     distilled = [run for run in students if METHODS[run.method].needs_teachers]
-    cached_passes = len(TEACHERS) * _VIEWS
-    live_passes = len(TEACHERS) * sum(run.epochs for run in distilled)
-    caching_seconds = sum(teacher.seconds for teacher in caching.teachers)
     return DemoReport(
         folder=folder,
         caching=caching,
         teachers={name: run.test_top1 for name, run in teachers.items()},
         students=students,
         test_samples=students[0].test_samples,
-        cached_passes=cached_passes,
-        live_passes=live_passes,
-        caching_seconds=caching_seconds,
+        cached_passes=len(TEACHERS) * _VIEWS,
+        live_passes=len(TEACHERS) * sum(run.epochs for run in distilled),
+        caching_seconds=sum(teacher.seconds for teacher in caching.teachers),
         cache_bytes=sum(file.stat().st_size for file in (folder / "cache").glob("*.h5")),
         seconds=time.perf_counter() - started,
     )
-
-
-def _train_teacher(network: str, seed: int, folder: Path, compute: Compute, progress: Progress) -> RunReport:
-    return train(_options(network, seed=seed, epochs=_TEACHER_EPOCHS), folder / network, compute, progress)
-
-
-def _distill_student(method: str, folder: Path, compute: Compute, progress: Progress) -> RunReport:
-    request = DistillRequest(
-        options=_options(STUDENT, seed=0, epochs=_STUDENT_EPOCHS),
-        method=METHODS[method],
-        folder=folder / f"student-{method}",
-        cache=folder / "cache",
-    )
-    return distill(request, compute, progress)
 
 
 def _options(network: str, *, seed: int, epochs: int) -> TrainingOptions:

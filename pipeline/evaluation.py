@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import Normalisation, ViewCutter
+from demkd.dataset import ImageSource, Normalisation
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.loading import load_network, load_split
+from demkd.pipeline.loading import LoadedNetwork, class_name, load_network, usual_normalisation, wrap
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import EvaluationReport
 
@@ -29,52 +29,64 @@ class Accuracy:
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    cutter: ViewCutter,
-    labels: Tensor,
+    source: ImageSource,
     prepare: Callable[[Tensor], Tensor],
     compute: Compute,
     task: Task | None = None,
 ) -> Accuracy:
-    """Top-1 and top-5 of a network on every sample of a cutter, without augmentation.
+    """Top-1 and top-5 of a network on every sample of a source, without augmentation.
 
     Args:
-        prepare: turns views (B, 3, H, W), uint8, into the network's input.
+        prepare: turns pictures (B, 3, H, W), uint8, into the network's input.
         task: where to tell how far it is, in samples.
     """
     started = time.perf_counter()
     network.eval()
-    labels = labels.to(compute.device)
+    plain, labels = source.plain(compute.device), source.labels.to(compute.device)
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
-    for indices in torch.split(torch.arange(len(cutter), device=compute.device), _BATCH):
+    for indices in torch.split(torch.arange(len(source), device=compute.device), _BATCH):
         with compute.autocast():
-            logits: Tensor = network(prepare(cutter.cut_plain(indices)))
+            logits: Tensor = network(prepare(plain(indices)))
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[indices][:, None]  # (B, 5)
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
         if task:
             task.advance(len(indices))
-    top1, top5 = (right.double() / len(cutter)).tolist()
+    top1, top5 = (right.double() / len(source)).tolist()
     return Accuracy(top1=top1, top5=top5, seconds=time.perf_counter() - started)
 
 
-def evaluate_run(
-    path: Path,
+def evaluate_network(
+    what: Path | nn.Module,
     *,
-    data: str,
+    test: ImageSource,
     network: str | None,
     normalisation: Normalisation | None,
     input_size: int | None = None,
     compute: Compute,
     progress: Progress,
 ) -> EvaluationReport:
-    """`evaluate`: a finished run, or any checkpoint of a known network, on the test split.
+    """A finished run, any checkpoint of a known network, or a module, on a test split.
 
     Raises:
         CheckpointError: if there is nothing to evaluate, or it was trained on other classes.
     """
-    progress.note(f"reading the test pictures of {data}")
-    test = load_split(data, "test")
-    loaded = load_network(path, name=network, pictures=test, normalisation=normalisation, input_size=input_size)
-    cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
+    if isinstance(what, nn.Module):
+        loaded = LoadedNetwork(
+            network=wrap(what, test, name="the network", input_size=input_size),
+            name=class_name(what),
+            normalisation=normalisation or usual_normalisation(test),
+            input_size=input_size,
+        )
+    else:
+        loaded = load_network(what, name=network, source=test, normalisation=normalisation, input_size=input_size)
+    was_training = loaded.network.training
     with progress.task(f"evaluating {loaded.name}", total=len(test), unit="pictures") as task:
-        accuracy = evaluate(compute.place(loaded.network), cutter, test.labels, loaded.prepare, compute, task)
-    return EvaluationReport(folder=path, network=loaded.name, samples=len(test), top1=accuracy.top1, top5=accuracy.top5)
+        accuracy = evaluate(compute.place(loaded.network), test, loaded.prepare, compute, task)
+    loaded.network.train(was_training)
+    return EvaluationReport(
+        folder=Path() if isinstance(what, nn.Module) else what,
+        network=loaded.name,
+        samples=len(test),
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+    )

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from demkd.dataset import Pictures, ViewCutter
+from demkd.dataset import ImageSource, load_images
 from demkd.errors import UserError
 from demkd.pipeline.export_check import FACTS, LOGITS, VIEWS
-from demkd.pipeline.loading import LoadedNetwork, load_network, load_split
+from demkd.pipeline.loading import LoadedNetwork, load_network
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import ExportReport
 
@@ -75,8 +75,8 @@ def export(request: ExportRequest, progress: Progress) -> ExportReport:
     _require_format(request.format)
     data = request.data or _data_of(request.run)
     progress.note(f"reading the test pictures of {data}")
-    test = load_split(data, "test")
-    loaded = load_network(request.run, name=request.network, pictures=test)
+    test = load_images(data, split="test")
+    loaded = load_network(request.run, name=request.network, source=test)
     network = loaded.network.eval().requires_grad_(requires_grad=False)
     views = _prepared_pictures(loaded, test)
     facts = {
@@ -122,14 +122,14 @@ def _data_of(run: Path) -> str:
         return str(tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["data"])
     except (OSError, ValueError, KeyError):
         raise ExportError(
-            f"{run} has no recipe that names its data, on whose test pictures the file is checked: give --data"
+            f"{run} has no recipe that names its data, on whose test pictures the file is checked: give `data`"
         ) from None
 
 
-def _prepared_pictures(loaded: LoadedNetwork, test: Pictures) -> Tensor:
+def _prepared_pictures(loaded: LoadedNetwork, test: ImageSource) -> Tensor:
     """The first 256 test pictures as the network's input: (256, 3, H, W), contiguous."""
     indices = torch.arange(min(_PICTURES, len(test)))
-    return loaded.prepare(ViewCutter(test.pixels[: len(indices)], test.policy).cut_plain(indices)).contiguous()
+    return loaded.prepare(test.plain(torch.device("cpu"))(indices)).contiguous()
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def _write(name: str, network: nn.Module, example: Tensor, facts: str, file: Pat
         reason = (str(cause).strip().splitlines() or [""])[0][:200]
         raise ExportError(
             f"torch {torch.__version__} could not write this network as {name} ({type(cause).__name__}: {reason}): try "
-            "--format safetensors, or other versions of torch and of the packages that it exports with"
+            "safetensors, or other versions of torch and of the packages that it exports with"
         ) from error
 
 
@@ -240,15 +240,15 @@ def _compare(
     )
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ExportError(f"the exported {name} cannot be loaded again ({reason}): try another --format")
+        raise ExportError(f"the exported {name} cannot be loaded again ({reason}): try another format")
     found: NDArray[np.float32] = np.load(exchange / LOGITS)
     if json.loads((exchange / FACTS).read_text(encoding="utf-8")) != json.loads(json.dumps(facts)):
-        raise ExportError(f"the exported {name} has lost its metadata: try another --format")
+        raise ExportError(f"the exported {name} has lost its metadata: try another format")
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise ExportError(
             f"the exported {name} answers otherwise than the student (logits differ by up to {difference:.3g}): "
-            "try another --format"
+            "try another format"
         )
     return difference
 
@@ -265,7 +265,9 @@ def _beside(out: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
             yield Path(folder) / out.name
     except OSError as error:
-        raise ExportError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
+        raise ExportError(
+            f"{out} cannot be written ({error.strerror or error}): choose another file (`out`)"
+        ) from error
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Live teachers, `--online`: they run in every step, on the views of a plan; the price that a cache saves.
+"""Live teachers: they run in every step, on the views of a plan; the price that a cache saves.
 
 N samples, K teachers, B in a batch, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ def require_live_weights(method: Method, views: int | str | None) -> None:
         raise MethodError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
     if views == "random" and method.weight_source == "shuffled_teachers":
         raise MethodError(
-            "weight_source shuffled_teachers is drawn once per slot, and --views random has no slots: "
-            "give a number of --views"
+            "weight_source shuffled_teachers is drawn once per slot, and `views=random` has no slots: "
+            "give a number of `views`"
         )
 
 
@@ -46,16 +46,27 @@ class LiveTeachers:
     """The target_source of teachers that are asked as the student goes."""
 
     def __init__(
-        self, teachers: Sequence[Teacher], labels: Tensor, method: Method, plan: ViewPlan, *, run_seed: int = 0
+        self,
+        teachers: Sequence[Teacher],
+        labels: Tensor,
+        method: Method,
+        plan: ViewPlan,
+        *,
+        run_seed: int = 0,
+        hint_layer: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare to ask.
 
         Args:
+            hint_layer: by teacher, whose features a student matches; "" stands for all others, which is else the last
+                map.
             labels: (N,), on the device.
             method: one that `require_live_weights` lets pass.
         """
         self._teachers, self._labels, self._method, self._plan = teachers, labels, method, plan
         self._run_seed = run_seed
+        chosen = hint_layer or {}
+        self._layers = [chosen.get(one.name, chosen.get("", one.hint_layer)) for one in teachers]
         self._shuffle = Shuffle()
         self._measured: list[Tensor] = []
         self._samples = 0
@@ -93,7 +104,7 @@ class LiveTeachers:
     def _ask(self, views: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The K teachers' logits (B, C), and their features if the method matches any."""
         answers = [
-            teacher.answer(views, features=[teacher.hint_layer] if self._method.needs_features else ())
-            for teacher in self._teachers
+            teacher.answer(views, features=[layer] if self._method.needs_features else ())
+            for teacher, layer in zip(self._teachers, self._layers, strict=True)
         ]
         return [answer.logits for answer in answers], [hint for answer in answers for hint in answer.features.values()]

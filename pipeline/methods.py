@@ -294,7 +294,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
     ),
 )
 
-# The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (method.md).
+# The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (docs/methods.md).
 RELEASED_SCALES: dict[str, Callable[[int], float]] = {
     "kd": lambda _teachers: 1.0,
     "ebkd": lambda teachers: (teachers - 1) / teachers,

@@ -14,13 +14,13 @@ from demkd.pipeline.target_source import BatchTargets, SoftTargets
 
 
 class Objective:
-    """Label loss + faded-in logit loss + hint loss (method.md, "DE-MKD as implemented").
+    """Label loss + faded-in logit loss + hint loss (docs/methods.md, "DE-MKD as implemented").
 
     The terms of a method are the entries of one tensor, in the order of `names`: summed up over an epoch and weighted
     into the loss all at once, where a tensor each would cost a small step of work each.
     """
 
-    def __init__(self, method: Method, *, epochs: int, teachers: int) -> None:
+    def __init__(self, method: Method, *, epochs: int, teachers: int, label_smoothing: float = 0.0) -> None:
         """Fix what does not depend on the batch.
 
         Args:
@@ -28,49 +28,50 @@ class Objective:
             teachers: K.
         """
         self._method = method
+        self._label_smoothing = label_smoothing
         self._warmup_epochs = method.warmup * epochs
         released = RELEASED_SCALES[method.name](teachers) if method.reduction == "released" else 1.0
         self._kd_weight = method.kd_weight * released
         self._hint_weight = method.hint_weight / max(teachers, 1)
-        self.names = tuple(self._weights(epoch=1))
+        self.names = tuple(self._factors(epoch=1))
 
     def fade_in(self, epoch: int) -> float:
         """The factor of the logit loss in epoch 1, 2, ...: it rises to 1 over the warm-up."""
         return min(epoch / self._warmup_epochs, 1.0) if self._warmup_epochs else 1.0
 
-    def weights(self, *, epoch: int) -> Tensor:
+    def factors(self, *, epoch: int) -> Tensor:
         """What each term counts for in epoch 1, 2, ...: (L,), float64."""
-        return torch.tensor(list(self._weights(epoch=epoch).values()), dtype=torch.float64)
+        return torch.tensor(list(self._factors(epoch=epoch).values()), dtype=torch.float64)
 
-    def terms(self, logits: Tensor, labels: Tensor, batch_targets: BatchTargets, adapted: Sequence[Tensor]) -> Tensor:
+    def terms(self, logits: Tensor, labels: Tensor, batch_targets: BatchTargets, guesses: Sequence[Tensor]) -> Tensor:
         """Every term's mean over the batch, not yet weighted: (L,).
 
         Args:
             logits: (B, C), the student's.
-            adapted: the student's features by teacher, adapted to the teacher's shape.
+            guesses: the student's features by teacher, adapted to the teacher's shape.
         """
-        terms = {"label_loss": label_loss(logits, labels)}
+        terms = {"label_loss": label_loss(logits, labels, smoothing=self._label_smoothing)}
         if batch_targets.targets is not None:
             terms |= self._logit_terms(logits, labels, batch_targets.targets)
-        if adapted:
+        if guesses:
             assert batch_targets.hint_weights is not None
             distances = torch.stack(
-                [hint_loss(a, h) for a, h in zip(adapted, batch_targets.hints, strict=True)]
+                [hint_loss(a, h) for a, h in zip(guesses, batch_targets.hints, strict=True)]
             )  # (K, B)
             terms["hint_loss"] = (batch_targets.hint_weights * distances).sum(0)
         return torch.stack([terms[name] for name in self.names]).mean(1)
 
-    def _weights(self, *, epoch: int) -> dict[str, float]:
-        method, weights = self._method, {"label_loss": 1.0}
+    def _factors(self, *, epoch: int) -> dict[str, float]:
+        method, factors = self._method, {"label_loss": 1.0}
         kd_weight = self.fade_in(epoch) * self._kd_weight
         if method.decouple == "coupled":
-            weights["kd_loss"] = kd_weight
+            factors["kd_loss"] = kd_weight
         if method.decouple == "dkd":
-            weights["target_class_kd"] = kd_weight * method.tckd_weight
-            weights["non_target_class_kd"] = kd_weight * method.nckd_weight
+            factors["target_class_kd"] = kd_weight * method.tckd_weight
+            factors["non_target_class_kd"] = kd_weight * method.nckd_weight
         if method.needs_features:
-            weights["hint_loss"] = self._hint_weight
-        return weights
+            factors["hint_loss"] = self._hint_weight
+        return factors
 
     def _logit_terms(self, logits: Tensor, labels: Tensor, targets: SoftTargets) -> dict[str, Tensor]:
         """The terms of the teachers' logits, (B,) each."""

@@ -17,13 +17,16 @@ class RecipeError(UserError, ValueError):
     """A recipe that cannot be read, or does not fit what is there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, so that the defaults can be read off the class
 class TrainingOptions:
     """How a network is to be trained, whatever it learns from.
 
     Attributes:
         schedule: "step" (x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs, as 150, 180, 210 of 240), "cosine", or
             "one-cycle" (linear up over 30 %, linear down to 0).
+        optimizer: "sgd" or "adamw", or what the user's own is called.
+        momentum, nesterov: of SGD.
+        label_smoothing: the share of the label's target that is spread over all classes.
         label_noise: the share of the training labels that is replaced by wrong ones, drawn with the seed.
     """
 
@@ -34,27 +37,28 @@ class TrainingOptions:
     batch_size: int = 64
     learning_rate: float = 0.05
     schedule: str = "step"
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
     label_noise: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Training(TrainingOptions):
     """The same with everything resolved that depends on the data and the machine.
 
     Attributes:
         precision: "float32" or "bfloat16".
         mean, std: of the network's input.
-        padding, flip: of the data's views.
+        view_policy: the name and parameters of the views.
     """
 
     precision: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    padding: int
-    flip: bool
+    view_policy: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,7 @@ class Teaching:
     Attributes:
         teachers: names in the cache, or `NAME=NETWORK@CHECKPOINT` live.
         views: how many slots, or "random" for independent views.
+        hint_layer: whose features are matched, `TEACHER=LAYER` each; empty without features.
     """
 
     method: Method
@@ -71,6 +76,7 @@ class Teaching:
     online: bool
     views: int | str
     view_seed: int
+    hint_layer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,10 +98,9 @@ class Recipe:
             teaching = asdict(self.teaching)
             method = teaching.pop("method")
             tables |= {"method": method.pop("name"), **teaching, **method}
-        if not self.training.label_noise:
-            del tables["label_noise"]  # as in runs of before there was a choice
         tables["student" if self.teaching else "network"] = tables.pop("network")
-        return tomli_w.dumps({**tables, "sources": dict(self.sources)})
+        policy = dict(tables.pop("view_policy"))
+        return tomli_w.dumps({**tables, "view_policy": policy, "sources": dict(self.sources)})
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -113,14 +118,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def option_values(tables: Mapping[str, Any], *, repeatable: Collection[str]) -> dict[str, Any]:
-    """A recipe as the command line's options: lists separated by commas, a resolved run's figures as `--normalise`.
+    """A recipe as the command line's options: lists separated by commas, what a run resolved as `normalise`.
 
     What follows from the data, and digests, which are compared when a run goes on, are no options.
 
     Args:
         repeatable: the options that are lists themselves.
     """
-    values = {key: value for key, value in tables.items() if key not in ("sources", "padding", "flip")}
+    values = {key: value for key, value in tables.items() if key not in ("sources", "view_policy")}
     if isinstance(values.get("mean"), list) and isinstance(values.get("std"), list):
         values.setdefault("normalise", [f"{in_words(values.pop('mean'))}/{in_words(values.pop('std'))}"])
     if values.get("online"):
@@ -152,12 +157,12 @@ def require_same_recipe(recipe: Recipe, path: Path) -> None:
     if different:
         raise RecipeError(
             f"the run in {path.parent} was started differently: {'; '.join(different)}. "
-            "Choose another --out, or repeat the options it was started with"
+            "Choose another folder (`out`), or repeat what it was started with"
         )
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    sources = tables.get("sources", {})
-    if not isinstance(sources, Mapping):
-        return dict(tables)
-    return {**{key: value for key, value in tables.items() if key != "sources"}, **sources}
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    return flat

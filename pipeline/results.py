@@ -103,15 +103,26 @@ class TeacherCachingReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachingReport:
-    """What `cache-teachers` returns."""
+    """What `cache_teachers` returns.
+
+    Attributes:
+        views: V, of a sample.
+        num_distinct_views: that the policy has; None where there is no end to them.
+        seconds: of everything but the weights.
+    """
 
     folder: Path
     samples: int
     views: int
-    num_distinct_views: int
+    num_distinct_views: int | None
     precision: str
     teachers: tuple[TeacherCachingReport, ...]
     weighted: tuple[str, ...]
+    seconds: float
+
+    def __fspath__(self) -> str:
+        """The cache's folder: the report stands for the cache wherever one is wanted."""
+        return str(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +148,7 @@ class TeacherPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachingPlan:
-    """What `cache-teachers --dry-run` returns.
+    """What a dry run of `cache_teachers` returns.
 
     Attributes:
         break_even_epochs: epochs of one online student that cost as many teacher passes as this run of stage one.
@@ -147,7 +158,7 @@ class CachingPlan:
     folder: Path
     samples: int
     views: int
-    num_distinct_views: int
+    num_distinct_views: int | None
     precision: str
     teachers: tuple[TeacherPlan, ...]
     free_bytes: int
@@ -180,7 +191,7 @@ class RecomputeReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairReport:
-    """What `verify --repair` redid of a file.
+    """What `repair` redid of a file.
 
     Attributes:
         answered: (sample, slot) pairs that the teacher answered again.

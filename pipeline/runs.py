@@ -124,7 +124,7 @@ class RunFolder:
         self._replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def save_recipe(self, recipe: Recipe) -> None:
-        """Write the run's choices; `distill --recipe PATH` or `train --recipe PATH` reads them."""
+        """Write the run's choices, which `--recipe` reads."""
         self._replace(self.recipe, recipe.to_toml().encode())
 
     def _replace(self, target: Path, data: bytes | memoryview) -> None:
@@ -158,7 +158,7 @@ def open_run(path: Path, recipe: Recipe) -> Iterator[RunFolder]:
         if folder.recipe.exists():
             require_same_recipe(recipe, folder.recipe)
         elif (path / "metrics.jsonl").exists():
-            raise RunError(f"{path} has metrics but no recipe: choose another --out")
+            raise RunError(f"{path} has metrics but no recipe: choose another folder (`out`)")
         else:
             folder.save_recipe(recipe)
         yield folder

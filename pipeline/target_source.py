@@ -1,10 +1,10 @@
 """Where a student's views and soft targets come from: labels only, here; `cached_teachers.py`; `live_teachers.py`.
 
 All three give the training loop the same two things: at the start of an epoch, which view every sample shows; for a
-batch, what the teachers say about it. N samples, K teachers, B in a batch, C classes.
+batch, what the teachers say about it. N samples, K teachers, B in a batch, C classes, R integers of a view's record.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import CacheMissingError, TeacherCache
-from demkd.dataset import seeded
+from demkd.dataset import Records, ViewPolicy, seeded
 from demkd.losses import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
 from demkd.pipeline.methods import Method
 from demkd.pipeline.results import TeacherStatistics
@@ -25,9 +25,9 @@ SoftTargets = CoupledTargets | DecoupledTargets
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochViews:
-    """The view (N,) that every sample shows in an epoch, and the slot it came from, if from one."""
+    """The records (N, R) of the views that all samples show in an epoch, and the slot they came from, if from one."""
 
-    view: Tensor
+    records: Tensor
     slot: int | None
 
 
@@ -47,7 +47,7 @@ class BatchTargets:
 
 
 class TargetSource(Protocol):
-    """Views and batch_targets; the training loop knows no more of teachers."""
+    """Views and soft targets; the training loop knows no more of teachers."""
 
     def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:
         """The shape of one sample's features by teacher, for the adapters; some views (B, 3, H, W) to try."""
@@ -65,24 +65,22 @@ class TargetSource(Protocol):
 ViewPlan = Callable[[int], EpochViews]
 
 
-def scheduled_views(view_of: Callable[[int], NDArray[np.uint16]], *, slots: int, run_seed: int) -> ViewPlan:
-    """Epoch e shows slot `slot_of_epoch(e)`, whose views (N,) are `view_of(slot)`."""
+def scheduled_views(records_of: Callable[[int], Records], *, slots: int, run_seed: int) -> ViewPlan:
+    """Epoch e shows slot `slot_of_epoch(e)`, whose records (N, R) are `records_of(slot)`."""
 
     def plan(epoch: int) -> EpochViews:
         slot = seeded.slot_of_epoch(run_seed=run_seed, epoch=epoch, slots=slots)
-        return EpochViews(view=as_tensor(view_of(slot)), slot=slot)
+        return EpochViews(records=as_tensor(records_of(slot)), slot=slot)
 
     return plan
 
 
-def independent_views(*, run_seed: int, samples: int, num_distinct_views: int) -> ViewPlan:
+def independent_views(policy: ViewPolicy, *, run_seed: int, samples: int) -> ViewPlan:
     """Every epoch draws every sample's view anew, as ordinary training does."""
 
     def plan(epoch: int) -> EpochViews:
-        view = seeded.random_views(
-            run_seed=run_seed, epoch=epoch, samples=samples, num_distinct_views=num_distinct_views
-        )
-        return EpochViews(view=as_tensor(view), slot=None)
+        records = policy.draw_epoch(run_seed=run_seed, epoch=epoch, indices=np.arange(samples))
+        return EpochViews(records=as_tensor(records), slot=None)
 
     return plan
 
@@ -119,20 +117,35 @@ def fuse(logits: Sequence[Tensor], labels: Tensor, method: Method, weights: Teac
     )
 
 
-def hint_layer(file: TeacherCache) -> str:
-    """Which of a cached teacher's features a student matches: those of its last map, else the first there are.
+def cached_hint_layers(files: Sequence[TeacherCache], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Which of each cached teacher's features a student matches: the chosen ones, or those of its last map.
+
+    Args:
+        chosen: features as `inspect` lists them (`stage3`, `stage3@4x4`) by teacher; "" stands for all others.
 
     Raises:
-        CacheMissingError: if there are none, with both cures.
+        CacheMissingError: if a teacher has none, not these, or its last map in several sizes; with the cures.
     """
-    features = file.shape.features
+    return {file.name: _cached_hint_layer(file, chosen.get(file.name, chosen.get(""))) for file in files}
+
+
+def _cached_hint_layer(file: TeacherCache, chosen: str | None) -> str:
+    features = list(file.shape.features)
     if not features:
         raise CacheMissingError(
-            f"teacher {file.name} was cached without features, which this method needs: run cache-teachers again "
-            "with --features last, which adds them, or choose --method de-mkd-logits"
+            f"teacher {file.name} was cached without features, which this method needs: call `cache_teachers` again "
+            'with `features=last`, which adds them, or choose `method="de-mkd-logits"`'
         )
     last = str(file.provenance.notes.get("hint_layer", ""))
-    return next((key for key in features if key.partition("@")[0] == last), next(iter(features)))
+    fitting = [key for key in features if (key == chosen if chosen else key.partition("@")[0] == last)]
+    if len(fitting) != 1:
+        wanted = f"{chosen}" if chosen else f"its last map, {last}"
+        count = "several sizes" if fitting else "no features"
+        raise CacheMissingError(
+            f"teacher {file.name} was cached with {count} of {wanted}: choose one of {', '.join(features)} "
+            "(`hint_layer`), or call `cache_teachers` again with more `features`, which keeps these"
+        )
+    return fitting[0]
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:

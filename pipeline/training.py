@@ -1,34 +1,36 @@
 """The training loop: set up, one epoch, one step, evaluate. Everything that is trained is trained here.
 
-N samples, B in a batch, C classes, K teachers, L terms of the loss.
+N samples, B in a batch, C classes, K teachers, L terms of the loss, R integers of a view's record.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import Normalisation, Pictures, ViewCutter, seeded
+from demkd.dataset import ImageSource, Normalisation, policy_of, seeded
 from demkd.errors import UserError
-from demkd.networks import Adapter, build_network
+from demkd.networks import Network, build_network
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import Accuracy, evaluate
 from demkd.pipeline.events import EventLog
-from demkd.pipeline.learning_rate import SCHEDULES
+from demkd.pipeline.loading import wrap
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Objective
+from demkd.pipeline.optimizers import OPTIMIZERS, SCHEDULES, OwnTraining
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
+from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.target_source import TargetSource
 
 
 class TrainingError(UserError, ArithmeticError):
-    """Training that came to nothing."""
+    """A loss that is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,42 +39,82 @@ class Epoch:
 
     losses: dict[str, float]
     top1: float
+    learning_rate: float
     seconds: float
     data_seconds: float
     slot: int | None
 
 
 class Trainer:
-    """A student in training, with all that changes from step to step; `state` is what a checkpoint keeps."""
+    """A student in training, with all that changes from step to step; `state` is what a checkpoint keeps.
+
+    Attributes:
+        recipe: with the names of the user's own optimiser and schedule, if there are.
+        model: the student with its adapters.
+    """
 
     def __init__(
-        self, recipe: Recipe, train: Pictures, labels: Tensor, target_source: TargetSource, compute: Compute
+        self,
+        recipe: Recipe,
+        train: ImageSource,
+        labels: Tensor,
+        target_source: TargetSource,
+        compute: Compute,
+        *,
+        student: nn.Module | None = None,
+        student_layer: str = "",
+        own: OwnTraining | None = None,
     ) -> None:
         """Build the student and its adapters from the recipe's seed.
 
         Args:
             labels: (N,), what the student learns; those of `train`, or corrupted ones.
+            student: the user's own module, trained in place; None to build the recipe's.
+            student_layer: whose features are adapted to the teachers'; "" for the last map.
         """
         settings, method = recipe.training, recipe.teaching.method if recipe.teaching else METHODS["ce"]
-        self._settings, self._target_source, self._compute = settings, target_source, compute
+        self._target_source, self._compute = target_source, compute
         self._normalisation = Normalisation(mean=settings.mean, std=settings.std)
         self._labels = labels.to(compute.device)
-        self._cutter = ViewCutter(train.pixels, train.policy, device=compute.device)
+        self._render = train.renderer(policy_of(settings.view_policy), compute.device)
         torch.manual_seed(settings.seed)
-        self.student = build_network(settings.network, classes=train.classes, size=train.picture_size)
-        self._adapters = self._build_adapters() if method.needs_features else nn.ModuleList()
-        compute.place(self.student)
-        compute.place(self._adapters)
+        if student is None:
+            network = build_network(settings.network, classes=train.classes, size=train.picture_size)
+        else:
+            network = wrap(student, train, name=settings.network)
+        compute.place(network)
+        some = train.plain(compute.device)(torch.zeros(2, dtype=torch.int64, device=compute.device))
+        hint_shapes = target_source.hint_shapes(some) if method.needs_features else []
+        self.model = StudentWithAdapters(network, hint_shapes, self._normalisation.apply(some), layer=student_layer)
+        compute.place(self.model)
         self._objective = Objective(
-            method, epochs=settings.epochs, teachers=len(recipe.teaching.teachers) if recipe.teaching else 0
+            method,
+            epochs=settings.epochs,
+            teachers=len(recipe.teaching.teachers) if recipe.teaching else 0,
+            label_smoothing=settings.label_smoothing,
         )
-        self._optimizer = torch.optim.SGD(
-            [*self.student.parameters(), *self._adapters.parameters()],
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
+        own = own or OwnTraining()
+        parameters = self.model.parameters()
+        self._optimizer = (
+            own.optimizer(parameters) if own.optimizer else OPTIMIZERS[settings.optimizer](parameters, settings)
         )
+        self._scheduler = own.scheduler(self._optimizer) if own.scheduler else None
+        if own.optimizer:
+            settings = replace(settings, optimizer=f"own {type(self._optimizer).__name__}", schedule="constant")
+        if own.scheduler:
+            settings = replace(settings, schedule=f"own {type(self._scheduler).__name__}")
+        self._settings = settings
+        self._follows_schedule = not (own.optimizer or own.scheduler)
+        self.recipe = replace(recipe, training=settings)
+
+    @property
+    def student(self) -> Network:
+        return self.model.student
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return float(self._optimizer.param_groups[0]["lr"])
 
     @property
     def steps(self) -> int:
@@ -87,32 +129,36 @@ class Trainer:
             TrainingError: if the loss is no longer finite.
         """
         started = time.perf_counter()
+        settings, device = self._settings, self._compute.device
         # Whatever the network draws in this epoch (dropout) depends on the seed and the epoch alone.
-        torch.manual_seed(seeded.epoch_seed(run_seed=self._settings.seed, epoch=epoch))
+        torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch))
         views = self._target_source.start_epoch(epoch)
-        view = views.view.to(self._compute.device)
-        order = torch.from_numpy(
-            seeded.sample_order(run_seed=self._settings.seed, epoch=epoch, samples=len(self._labels))
-        ).to(self._compute.device)
+        records = views.records.to(device)
+        order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
+        batches = torch.split(torch.from_numpy(order).to(device), settings.batch_size)[: self.steps]
         self._compute.wait()
         prepared = time.perf_counter()
-        weights = self._objective.weights(epoch=epoch).to(self._compute.device, torch.float32)
-        sums = torch.zeros(len(self._objective.names) + 2, device=self._compute.device)
+        factors = self._objective.factors(epoch=epoch).to(device, torch.float32)
+        sums = torch.zeros(len(self._objective.names) + 2, device=device)
         seen = 0
-        self.student.train()
-        for step in range(self.steps):
-            indices = order[step * self._settings.batch_size : (step + 1) * self._settings.batch_size]
-            self._set_learning_rate((epoch - 1 + step / self.steps) / self._settings.epochs)
-            sums += self._step(indices, view[indices], weights) * len(indices)
+        self.model.train()
+        self._set_learning_rate((epoch - 1) / settings.epochs)
+        learning_rate = self.learning_rate
+        for step, indices in enumerate(batches):
+            self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
+            sums += self._step(indices, records[indices], factors) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
+        if self._scheduler:
+            self._scheduler.step()
         means = dict(zip((*self._objective.names, "loss", "right"), (sums.double() / seen).tolist(), strict=True))
         if not all(map(isfinite, means.values())):
-            raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower --learning-rate")
+            raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower `learning_rate`")
         return Epoch(
             top1=means.pop("right"),
             losses=means,
+            learning_rate=learning_rate,
             seconds=time.perf_counter() - started,
             data_seconds=prepared - started,
             slot=views.slot,
@@ -124,32 +170,29 @@ class Trainer:
 
     def state(self) -> dict[str, object]:
         """What a checkpoint needs, besides the epoch."""
-        return {
-            "student": self.student.state_dict(),
-            "adapters": self._adapters.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-        }
+        state: dict[str, object] = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {**state, "scheduler": self._scheduler.state_dict()} if self._scheduler else state
 
     def restore(self, state: dict[str, dict[str, object]]) -> None:
         """Go back to a `state`."""
-        self.student.load_state_dict(state["student"])
-        self._adapters.load_state_dict(state["adapters"])
+        self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler:
+            self._scheduler.load_state_dict(state["scheduler"])
 
-    def _step(self, indices: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
-        """Train on samples (B,) in views (B,), with the terms of the loss weighted (L,).
+    def _step(self, indices: Tensor, records: Tensor, factors: Tensor) -> Tensor:
+        """Train on samples (B,) in the views of records (B, R), with the terms of the loss multiplied by factors (L,).
 
         Returns:
             (L + 2,): every term of the loss, the loss, and the share of right answers.
         """
-        views = self._cutter.cut(indices, numbers)  # (B, 3, H, W)
+        views = self._render(indices, records)  # (B, 3, H, W)
         labels = self._labels[indices]
         batch_targets = self._target_source.batch_targets(indices, views)
         with self._compute.autocast():
-            logits, features = self.student.forward_features(self._normalisation.apply(views))
-            adapted = [adapter(features[self.student.hint_layer]) for adapter in self._adapters]
-        terms = self._objective.terms(logits, labels, batch_targets, adapted)
-        loss = terms @ weights
+            logits, guesses = self.model(self._normalisation.apply(views))
+        terms = self._objective.terms(logits, labels, batch_targets, guesses)
+        loss = terms @ factors
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._optimizer.step()
@@ -157,30 +200,17 @@ class Trainer:
         return torch.cat((terms.detach(), torch.stack((loss.detach(), right))))
 
     def _set_learning_rate(self, done: float) -> None:
-        self._optimizer.param_groups[0]["lr"] = self.learning_rate(done)
-
-    def learning_rate(self, done: float) -> float:
-        """The learning rate when a share `done` of the run is done."""
-        return self._settings.learning_rate * SCHEDULES[self._settings.schedule](done)
-
-    def _build_adapters(self) -> nn.ModuleList:
-        """One adapter a teacher, between the last maps' shapes."""
-        some = torch.zeros(2, dtype=torch.int64, device=self._compute.device)
-        views = self._cutter.cut_plain(some)
-        self.student.eval()
-        with torch.no_grad():
-            _, features = self.student.forward_features(self._normalisation.apply(views).cpu())
-        shape = tuple(features[self.student.hint_layer].shape[1:])
-        return nn.ModuleList(Adapter(shape, hint) for hint in self._target_source.hint_shapes(views))
+        """Follow the schedule, when a share `done` of the run is done; the user's own looks after itself."""
+        if self._follows_schedule:
+            self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * SCHEDULES[self._settings.schedule](
+                done
+            )
 
 
-def fit(
-    trainer: Trainer, recipe: Recipe, run: RunFolder, test: Pictures, compute: Compute, progress: Progress
-) -> RunReport:
+def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, progress: Progress) -> RunReport:
     """Train to the end of the recipe, going on from the run's checkpoint, and write the student."""
-    settings = recipe.training
+    recipe, settings = trainer.recipe, trainer.recipe.training
     normalisation = Normalisation(mean=settings.mean, std=settings.std)
-    test_cutter = ViewCutter(test.pixels, test.policy, device=compute.device)
     resumed_after = _resume(trainer, run)
     events = EventLog(run.path, warn=progress.warn)
     events.restart(run.read_metrics())
@@ -189,7 +219,7 @@ def fit(
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = trainer.train_epoch(epoch, task)
-            tested = evaluate(trainer.student, test_cutter, test.labels, normalisation.apply, compute)
+            tested = evaluate(trainer.student, test, normalisation.apply, compute)
             report = _epoch_report(epoch, settings, trainer, trained, tested)
             run.add_metrics(report)
             run.save_checkpoint({"epoch": epoch, **trainer.state()})
@@ -223,7 +253,7 @@ def _epoch_report(epoch: int, settings: Training, trainer: Trainer, trained: Epo
     return EpochReport(
         epoch=epoch,
         epochs=settings.epochs,
-        learning_rate=trainer.learning_rate((epoch - 1) / settings.epochs),
+        learning_rate=trained.learning_rate,
         losses=trained.losses,
         train_top1=trained.top1,
         test_top1=tested.top1,

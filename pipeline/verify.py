@@ -4,9 +4,9 @@ The bytes are checked without PyTorch. `recompute` and `repair` run teachers; th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import RecomputeReport, RepairReport, VerificationReport
 
 if TYPE_CHECKING:
-    from demkd.dataset import Normalisation
-    from demkd.pipeline.caching_job import CachingJob, CachingRequest, PreparedTeacher
+    from demkd.dataset import ImageSource, Normalisation
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import TeacherSpec
+    from demkd.pipeline.preparation import CachingJob, CachingRequest
 
 Indices = NDArray[np.int64]
 
@@ -33,18 +33,20 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Witnesses:
-    """The teachers whose answers are in a cache, and what they shall look at.
+class Asked:
+    """The teachers whose answers are in a cache, and what they shall look at again.
 
     Attributes:
-        device, precision: as on the command line; with precision "auto", that of the cache.
+        normalise, input_size: by teacher name; what the cache says if left out.
+        device, precision: with precision "auto", that of the cache.
     """
 
-    data: str
+    source: "ImageSource"
     teachers: tuple["TeacherSpec", ...]
-    normalisations: Mapping[str, "Normalisation"]
-    device: str
-    precision: str
+    normalise: Mapping[str, "Normalisation"] = field(default_factory=dict)
+    input_size: Mapping[str, int] = field(default_factory=dict)
+    device: str = "auto"
+    precision: str = "auto"
 
 
 def verify(folder: Path, teachers: Sequence[str] | None, progress: Progress) -> VerificationReport:
@@ -57,7 +59,7 @@ def verify(folder: Path, teachers: Sequence[str] | None, progress: Progress) -> 
     return VerificationReport(folder=folder, sound=found.sound, files=found.files)
 
 
-def repair(folder: Path, witnesses: Witnesses, progress: Progress) -> VerificationReport:
+def repair(folder: Path, asked: Asked, progress: Progress) -> VerificationReport:
     """Redo the blocks that fail, by the same way on which they came: stage one goes on with a copy of what is sound.
 
     The damaged file stays until the new one is whole.
@@ -66,21 +68,20 @@ def repair(folder: Path, witnesses: Witnesses, progress: Progress) -> Verificati
         CacheDamagedError: if a file is beyond repair, or its teacher is not given.
         UserError: as stage one.
     """
-    from demkd.pipeline.caching import cache_teachers, precompute_weights
+    from demkd.pipeline.stage_one import cache_teachers, precompute_weights
 
     before = _verify_bytes(folder, None, progress)
     # A file that is still being filled needs no repair: going on with it redoes what is torn.
     damaged = {file.name: file for file in before.files if file.verdict == DAMAGED and file.path.suffix != ".partial"}
-    specs = [_witness(folder, name, witnesses) for name in damaged if name != WEIGHTS_NAME]
+    specs = [_spec(folder, name, asked) for name in damaged if name != WEIGHTS_NAME]
     for spec in specs:
         if not damaged[spec.name].blocks:
             raise CacheDamagedError(f"{damaged[spec.name].faults[0].text} (no single block can be redone)")
     answered = {WEIGHTS_NAME: 0}
-    if specs:
-        request, compute = _as_cached(folder, specs, witnesses)
-        report = cache_teachers(request, compute, progress)
-        answered |= {teacher.name: teacher.answered for teacher in report.teachers}
-    elif damaged:
+    for spec in specs:  # one at a time, because each has a precision of its own
+        report = cache_teachers(*_as_cached(folder, spec, asked), progress)
+        answered[spec.name] = report.teachers[0].answered
+    if damaged and not specs:
         precompute_weights(folder, progress)
     after = _verify_bytes(folder, None, progress)
     repaired = tuple(
@@ -91,7 +92,7 @@ def repair(folder: Path, witnesses: Witnesses, progress: Progress) -> Verificati
 
 
 def recompute(
-    report: VerificationReport, witnesses: Witnesses, progress: Progress, *, pairs: int, seed: int
+    report: VerificationReport, asked: Asked, progress: Progress, *, pairs: int, seed: int
 ) -> VerificationReport:
     """Ask the given teachers again about random samples in random slots, and add what came of it to a report.
 
@@ -101,12 +102,11 @@ def recompute(
         CacheMismatchError: if a teacher, the data or the views are not those of the cache.
     """
     sound = {file.name for file in report.files if file.verdict != DAMAGED}
-    for spec in witnesses.teachers:
+    for spec in asked.teachers:
         if spec.name not in sound and cache_file(report.folder, spec.name).exists():
             raise CacheDamagedError(f"teacher {spec.name} in {report.folder} is damaged: repair it before comparing")
     comparisons = tuple(
-        _recompute_teacher(report.folder, spec, witnesses, progress, pairs=pairs, seed=seed)
-        for spec in witnesses.teachers
+        _recompute_teacher(report.folder, spec, asked, progress, pairs=pairs, seed=seed) for spec in asked.teachers
     )
     return VerificationReport(
         folder=report.folder,
@@ -122,74 +122,78 @@ def _verify_bytes(folder: Path, teachers: Sequence[str] | None, progress: Progre
         return verify_cache(folder, teachers, advance=task.advance)
 
 
-def _witness(folder: Path, name: str, witnesses: Witnesses) -> "TeacherSpec":
-    for spec in witnesses.teachers:
+def _spec(folder: Path, name: str, asked: Asked) -> "TeacherSpec":
+    for spec in asked.teachers:
         if spec.name == name:
             return spec
     raise CacheDamagedError(
-        f"teacher {name} in {folder} is damaged, and no --teacher is called so: add --teacher {name}=NETWORK@CHECKPOINT"
+        f"teacher {name} in {folder} is damaged, and no teacher is called so: give it too "
+        f"(`teachers={name}=NETWORK@CHECKPOINT`)"
     )
 
 
-def _as_cached(
-    folder: Path, specs: Sequence["TeacherSpec"], witnesses: Witnesses
-) -> tuple["CachingRequest", "Compute"]:
-    """The request that these teachers were cached with; asking for one view asks for no more than there is."""
-    from demkd.pipeline.caching_job import CachingRequest
+def _as_cached(folder: Path, spec: "TeacherSpec", asked: Asked) -> tuple["CachingRequest", "Compute"]:
+    """The request that a teacher was cached with; asking for one view asks for no more than there is."""
+    from demkd.dataset import Normalisation
     from demkd.pipeline.compute import choose_compute
+    from demkd.pipeline.loading import chosen_for
+    from demkd.pipeline.preparation import CachingRequest
+    from demkd.pipeline.stage_two import cached_policy
 
-    provenance = TeacherCache(cache_file(folder, specs[0].name)).provenance
-    precision = provenance.identity["precision"] if witnesses.precision == "auto" else witnesses.precision
+    cached = TeacherCache(cache_file(folder, spec.name))
+    facts, notes = cached.provenance.identity, cached.provenance.notes
+    own = Normalisation(mean=tuple(facts["teacher"]["mean"]), std=tuple(facts["teacher"]["std"]))
+    size = chosen_for(asked.input_size, spec.name) or facts["teacher"].get("input_size")
+    policy, view_seed = cached_policy(cached)
     request = CachingRequest(
-        data=witnesses.data,
-        teachers=tuple(specs),
+        source=asked.source,
+        teachers=(spec,),
         folder=folder,
         views=1,
-        view_seed=provenance.identity["views"]["seed"],
-        layers=(),
-        batch_size=max(1, provenance.notes.get("batch_size", defaults.BATCH_SIZE)),
-        normalisations=witnesses.normalisations,
+        policy=policy,
+        view_seed=view_seed,
+        features=(),
+        batch_size=max(1, notes.get("batch_size", defaults.BATCH_SIZE)),
+        normalise={spec.name: chosen_for(asked.normalise, spec.name) or own},
+        input_size={spec.name: size} if size else {},
     )
-    return request, choose_compute(device=witnesses.device, precision=precision)
+    precision = facts["precision"] if asked.precision == "auto" else asked.precision
+    return request, choose_compute(device=asked.device, precision=precision)
 
 
 def _recompute_teacher(
-    folder: Path, spec: "TeacherSpec", witnesses: Witnesses, progress: Progress, *, pairs: int, seed: int
+    folder: Path, spec: "TeacherSpec", asked: Asked, progress: Progress, *, pairs: int, seed: int
 ) -> RecomputeReport:
-    from demkd.pipeline.caching_job import open_job, prepare
+    from demkd.pipeline.preparation import prepare
 
     if not cache_file(folder, spec.name).exists():
         raise CacheMissingError(f"there is no teacher {spec.name!r} in {folder}: name it as it is there")
     file = TeacherCache(cache_file(folder, spec.name))
-    request, compute = _as_cached(folder, [spec], witnesses)
-    job = open_job(request, compute, progress)
-    prepared = prepare(job, spec)
+    job = prepare(*_as_cached(folder, spec, asked))
     file.provenance.require(
-        prepared.provenance,
+        job.teachers[0].provenance,
         cached=str(file.path),
-        cure="Give the --teacher and --data that it was cached with",
+        cure="Give the teacher and the data that it was cached with",
         tables=("teacher", "data", "views"),
     )
     generator = np.random.default_rng(seed)
-    slots = np.sort(generator.integers(file.shape.views, size=pairs))
+    slots = np.sort(generator.integers(file.shape.num_views, size=pairs))
     samples = generator.integers(file.shape.samples, size=pairs)
-    return _compare(job, prepared, file, samples, slots, progress)
+    return _compare(job, file, samples, slots, progress)
 
 
 def _compare(
-    job: "CachingJob",
-    prepared: "PreparedTeacher",
-    file: TeacherCache,
-    samples: Indices,
-    slots: Indices,
-    progress: Progress,
+    job: "CachingJob", file: TeacherCache, samples: Indices, slots: Indices, progress: Progress
 ) -> RecomputeReport:
-    """Answer pairs (P,) again, in the views that the schedule says, and compare with what is stored."""
-    views = job.view_table(file.shape.views)[slots, samples]
-    if not np.array_equal(views, _stored(file, "view", samples, slots)):
-        raise CacheDamagedError(f"{file.path} has other views than its view seed says: remove it and make it again")
-    cached = _stored(file, "logits", samples, slots).astype(np.float32)
-    now = _answer_pairs(job, prepared, samples, views, progress)
+    """Answer pairs (P,) again, in the views that the policy draws, and compare with what is stored."""
+    now = np.empty((len(samples), file.shape.classes), np.float32)
+    with progress.task(f"teacher {file.name}", total=len(samples), unit="views") as task:
+        for slot in np.unique(slots):
+            chosen = slots == slot
+            now[chosen] = _answers(job, file, samples[chosen], int(slot))
+            task.advance(int(chosen.sum()))
+    cached = np.concatenate([file.read("logits", int(slot))[samples[slots == slot]] for slot in np.unique(slots)])
+    cached = cached.astype(np.float32)
     differences = np.abs(now - cached).max(axis=1)
     differences[np.isnan(differences)] = np.inf
     worst = int(differences.argmax())
@@ -208,21 +212,14 @@ def _compare(
     )
 
 
-def _stored(file: TeacherCache, name: str, samples: Indices, slots: Indices) -> NDArray[Any]:
-    """What a data set holds for pairs (P,), checked."""
-    rows = [file.read(name, int(slot))[samples[slots == slot]] for slot in np.unique(slots)]
-    return np.concatenate(rows)
+def _answers(job: "CachingJob", file: TeacherCache, samples: Indices, slot: int) -> NDArray[np.float32]:
+    """Logits (P, C) of samples (P,) in one slot, as the teacher answers now."""
+    import torch
 
+    from demkd.pipeline.stage_one import ask
 
-def _answer_pairs(
-    job: "CachingJob", prepared: "PreparedTeacher", samples: Indices, views: NDArray[np.uint16], progress: Progress
-) -> NDArray[np.float32]:
-    """Logits (P, C) of samples (P,) in views (P,)."""
-    size = job.request.batch_size
-    parts: list[NDArray[np.float32]] = []
-    with progress.task(f"teacher {prepared.teacher.name}", total=len(samples), unit="views") as task:
-        for start in range(0, len(samples), size):
-            batch = slice(start, start + size)
-            parts.append(prepared.teacher.answer(job.cut_any(samples[batch], views[batch])).logits.cpu().numpy())
-            task.advance(len(parts[-1]))
-    return np.concatenate(parts)
+    ((_, records, views),) = job.views([slot], torch.from_numpy(samples))
+    if not np.array_equal(records, file.read("view", slot)[samples]):
+        raise CacheDamagedError(f"{file.path} has other views than its view seed says: remove it and make it again")
+    logits: NDArray[np.float32] = ask(job.teachers[0].teacher, views, [])["logits"]
+    return logits

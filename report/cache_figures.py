@@ -224,8 +224,8 @@ def _pair_figure(statistics: CacheStatistics, agreement: Agreement, number: int,
         key=f"pair-{number}",
         title=f"{names[one]} against {names[other]}",
         caption=(
-            f"All {len(mine):,} samples by both teachers' entropy, averaged over {statistics.cache.views} views. Off "
-            f"the thin line, one is surer than the other. Both give the same answer in {same:.1%} of views{alike}."
+            f"All {len(mine):,} samples by both teachers' entropy, averaged over {statistics.cache.num_views} views. "
+            f"Off the thin line, one is surer than the other. Both give the same answer in {same:.1%} of views{alike}."
         ),
         description=f"Entropy of {names[one]} against {names[other]}: same answer in {same:.1%} of views{alike}",
         entries=_scale_legend([f"{a:,} to {b - 1:,}" for a, b in itertools.pairwise(edges)], unit="samples"),

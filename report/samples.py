@@ -75,7 +75,7 @@ def disputed(statistics: CacheStatistics, count: int) -> SampleListing:
     """
     if statistics.disagreement is None:
         only = statistics.cache.names[0]
-        raise InspectionError(f"{only} is alone, and has nobody to disagree with: choose two or more --teachers")
+        raise InspectionError(f"{only} is alone, and has nobody to disagree with: choose two or more (`teachers`)")
     return _listing(
         statistics, "disputed", statistics.disagreement, count, then=np.ptp(statistics.mean_entropy, axis=0)
     )
@@ -91,7 +91,7 @@ def wrong_and_trusted(statistics: CacheStatistics, count: int) -> SampleListing:
     """
     if statistics.misplaced_trust is None or statistics.wrong_and_trusted is None:
         raise InspectionError(
-            f"{statistics.cache.folder} has no weights of {', '.join(statistics.cache.names)}: leave --teachers out, "
+            f"{statistics.cache.folder} has no weights of {', '.join(statistics.cache.names)}: leave `teachers` out, "
             "or run cache-teachers again, which computes them"
         )
     found = int(statistics.wrong_and_trusted.any(0).sum())

@@ -86,8 +86,8 @@ def summarise_sample(cache: Cache, index: int, *, slot: int = 0) -> SampleSummar
         CacheIncompleteError: if there is no such slot.
     """
     views = views_of_sample(cache, index)
-    if not 0 <= slot < cache.views:
-        raise CacheIncompleteError(f"slot {slot} is asked for, and {cache.folder} has slots 0 to {cache.views - 1}")
+    if not 0 <= slot < cache.num_views:
+        raise CacheIncompleteError(f"slot {slot} is asked for, and {cache.folder} has slots 0 to {cache.num_views - 1}")
     answers = (
         _teacher_answer(
             teacher, np.asarray(_answer(teacher, "logits", slot, index), np.float64), said, cache.class_names
@@ -118,7 +118,7 @@ def views_of_sample(cache: Cache, index: int) -> SampleViews:
         index=index,
         label=cache.class_names[int(cache.labels[index])],
         teachers=cache.names,
-        rows=tuple(_slot_row(cache, index, slot) for slot in range(cache.views)),
+        rows=tuple(_slot_row(cache, index, slot) for slot in range(cache.num_views)),
     )
 
 

@@ -112,7 +112,7 @@ class Teacher:
             return features
         if grid > min(features.shape[2:]):
             raise TeacherError(
-                f"--feature-grid {grid} is finer than {layer} of teacher {self.name}, whose maps have "
+                f"`feature_grid={grid}` is finer than {layer} of teacher {self.name}, whose maps have "
                 f"{features.shape[2]} x {features.shape[3]} places: choose a smaller grid"
             )
         summary = F.adaptive_avg_pool2d(features, grid)

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import demkd
 from demkd.cli import main
 from demkd.console import show_networks
 from demkd.networks import NETWORKS
-from demkd.pipeline.evaluation import evaluate_run
 from demkd.pipeline.listing import list_networks
-from demkd.pipeline.loading import parse_normalisation
-from demkd.pipeline.progress import SilentProgress
 from tests.conftest import Cli
-from tests.pipeline.stages import FLOAT32
 
 OWN_CODE = """
 import cache, dataset  # the project's own
@@ -102,13 +99,13 @@ def test_a_recipe_does_not_import_code(project: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("network", TOP1)
 def test_real_checkpoints_have_their_top1(shared: Path, tmp_path_factory: pytest.TempPathFactory, network: str) -> None:
     """All 10,000 test pictures in float32, to within 0.1 points of what their README says."""
-    report = evaluate_run(
+    report = demkd.evaluate(
         shared / "checkpoints" / f"{network}_cifar100.pth",
-        data=str(cifar100_test(shared, tmp_path_factory)),
+        cifar100_test(shared, tmp_path_factory),
         network=network,
-        normalisation=parse_normalisation("cifar100"),
-        compute=FLOAT32,
-        progress=SilentProgress(),
+        normalise="cifar100",
+        precision="float32",
+        progress=False,
     )
     assert report.samples == 10_000
     assert 100 * report.top1 == pytest.approx(TOP1[network], abs=0.1)

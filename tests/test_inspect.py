@@ -17,8 +17,8 @@ from rich.cells import cell_len
 
 from demkd.cache import open_cache, write_weights
 from demkd.cli import main
-from demkd.pipeline.description import describe_data, describe_views
-from demkd.pipeline.loading import load_split
+from demkd.dataset import load_images
+from demkd.pipeline.preparation import view_facts
 from tests.conftest import CHECKOUT, counting_picture
 from tests.report.inspected import DATA, Plain, weights, write_inspected, write_teacher
 
@@ -201,8 +201,8 @@ def test_what_there_is_not_is_said_in_one_sentence(cache: Path, options: str, me
 
 def test_the_picture_is_that_of_the_sample(picture_folder: Path, tmp_path: Path) -> None:
     """In a pipe, as shades of grey: a character for two lines of the picture, the darker the emptier."""
-    pictures = load_split(str(picture_folder), "train")
-    changes = {"data": describe_data(pictures), "num_distinct_views": describe_views(pictures.policy, 7)}
+    pictures = load_images(str(picture_folder), split="train")
+    changes = {"data": pictures.facts(), "views": view_facts(pictures.default_policy, 7)}
     write_inspected(tmp_path, labels=pictures.labels.numpy(), **changes)
     lines = inspect(tmp_path, "--sample 23 --data", picture_folder).stdout.splitlines()
     assert lines[0].startswith("sample 23, label bee, slot 0")

@@ -15,7 +15,9 @@ LABELS = np.arange(SAMPLES, dtype=np.int64) % CLASSES
 
 
 def shape(*, views: int = 3, **features: tuple[int, ...]) -> CacheShape:
-    return CacheShape(views=views, samples=SAMPLES, classes=CLASSES, features=features, block_rows=BLOCK_ROWS)
+    return CacheShape(
+        num_views=views, samples=SAMPLES, classes=CLASSES, record_length=2, features=features, block_rows=BLOCK_ROWS
+    )
 
 
 def provenance(**changes: Any) -> Provenance:
@@ -27,7 +29,7 @@ def provenance(**changes: Any) -> Provenance:
             "pixels_sha256": "cd" * 32,
             "labels_sha256": hashlib.sha256(LABELS.tobytes()).hexdigest(),
         },
-        "views": {"padding": 4, "flip": True, "seed": 0},
+        "views": {"policy": "crop-flip", "padding": 4, "flip": True, "seed": 0},
         "precision": "float32",
     }
     for name, value in changes.items():
@@ -48,7 +50,7 @@ def answers(
         ),
         "entropy": (index / 128 + slot + teacher * 8).astype(np.float32),
         "prediction": (index + slot + teacher) % CLASSES,
-        "view": (index * 3 + slot).astype(np.uint16),
+        "view": np.stack([index * 3 + slot, index + 7], axis=1).astype(np.uint16),
     }
     for name in names:
         if name.startswith("features/"):
@@ -63,9 +65,9 @@ def fill(folder: Path, wanted: CacheShape, *, teacher: str = "a", number: int = 
         pending = writer.pending()
         for slot, block in pending[:blocks]:
             rows = writer.shape.rows(block)
-            names = writer.missing(slot, block)
-            writer.write(slot, block, answers(names, slot, rows, teacher=number, features=writer.shape))
-        writer.sync()
+            names = writer.blocks.missing(slot, block)
+            writer.blocks.write(slot, block, answers(names, slot, rows, teacher=number, features=writer.shape))
+        writer.blocks.sync()
         if blocks is None or blocks >= len(pending):
             writer.finish()
     return len(pending)

@@ -31,7 +31,7 @@ ALL = slice(0, SAMPLES)
 
 def check_everything(folder: Path, *, views: int, teacher: str = "a", number: int = 0) -> None:
     file = TeacherCache(folder / f"{teacher}.h5")
-    assert file.shape.views == views
+    assert file.shape.num_views == views
     for slot in range(views):
         truth = answers(file.shape.answers(), slot, ALL, teacher=number, features=file.shape)
         for name, expected in truth.items():
@@ -101,7 +101,7 @@ def test_growing_asks_only_for_what_is_new(tmp_path: Path) -> None:
     check_everything(tmp_path, views=5)
     with CacheWriter(tmp_path, "a", shape=shape(stage3=(4,)), provenance=provenance(), labels=LABELS) as writer:
         assert len(writer.pending()) == 5 * 4
-        assert writer.missing(0, 0) == ["features/stage3"], "logits are not asked for again"
+        assert writer.blocks.missing(0, 0) == ["features/stage3"], "logits are not asked for again"
     fill(tmp_path, shape(views=6, stage3=(4,)))
     check_everything(tmp_path, views=6)
 
@@ -150,19 +150,19 @@ def test_a_stale_cache_is_refused_naming_the_field(
 )
 def test_values_that_float16_cannot_hold_stop_the_writer(tmp_path: Path, value: float, said: str) -> None:
     with CacheWriter(tmp_path, "a", shape=shape(), provenance=provenance(), labels=LABELS) as writer:
-        bad = answers(writer.missing(1, 2), 1, writer.shape.rows(2))
+        bad = answers(writer.blocks.missing(1, 2), 1, writer.shape.rows(2))
         bad["logits"][5, 3] = value
         with pytest.raises(CacheValueError, match=f"teacher a answers ({said}) in logits for sample 37 in slot 1"):
-            writer.write(1, 2, bad)
+            writer.blocks.write(1, 2, bad)
         assert (1, 2) in writer.pending(), "nothing of the block is written"
 
 
 def test_an_entropy_that_is_not_finite_stops_the_writer(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, "a", shape=shape(), provenance=provenance(), labels=LABELS) as writer:
-        bad = answers(writer.missing(0, 0), 0, writer.shape.rows(0))
+        bad = answers(writer.blocks.missing(0, 0), 0, writer.shape.rows(0))
         bad["entropy"][0] = np.nan
         with pytest.raises(CacheValueError, match="in entropy for sample 0 in slot 0"):
-            writer.write(0, 0, bad)
+            writer.blocks.write(0, 0, bad)
 
 
 @pytest.mark.parametrize("name", ["logits", "entropy", "prediction", "view", "features/stage3"])
@@ -288,7 +288,7 @@ def test_teachers_are_combined_in_the_order_asked_for(tmp_path: Path) -> None:
     for number, name in enumerate("abc"):
         fill(tmp_path, shape(views=3 + number), teacher=name, number=number)
     cache = open_cache(tmp_path)
-    assert (cache.names, cache.views, cache.samples, cache.classes) == (("a", "b", "c"), 3, SAMPLES, CLASSES)
+    assert (cache.names, cache.num_views, cache.samples, cache.classes) == (("a", "b", "c"), 3, SAMPLES, CLASSES)
     found = open_cache(tmp_path, ["c", "a"]).read_slot(2)
     assert np.array_equal(found.logits[0], answers(["logits"], 2, ALL, teacher=2)["logits"])
     assert np.array_equal(found.entropy[1], answers(["entropy"], 2, ALL)["entropy"])
@@ -300,7 +300,9 @@ def test_teachers_who_saw_something_else_are_not_combined(tmp_path: Path) -> Non
     other = provenance(views__seed=4)
     with CacheWriter(tmp_path, "b", shape=shape(), provenance=other, labels=LABELS) as writer:
         for slot, block in writer.pending():
-            writer.write(slot, block, answers(writer.missing(slot, block), slot, writer.shape.rows(block)))
+            writer.blocks.write(
+                slot, block, answers(writer.blocks.missing(slot, block), slot, writer.shape.rows(block))
+            )
         writer.finish()
     with pytest.raises(CacheMismatchError, match=r"views\.seed is 0 in the cache and 4 now"):
         open_cache(tmp_path)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from demkd.pipeline.loading import load_split
 from docs.write_pages import LIBRARY, TUTORIAL, PageError, run_command, run_page, steps
 from tests.docs.shape import shape
 
@@ -21,9 +20,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
     folder = tmp_path_factory.mktemp("tutorial")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        load_split.cache_clear()
         yield folder, run_page(TUTORIAL.read_text(encoding="utf-8"), folder)
-        load_split.cache_clear()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The identities of the method (method.md), in float64, against formulas written out naively."""
+"""The identities of the method (docs/methods.md), in float64, against formulas written out naively."""
 
 import pytest
 import torch
@@ -261,7 +261,7 @@ def test_uniform_weights_trust_no_wrong_teacher_more_than_others() -> None:
 
 
 def test_entropy_trusts_a_certain_wrong_teacher_and_cross_entropy_does_not() -> None:
-    """Wrong at 0.99 beside right at 0.60, C = 100: weights 0.92 and 0.0002 (method.md)."""
+    """Wrong at 0.99 beside right at 0.60, C = 100: weights 0.92 and 0.0002 (docs/methods.md)."""
     wrong = torch.full((1, 100), 0.01 / 99, dtype=torch.float64)
     wrong[0, 1] = 0.99
     right = torch.full((1, 100), 0.40 / 99, dtype=torch.float64)

@@ -15,15 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+import demkd
 from demkd.errors import UserError
 from demkd.networks import build_network
 from demkd.pipeline import exporting
-from demkd.pipeline.distilling import train
-from demkd.pipeline.evaluation import evaluate_run
 from demkd.pipeline.exporting import ExportError, ExportRequest, export
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.results import ExportReport
-from tests.pipeline.stages import FLOAT32, training_options
+from tests.pipeline.stages import train_network
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
@@ -36,7 +35,7 @@ FORMATS = ["safetensors", "torch-export", pytest.param("onnx", marks=needs_onnx)
 def run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """resnet8 on 16-pixel pictures of three classes; an epoch has moved its statistics."""
     folder = tmp_path_factory.mktemp("exported") / "run"
-    train(training_options(picture_folder, "resnet8"), folder, FLOAT32, SilentProgress())
+    train_network(picture_folder, "resnet8", folder)
     return folder
 
 
@@ -112,7 +111,7 @@ def test_a_torch_graph_takes_any_batch_and_knows_its_input(run: Path, tmp_path: 
 def test_every_family_can_be_exported(network: str, format_: str, picture_folder: Path, tmp_path: Path) -> None:
     if network.startswith("timm:"):
         pytest.importorskip("timm")
-    train(training_options(picture_folder, network), tmp_path / "run", FLOAT32, SilentProgress())
+    train_network(picture_folder, network, tmp_path / "run")
     report = exported(tmp_path / "run", tmp_path / "file", format=format_)
     assert report.network == network
     assert report.pictures == 12
@@ -202,10 +201,13 @@ def test_a_missing_package_names_the_extra(
     ("changes", "reason"),
     [
         ({"format": "tflite"}, "there is no format 'tflite': choose safetensors, onnx, torch-export"),
-        ({"run": Path("no-such-run")}, "no-such-run has no recipe that names its data, .*: give --data"),
+        ({"run": Path("no-such-run")}, "no-such-run has no recipe that names its data, .*: give `data`"),
         ({"run": Path("no-such-run"), "data": "digits"}, "there is no file no-such-run; give a checkpoint file or"),
         ({"data": "digits"}, "was trained for 3 classes, and digits has 10"),
-        ({"out": Path("/proc/none/student.onnx")}, "student.onnx cannot be written .*: choose another --out"),
+        (
+            {"out": Path("/proc/none/student.onnx")},
+            "student.onnx cannot be written .*: choose another file \\(`out`\\)",
+        ),
     ],
 )
 def test_what_cannot_be_exported_says_why(run: Path, tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -216,9 +218,7 @@ def test_what_cannot_be_exported_says_why(run: Path, tmp_path: Path, changes: di
 
 
 def top1(path: Path, data: Path) -> float:
-    report = evaluate_run(
-        path, data=str(data), network=None, normalisation=None, compute=FLOAT32, progress=SilentProgress()
-    )
+    report = demkd.evaluate(path, data, precision="float32", progress=False)
     assert report.network == "resnet8"
     return report.top1
 

@@ -89,7 +89,7 @@ def entropies(scene: dict[str, Any], temperature: float = 1.0) -> Tensor:
 
 
 def closed_form(scene: dict[str, Any], name: str) -> Tensor:
-    """The formulas of method.md, teacher by teacher."""
+    """The formulas of docs/methods.md, teacher by teacher."""
     student, labels, temperature = scene["student"], scene["labels"], 4.0
     h = entropies(scene)
     ce = torch.stack([F.cross_entropy(z, labels, reduction="none") for z in scene["teachers"]])
@@ -121,7 +121,7 @@ def test_a_preset_is_its_closed_form(scene: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize(("name", "scale"), [("kd", 1), ("ebkd", (K - 1) / K), ("ca-mkd", 1 / K)])
 def test_released_scales_are_those_of_the_repository(scene: dict[str, Any], name: str, scale: float) -> None:
-    """EBKD there: weights that sum to K - 1, and a mean over B K; CA-MKD: an extra 1 / K (method.md)."""
+    """EBKD there: weights that sum to K - 1, and a mean over B K; CA-MKD: an extra 1 / K (docs/methods.md)."""
     ours = loss_of(scene, METHODS[name])
     theirs = loss_of(scene, choose_method(name, reduction="released"))
     features = METHODS[name].hint_weight / K * ours.get("hint_loss", torch.tensor(0.0))

@@ -20,7 +20,7 @@ from demkd.options import sweep_options
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.sweeping import OPTIONS_FILE, SweepError, SweepRun, find_baseline, plan_sweep, run_sweep
 from tests.conftest import CHECKOUT, Cli
-from tests.pipeline.stages import TEACHERS, Workshop
+from tests.pipeline.stages import Workshop
 
 KNOWN = sweep_options(main.commands["distill"])
 
@@ -77,7 +77,7 @@ def test_a_sweep_is_every_combination(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_may_turn_switches_off_and_ask_live_teachers(workshop: Workshop, recipe: Path, tmp_path: Path) -> None:
     """Independent views beside a cache's, and one option that is on unless it is turned off."""
-    teachers = [str(workshop.spec(network).checkpoint) for network in TEACHERS]
+    teachers = list(workshop.teachers().values())
     tables = tomllib.loads(recipe.read_text()) | {"seed": 0, "epochs": 1, "nesterov": False}
     cache = tables.pop("cache")
     lines = {"cached": {"cache": cache}, "live": {"online": True, "teacher": teachers, "views": [5, "random"]}}

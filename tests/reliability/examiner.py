@@ -41,12 +41,12 @@ def examine(folder: Path, *, verify: bool) -> str:
     with open_cache(folder) as cache:
         for number, teacher in enumerate(cache.teachers):
             assert teacher.name == "ab"[number]
-            for slot in range(teacher.shape.views):
+            for slot in range(teacher.shape.num_views):
                 truth = answers(_FEATURES.answers(), slot, _ALL, teacher=number, features=_FEATURES)
                 for name, expected in truth.items():
                     assert np.array_equal(teacher.read(name, slot), expected), f"{name} differs"
         assert np.array_equal(cache.labels, LABELS), "labels differ"
-        for slot in range(cache.views):
+        for slot in range(cache.num_views):
             weights = cache.read_slot(slot).weights
             assert weights is None or (weights == 0.5).all(), "weights differ"
         json.dumps(str(summarise(read_statistics(cache))).encode().decode())

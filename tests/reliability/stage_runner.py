@@ -26,9 +26,9 @@ import torch
 import torch._dynamo  # optimisers import it when first used, which takes a second
 
 import demkd.console
-import demkd.pipeline.caching
-import demkd.pipeline.distilling
 import demkd.pipeline.dry_run
+import demkd.pipeline.stage_one
+import demkd.pipeline.stage_two
 import demkd.pipeline.verify
 from demkd.cli import main
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from demkd.networks import NETWORKS
 from demkd.networks.resnet import CifarResNet
-from demkd.pipeline import caching as stage
+from demkd.pipeline import stage_one as stage
 from demkd.teachers import TeacherError
 from tests.pipeline.stages import cache_one
 from tests.reliability.conftest import Run, says, teacher_options
@@ -95,7 +95,7 @@ class BatchStatistics(CifarResNet):
     ],
     ids=["dropout", "train mode", "batch statistics"],
 )
-def test_an_impure_teacher_is_refused_before_anything_is_written(
+def test_a_teacher_that_is_not_deterministic_is_refused_before_anything_is_written(
     picture_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

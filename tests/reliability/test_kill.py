@@ -39,7 +39,7 @@ def require_whole(folder: Path, *, views: int) -> None:
     """While it grows, a cache goes on being what it was."""
     with open_cache(folder) as cache:
         assert cache.names == ("a", "b")
-        assert cache.views >= views
+        assert cache.num_views >= views
         for slot in range(views):
             assert len(cache.read_slot(slot).logits) == 2
 

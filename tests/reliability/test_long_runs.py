@@ -46,7 +46,7 @@ def test_stage_one_stays_as_small_as_it_is(picture_folder: Path, teachers: Path,
     """50 slots of 60 x 1,024 features, 120 kB each: kept in memory they would be 6 MB."""
     progress = MemoryProgress()
     checkpoint = teachers / "a.safetensors"
-    cache_one(picture_folder, checkpoint, tmp_path, progress=progress, views=50, layers=("stage1",), grid=8)
+    cache_one(picture_folder, checkpoint, tmp_path, progress=progress, views=50, features=("stage1",), feature_grid=8)
     assert len(progress.memory) == 50
     assert progress.memory[-1] - progress.memory[4] < _FLAT
 

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from demkd.cache import CacheMismatchError, Provenance, TeacherCache, open_cache
-from demkd.dataset import CropFlip, Normalisation, load_pictures
-from demkd.pipeline import caching_job
-from demkd.pipeline.description import describe_data, describe_views
+from demkd.dataset import CropFlip, Normalisation, load_images
+from demkd.pipeline.preparation import view_facts
 from demkd.teachers.checkpoint import state_sha256
 from tests.pipeline.stages import cache_one
 from tests.reliability.conftest import Run, contents, distilling, says, teacher_options, write_teacher
@@ -126,18 +125,9 @@ def test_a_run_is_not_continued_with_other_teachers_answers(
     says(run(*distilling(data, cache, folder, epochs=4)), "teacher_a was ")
 
 
-@pytest.fixture
-def other_padding(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    """A data set whose views are cut with less padding, which a later version could do by mistake."""
-    pictures = load_pictures(str(data), split="train")
-    narrow = {name: getattr(pictures, name) for name in pictures.__slots__}
-    narrow["policy"] = CropFlip(padding=1, flip=True)
-    monkeypatch.setattr(caching_job, "load_split", lambda *_: type(pictures)(**narrow))
-
-
-def test_other_padding_is_refused(data: Path, own_teachers: Path, cache: Path, other_padding: None) -> None:
+def test_other_views_are_refused(data: Path, own_teachers: Path, cache: Path) -> None:
     with pytest.raises(CacheMismatchError, match=r"views\.padding is 2 in the cache and 1 now"):
-        cache_one(data, own_teachers / "a.safetensors", cache, views=2)
+        cache_one(data, own_teachers / "a.safetensors", cache, views=2, policy=CropFlip(padding=1, flip=True))
 
 
 def test_changed_code_of_a_network_is_found_before_rows_are_mixed(
@@ -148,7 +138,7 @@ def test_changed_code_of_a_network_is_found_before_rows_are_mixed(
     monkeypatch.setattr(Normalisation, "apply", lambda self, views: original(self, views) * 1.5)
     with pytest.raises(CacheMismatchError, match="otherwise than when the cache was started"):
         cache_one(data, own_teachers / "a.safetensors", cache, views=5)
-    assert open_cache(cache).views == 4
+    assert open_cache(cache).num_views == 4
 
 
 def test_teachers_with_other_views_are_not_combined(
@@ -191,7 +181,7 @@ def test_a_fingerprint_is_the_same_on_every_machine(picture_folder: Path) -> Non
     assert (
         Provenance(identity=dict(reversed(tables.items()))).fingerprint() == Provenance(identity=tables).fingerprint()
     )
-    data = describe_data(load_pictures(str(picture_folder), split="train"))
+    data = load_images(str(picture_folder), split="train").facts()
     assert data == {
         "split": "train",
         "samples": 60,
@@ -200,8 +190,8 @@ def test_a_fingerprint_is_the_same_on_every_machine(picture_folder: Path) -> Non
         "pixels_sha256": "7b3ae4fa146af6af853c642a88dc7f3ade2eeee6057b7d01ace57a0e372d8b14",
         "labels_sha256": "9730f1010bbf52071abf56ae6989965322c03e19a2cc23876ceb70907bee796b",
     }
-    assert describe_views(CropFlip(padding=2, flip=True), 5) == {
-        "policy": "crop and flip",
+    assert view_facts(CropFlip(padding=2, flip=True), 5) == {
+        "policy": "crop-flip",
         "padding": 2,
         "flip": True,
         "seed": 5,

@@ -143,9 +143,9 @@ def test_misaligned_teachers_are_found(tmp_path: Path) -> None:
     for name, other, shift in (("b", provenance(views__seed=9), 0), ("c", provenance(), 1)):
         with CacheWriter(tmp_path, name, shape=shape(), provenance=other, labels=LABELS) as writer:
             for slot, block in writer.pending():
-                made = answers(writer.missing(slot, block), slot, writer.shape.rows(block))
+                made = answers(writer.blocks.missing(slot, block), slot, writer.shape.rows(block))
                 made["view"] = made["view"] + shift
-                writer.write(slot, block, made)
+                writer.blocks.write(slot, block, made)
             writer.finish()
     _, seed, views = verify_cache(tmp_path).files
     assert "views.seed is 0 in the cache and 9 now" in seed.faults[0].text
@@ -334,13 +334,13 @@ def test_what_cannot_be_repaired_is_said(
 def test_block_rows_are_those_of_the_file(tmp_path: Path) -> None:
     """A file whose blocks have another size than today's default goes on in its own."""
     fill(tmp_path, shape())
-    wanted = CacheShape(views=4, samples=SAMPLES, classes=7, block_rows=8)
+    wanted = CacheShape(num_views=4, samples=SAMPLES, classes=7, block_rows=8)
     assert fill(tmp_path, wanted) == 4, "four blocks of 16 rows in the new slot"
     assert verify_cache(tmp_path).sound
 
 
 def test_the_labels_digest_is_that_of_the_data(tmp_path: Path) -> None:
-    """The provenance of the counting cache is what `Pictures.labels_sha256` gives for its labels."""
+    """The provenance of the counting cache is what `ImageSource.labels_sha256` gives for its labels."""
     fill(tmp_path, shape())
     identity = TeacherCache(tmp_path / "a.h5").provenance.identity
     assert identity["data"]["labels_sha256"] == hashlib.sha256(LABELS.astype("<i8").tobytes()).hexdigest()

@@ -62,7 +62,7 @@ def write_teacher(
 ) -> None:
     """Write one teacher's file, or only its first blocks."""
     classes = len(data["class_names"])
-    shape = CacheShape(views=VIEWS, samples=len(labels), classes=classes, features={"last": (2,)}, block_rows=5)
+    shape = CacheShape(num_views=VIEWS, samples=len(labels), classes=classes, features={"last": (2,)}, block_rows=5)
     origin = Provenance(
         identity={
             "teacher": {
@@ -81,7 +81,7 @@ def write_teacher(
     with CacheWriter(folder, name or TEACHERS[number], shape=shape, provenance=origin, labels=labels) as writer:
         for slot, block in writer.pending()[:blocks]:
             rows = writer.shape.rows(block)
-            writer.write(slot, block, {key: values[slot, rows] for key, values in said.items()})
+            writer.blocks.write(slot, block, {key: values[slot, rows] for key, values in said.items()})
         if blocks is None:
             writer.finish()
 

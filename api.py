@@ -1,0 +1,551 @@
+"""The stages as functions of Python objects; the command line calls these too.
+
+Data are anything that `dataset.as_source` takes; teachers are modules or `NETWORK@CHECKPOINT`, by name; a cache is its
+folder. Whatever a user can repair is a `UserError`, whose text puts the names of arguments in backticks.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from demkd.cache import open_cache
+from demkd.errors import UserError
+from demkd.pipeline import defaults
+from demkd.pipeline.arguments import (
+    ByTeacher,
+    MethodOptions,
+    NormaliseLike,
+    by_teacher,
+    normalisations_by_teacher,
+    resolve_method,
+    sizes_by_teacher,
+)
+from demkd.pipeline.methods import Method
+from demkd.pipeline.progress import Progress
+from demkd.pipeline.recipe import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from demkd.dataset import Data, ImageSource, ViewPolicy
+    from demkd.pipeline.compute import Compute
+    from demkd.pipeline.loading import Teachers
+    from demkd.pipeline.optimizers import OwnTraining
+    from demkd.pipeline.results import (
+        CachingPlan,
+        CachingReport,
+        EvaluationReport,
+        RunReport,
+        VerificationReport,
+    )
+    from demkd.pipeline.verify import Asked
+    from demkd.report.rows import Inspection
+
+    OptimizerLike = str | Callable[[Any], Optimizer]
+    SchedulerLike = Callable[[Optimizer], LRScheduler]
+
+Folder = str | os.PathLike[str]
+
+
+class CachingOptions(TypedDict, total=False):
+    """What `cache_teachers` and `plan_caching` take besides teachers and data.
+
+    Attributes:
+        views: views per sample; 16 by default, or all there are if fewer.
+        policy: which views; by default crop and flip as is usual for the data.
+        view_seed: which of them come first.
+        features: whose features to keep: "last" (the last map before pooling) or layers by name; () for none.
+        feature_grid: average maps down to this side.
+        batch_size: of the forward passes, at most 1,024.
+        normalise: mean and standard deviation that a teacher was trained with, of all or by name: "cifar10",
+            "cifar100", "imagenet", "none", "m,m,m/s,s,s" or a pair; by default what its checkpoint says, else the
+            data's.
+        input_size: resize the views to this side, of all or by name.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "auto", "float32" or "bfloat16".
+        progress: bars on stderr, or none, or your own.
+    """
+
+    views: int | None
+    policy: "ViewPolicy | None"
+    view_seed: int
+    features: Sequence[str]
+    feature_grid: int
+    batch_size: int
+    normalise: ByTeacher[NormaliseLike]
+    input_size: ByTeacher[int]
+    device: str
+    precision: str
+    progress: bool | Progress
+
+
+def cache_teachers(
+    teachers: "Teachers", data: "Data", *, out: Folder, **options: Unpack[CachingOptions]
+) -> "CachingReport":
+    """Stage one: run each teacher once over every view, and keep its answers in a cache.
+
+    Args:
+        teachers: by name, modules that give logits (B, C) for normalised pictures (B, 3, H, W), or
+            "NETWORK@CHECKPOINT"; or a list of "[NAME=]NETWORK@CHECKPOINT".
+        data: the training pictures.
+        out: the cache's folder; what is there already is kept.
+        options: see `CachingOptions`.
+
+    Returns:
+        What was done; it stands for the cache where one is wanted.
+
+    Raises:
+        UserError: what was written stays, and the same call goes on.
+    """
+    from demkd.pipeline.stage_one import cache_teachers as run
+
+    return run(*_caching(teachers, data, out, **options))
+
+
+def plan_caching(
+    teachers: "Teachers", data: "Data", *, out: Folder, **options: Unpack[CachingOptions]
+) -> "CachingPlan":
+    """What `cache_teachers` would cost in bytes and time, after the same checks; nothing is written."""
+    from demkd.pipeline.dry_run import plan_caching as run
+
+    return run(*_caching(teachers, data, out, **options))
+
+
+def _caching(
+    teachers: "Teachers",
+    data: "Data",
+    out: Folder,
+    *,
+    views: int | None = None,
+    policy: "ViewPolicy | None" = None,
+    view_seed: int = defaults.VIEW_SEED,
+    features: Sequence[str] = defaults.LAYERS,
+    feature_grid: int = defaults.GRID,
+    batch_size: int = defaults.BATCH_SIZE,
+    normalise: ByTeacher[NormaliseLike] = None,
+    input_size: ByTeacher[int] = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
+) -> Any:
+    from demkd.pipeline.loading import teacher_specs
+    from demkd.pipeline.preparation import CachingRequest
+
+    told = _progress(progress)
+    specs, compute = teacher_specs(teachers), _compute(device, precision)
+    if not specs:
+        raise UserError("`teachers` has none: give at least one")
+    normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
+    request = CachingRequest(
+        source=_source(data, "train", told, called="data"),
+        teachers=specs,
+        folder=Path(out),
+        views=views,
+        policy=policy,
+        view_seed=view_seed,
+        features=(features,) if isinstance(features, str) else tuple(features),
+        feature_grid=feature_grid,
+        batch_size=batch_size,
+        normalise=normalisations,
+        input_size=sizes,
+    )
+    return request, compute, told
+
+
+def train(
+    network: "str | nn.Module",
+    *,
+    train: "Data",
+    out: Folder,
+    test: "Data | None" = None,
+    seed: int = TrainingOptions.seed,
+    epochs: int = TrainingOptions.epochs,
+    batch_size: int = TrainingOptions.batch_size,
+    learning_rate: float = TrainingOptions.learning_rate,
+    schedule: str = TrainingOptions.schedule,
+    optimizer: "OptimizerLike" = TrainingOptions.optimizer,
+    scheduler: "SchedulerLike | None" = None,
+    momentum: float = TrainingOptions.momentum,
+    nesterov: bool = TrainingOptions.nesterov,
+    weight_decay: float = TrainingOptions.weight_decay,
+    label_smoothing: float = TrainingOptions.label_smoothing,
+    label_noise: float = TrainingOptions.label_noise,
+    normalise: NormaliseLike | None = None,
+    policy: "ViewPolicy | None" = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
+) -> "RunReport":
+    """Train a network on labels: a teacher, or a student's baseline. Arguments as `distill`'s."""
+    from demkd.pipeline.stage_two import StudentRequest
+    from demkd.pipeline.stage_two import train as run
+
+    compute, told = _compute(device, precision), _progress(progress)
+    options, own = _training_options(
+        network,
+        train,
+        optimizer,
+        scheduler,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        label_noise=label_noise,
+    )
+    normalisations = normalisations_by_teacher(normalise)
+    training, tested = _splits(train, test, told)
+    request = StudentRequest(
+        options=options,
+        train=training,
+        test=tested,
+        folder=Path(out),
+        student=None if isinstance(network, str) else network,
+        own=own,
+        normalise=normalisations,
+        policy=policy,
+    )
+    return run(request, compute, told)
+
+
+def distill(
+    student: "str | nn.Module",
+    *,
+    train: "Data",
+    out: Folder,
+    test: "Data | None" = None,
+    cache: Folder | None = None,
+    teachers: Sequence[str] = (),
+    live_teachers: "Teachers" = (),
+    method: str | Method = "de-mkd",
+    views: int | str | None = None,
+    view_seed: int | None = None,
+    hint_layer: ByTeacher[str] = None,
+    student_layer: str = "",
+    seed: int = TrainingOptions.seed,
+    epochs: int = TrainingOptions.epochs,
+    batch_size: int = TrainingOptions.batch_size,
+    learning_rate: float = TrainingOptions.learning_rate,
+    schedule: str = TrainingOptions.schedule,
+    optimizer: "OptimizerLike" = TrainingOptions.optimizer,
+    scheduler: "SchedulerLike | None" = None,
+    momentum: float = TrainingOptions.momentum,
+    nesterov: bool = TrainingOptions.nesterov,
+    weight_decay: float = TrainingOptions.weight_decay,
+    label_smoothing: float = TrainingOptions.label_smoothing,
+    label_noise: float = TrainingOptions.label_noise,
+    normalise: ByTeacher[NormaliseLike] = None,
+    input_size: ByTeacher[int] = None,
+    policy: "ViewPolicy | None" = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
+    **method_options: Unpack[MethodOptions],
+) -> "RunReport":
+    """Stage two: train a student from a cache; no teacher is loaded.
+
+    Args:
+        student: a network's name, or a module of your own, which is trained in place.
+        train: the pictures that the teachers were cached with.
+        out: the run folder; an unfinished run there goes on.
+        test: what the student is measured on after every epoch; the test split of the same data if `train` is a name.
+        cache: what `cache_teachers` wrote.
+        teachers: some of the cache's, by name; all by default.
+        live_teachers: run these in every step instead of reading a cache.
+        method: a preset by name, with `method_options` changed.
+        views: train on the first so many slots; "random" for independent views of live teachers.
+        view_seed: with live teachers, which views come first.
+        hint_layer: whose features a student matches, of all teachers or by name; their last maps by default.
+        student_layer: whose features are adapted to them; the last map by default.
+        seed: of everything random in the run.
+        schedule: of the learning rate: "step", "cosine", "one-cycle" or "constant".
+        optimizer: "sgd", "adamw", or a function of the parameters; with your own, the learning rate is its own.
+        scheduler: a function of the optimizer, instead of `schedule`; it is stepped once an epoch.
+        label_smoothing: share of the label's target that is spread over all classes.
+        label_noise: share of the training labels to replace by wrong ones.
+        normalise: of the student's input (and live teachers', by name); the data's by default.
+        method_options: see `MethodOptions`.
+
+    Raises:
+        UserError: the run goes on when called again.
+    """
+    from demkd.pipeline.loading import teacher_specs
+    from demkd.pipeline.stage_two import DistillRequest, require_possible
+    from demkd.pipeline.stage_two import distill as run
+
+    if cache is not None and live_teachers:
+        raise UserError("`cache` and `live_teachers` exclude each other: leave one out")
+    compute, told = _compute(device, precision), _progress(progress)
+    chosen = resolve_method(method, method_options)
+    live, teachers = teacher_specs(live_teachers), (teachers,) if isinstance(teachers, str) else tuple(teachers)
+    options, own = _training_options(
+        student,
+        train,
+        optimizer,
+        scheduler,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        label_noise=label_noise,
+    )
+    normalisations, sizes, layers = (
+        normalisations_by_teacher(normalise),
+        sizes_by_teacher(input_size),
+        by_teacher(hint_layer),
+    )
+    require_possible(
+        chosen,
+        cached=cache is not None,
+        live=[spec.name for spec in live],
+        teachers=teachers,
+        views=views,
+        by_teacher={"normalise": normalisations, "input_size": sizes, "hint_layer": layers},
+    )
+    training, tested = _splits(train, test, told)
+    request = DistillRequest(
+        options=options,
+        train=training,
+        test=tested,
+        folder=Path(out),
+        student=None if isinstance(student, str) else student,
+        own=own,
+        normalise=normalisations,
+        policy=policy,
+        method=chosen,
+        cache=None if cache is None else Path(cache),
+        teachers=teachers,
+        live_teachers=live,
+        input_size=sizes,
+        views=views,
+        view_seed=view_seed,
+        hint_layer=layers,
+        student_layer=student_layer,
+    )
+    return run(request, compute, told)
+
+
+def evaluate(
+    what: "Folder | nn.Module",
+    test: "Data",
+    *,
+    network: str | None = None,
+    normalise: NormaliseLike | None = None,
+    input_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
+) -> "EvaluationReport":
+    """Top-1 and top-5 of a finished run, a checkpoint or a module on test pictures.
+
+    Args:
+        network: the network's name, for a checkpoint that does not know it.
+        normalise, input_size: as `cache_teachers` takes them, for one network.
+    """
+    from torch import nn
+
+    from demkd.pipeline.evaluation import evaluate_network
+
+    compute, told = _compute(device, precision), _progress(progress)
+    normalisation, size = normalisations_by_teacher(normalise).get(""), sizes_by_teacher(input_size).get("")
+    return evaluate_network(
+        what if isinstance(what, nn.Module) else Path(what),
+        test=_source(test, "test", told, called="test"),
+        network=network,
+        normalisation=normalisation,
+        input_size=size,
+        compute=compute,
+        progress=told,
+    )
+
+
+def inspect(
+    cache: Folder,
+    *,
+    teachers: Sequence[str] | None = None,
+    by_class: bool = False,
+    sort: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    slot: int | None = None,
+    views: bool = False,
+    uncertain: int | None = None,
+    disagree: int | None = None,
+    wrong_and_trusted: int | None = None,
+) -> "Inspection":
+    """How sure, how right and how trusted each teacher of a cache is: a summary, or one thing from close by.
+
+    Args:
+        by_class: the classes, by `sort`, the first `limit`.
+        sample: what the teachers answer about this sample, in a `slot` or in all `views`.
+        uncertain, disagree, wrong_and_trusted: so many samples of highest entropy, about which teachers disagree most,
+            where a wrong teacher is trusted most.
+    """
+    from demkd.report import samples
+    from demkd.report.classes import list_classes
+    from demkd.report.single_sample import summarise_sample, views_of_sample
+    from demkd.report.statistics import read_statistics
+    from demkd.report.summary import summarise
+
+    with open_cache(cache, teachers) as opened:
+        if sample is not None:
+            return views_of_sample(opened, sample) if views else summarise_sample(opened, sample, slot=slot or 0)
+        statistics = read_statistics(opened)
+        if by_class:
+            return list_classes(statistics, sort=sort or "entropy", limit=limit)
+        if uncertain is not None:
+            return samples.uncertain(statistics, uncertain)
+        if disagree is not None:
+            return samples.disputed(statistics, disagree)
+        if wrong_and_trusted is not None:
+            return samples.wrong_and_trusted(statistics, wrong_and_trusted)
+        return summarise(statistics)
+
+
+def verify(
+    cache: Folder, *, teachers: Sequence[str] | None = None, progress: bool | Progress = True
+) -> "VerificationReport":
+    """Check every byte of a cache; `sound` if nothing is damaged or unfinished.
+
+    Args:
+        teachers: some of them, by name.
+    """
+    from demkd.pipeline.verify import verify as run
+
+    return run(Path(cache), teachers, _progress(progress))
+
+
+def recompute(
+    cache: Folder,
+    teachers: "Teachers",
+    data: "Data",
+    *,
+    pairs: int = 200,
+    seed: int = 0,
+    normalise: ByTeacher[NormaliseLike] = None,
+    input_size: ByTeacher[int] = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
+) -> "VerificationReport":
+    """Check a cache, then ask its teachers again about random samples in random slots, `pairs` of them each.
+
+    Args:
+        normalise, input_size: what the cache says if left out.
+        precision: "auto" is that of the cache.
+    """
+    from demkd.pipeline import verify as stage
+
+    told = _progress(progress)
+    asked = _asked(teachers, data, told, normalise, input_size, device, precision)
+    return stage.recompute(stage.verify(Path(cache), None, told), asked, told, pairs=pairs, seed=seed)
+
+
+def repair(
+    cache: Folder,
+    teachers: "Teachers",
+    data: "Data",
+    *,
+    normalise: ByTeacher[NormaliseLike] = None,
+    input_size: ByTeacher[int] = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
+) -> "VerificationReport":
+    """Let teachers redo the blocks of a cache that fail their checks, and those alone; arguments as `recompute`'s."""
+    from demkd.pipeline import verify as stage
+
+    told = _progress(progress)
+    return stage.repair(Path(cache), _asked(teachers, data, told, normalise, input_size, device, precision), told)
+
+
+def _asked(
+    teachers: "Teachers",
+    data: "Data",
+    progress: Progress,
+    normalise: ByTeacher[NormaliseLike],
+    input_size: ByTeacher[int],
+    device: str,
+    precision: str,
+) -> "Asked":
+    from demkd.pipeline.loading import require_teachers, teacher_specs
+    from demkd.pipeline.verify import Asked
+
+    specs = teacher_specs(teachers)
+    normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
+    names = [spec.name for spec in specs]
+    require_teachers(normalisations, names, option="normalise")
+    require_teachers(sizes, names, option="input_size")
+    return Asked(
+        source=_source(data, "train", progress, called="data"),
+        teachers=specs,
+        normalise=normalisations,
+        input_size=sizes,
+        device=device,
+        precision=precision,
+    )
+
+
+def _training_options(
+    network: "str | nn.Module",
+    data: "Data",
+    optimizer: "OptimizerLike",
+    scheduler: "SchedulerLike | None",
+    **options: Any,
+) -> "tuple[TrainingOptions, OwnTraining]":
+    from demkd.pipeline.loading import class_name
+    from demkd.pipeline.optimizers import OPTIMIZERS, SCHEDULES, OwnTraining
+
+    for value, known, name in ((optimizer, OPTIMIZERS, "optimizer"), (options["schedule"], SCHEDULES, "schedule")):
+        if not callable(value) and value not in known:
+            raise UserError(f"`{name}` cannot be {value!r}: choose one of {', '.join(known)}, or give a function")
+    chosen = TrainingOptions(
+        data=os.fspath(data) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__}",
+        network=network if isinstance(network, str) else class_name(network),
+        optimizer="own" if callable(optimizer) else optimizer,
+        **options,
+    )
+    return chosen, OwnTraining(optimizer=optimizer if callable(optimizer) else None, scheduler=scheduler)
+
+
+def _source(data: "Data", split: str, progress: Progress, *, called: str) -> "ImageSource":
+    from demkd.dataset import as_source
+
+    if isinstance(data, str | os.PathLike):
+        progress.note(f"reading the {'training' if split == 'train' else split} pictures of {os.fspath(data)}")
+    return as_source(data, split=split, called=called)
+
+
+def _splits(train: "Data", test: "Data | None", progress: Progress) -> "tuple[ImageSource, ImageSource]":
+    from demkd.dataset.objects import with_classes_of
+
+    if test is None and not isinstance(train, str | os.PathLike):
+        raise UserError("`test` is missing: give the pictures that the student is measured on")
+    training = _source(train, "train", progress, called="train")
+    return training, with_classes_of(
+        training, _source(train if test is None else test, "test", progress, called="test")
+    )
+
+
+def _compute(device: str, precision: str) -> "Compute":
+    from demkd.pipeline.compute import choose_compute
+
+    return choose_compute(device=device, precision=precision)
+
+
+def _progress(progress: bool | Progress) -> Progress:
+    from demkd.console import ConsoleProgress
+
+    return ConsoleProgress(quiet=not progress) if isinstance(progress, bool) else progress

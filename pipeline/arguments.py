@@ -1,0 +1,90 @@
+"""What users may give for an argument, and what it stands for."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Union
+
+from demkd.errors import UserError
+from demkd.pipeline import defaults
+from demkd.pipeline.methods import Method, MethodError, choose_method
+
+if TYPE_CHECKING:
+    from demkd.dataset import Normalisation
+
+Value = TypeVar("Value")
+# One value for all teachers, or values by their names.
+ByTeacher = Union[Value, Mapping[str, Value], None]  # noqa: UP007 - a generic alias
+NormaliseLike = Union[str, "Normalisation", Sequence[Sequence[float]]]
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument that cannot be understood."""
+
+
+class MethodOptions(TypedDict, total=False):
+    """The options of a method, as docs/methods.md explains them; a preset's own where left out."""
+
+    decouple: str | None
+    kd_weight: float | None
+    temperature: float | None
+    tckd_weight: float | None
+    nckd_weight: float | None
+    warmup: float | None
+    hint_weight: float | None
+    weight_source: str | None
+    weight_form: str | None
+    weight_tau: float | None
+    entropy_temperature: float | str | None
+    weight_level: str | None
+    weight_on: str | None
+    entropy_scope: str | None
+    wrong_teacher: str | None
+    feature_weighting: str | None
+    fixed_weights: Sequence[float] | None
+    reduction: str | None
+
+
+def resolve_method(method: str | Method, options: Mapping[str, Any]) -> Method:
+    """A preset by name with some options changed, or a method as it is.
+
+    Raises:
+        MethodError: if there is no such preset or option, or they do not fit each other.
+    """
+    if isinstance(method, str):
+        return choose_method(method, **options)
+    if options:
+        raise MethodError(f"`method` is a Method already: change {', '.join(options)} there")
+    return method
+
+
+def by_teacher(value: ByTeacher[Value]) -> dict[str, Value]:
+    """Values by the teachers' names, with "" for all others."""
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else {"": value}
+
+
+def normalisations_by_teacher(value: ByTeacher[Any]) -> "dict[str, Normalisation]":
+    """The same of whatever `as_normalisation` takes.
+
+    Raises:
+        DataError: if one cannot be understood.
+    """
+    from demkd.dataset import as_normalisation
+
+    return {name: as_normalisation(one) for name, one in by_teacher(value).items()}
+
+
+def sizes_by_teacher(value: ByTeacher[int]) -> dict[str, int]:
+    """The same of sizes in pixels.
+
+    Raises:
+        ArgumentError: if one is no such number.
+    """
+    sizes = by_teacher(value)
+    for name, size in sizes.items():
+        if type(size) is not int or not 1 <= size <= defaults.LARGEST_INPUT:
+            named = f"{name}=" if name else ""
+            raise ArgumentError(
+                f"`input_size={named}{size}` is not understood: give pixels, 1 to {defaults.LARGEST_INPUT}, such as 224"
+            )
+    return sizes

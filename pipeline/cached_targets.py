@@ -1,0 +1,168 @@
+"""Cached teachers for a training loop of the user's own: batches with their views and targets, and the loss on them.
+
+N samples, K teachers, B in a batch, C classes, H and W pixels.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from demkd.cache import open_cache
+from demkd.dataset import Data, ViewsError, as_source, seeded
+from demkd.pipeline.arguments import (
+    ByTeacher,
+    MethodOptions,
+    NormaliseLike,
+    by_teacher,
+    normalisations_by_teacher,
+    resolve_method,
+)
+from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.methods import Method, MethodError, require_teacher_count
+from demkd.pipeline.objective import Objective
+from demkd.pipeline.recipe import TrainingOptions
+from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.stage_two import cached_policy, require_same_data
+from demkd.pipeline.target_source import BatchTargets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetBatch:
+    """A batch of an epoch, on the device.
+
+    Attributes:
+        views: (B, 3, H, W), float32, normalised: the student's input, in the views that the teachers saw.
+        labels: (B,), int64.
+        indices: (B,), the numbers of the samples.
+        epoch: 1, 2, ...
+        targets: what the teachers say about these views.
+    """
+
+    views: Tensor
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+    targets: BatchTargets
+
+
+class CachedTargets:
+    """The batches of epochs, and the loss of a student's logits on one of them; no teacher is loaded.
+
+        targets = CachedTargets("cache", train_data, method="de-mkd-logits")
+        for batch in targets.epoch(1, batch_size=64):
+            loss = targets.loss(student(batch.views), batch)
+
+    Attributes:
+        num_views: V, the slots that are trained on; epochs take them in turn.
+        hint_shapes: of one sample's features by teacher; empty for a method without features.
+    """
+
+    def __init__(
+        self,
+        cache: str | os.PathLike[str],
+        train: Data,
+        *,
+        method: str | Method = "de-mkd",
+        teachers: Sequence[str] = (),
+        views: int | None = None,
+        epochs: int = TrainingOptions.epochs,
+        seed: int = TrainingOptions.seed,
+        normalise: NormaliseLike | None = None,
+        hint_layer: ByTeacher[str] = None,
+        label_smoothing: float = TrainingOptions.label_smoothing,
+        device: str = "auto",
+        **method_options: Unpack[MethodOptions],
+    ) -> None:
+        """Open a cache, and check that the data are those that the teachers saw.
+
+        Args:
+            cache: its folder.
+            train: the pictures, as `as_source` takes them.
+            teachers: some of the cache's, by name; all by default.
+            views: train on the first so many slots; all by default.
+            epochs: of your schedule, a share of which the logit loss takes to fade in.
+            seed: of the order of slots and samples, as `distill`'s.
+            normalise: of the student's input; the data's by default.
+            hint_layer: whose features a student matches, of all teachers or by name; their last maps by default.
+
+        Raises:
+            CacheMismatchError: if they are not.
+            CacheMissingError: if there is no cache, or the method needs features that there are not.
+            MethodError: if the method has no teachers.
+        """
+        chosen, device_ = resolve_method(method, method_options), choose_compute(device=device).device
+        source, opened = as_source(train, split="train", called="train"), open_cache(cache, tuple(teachers) or None)
+        require_same_data(opened.teachers[0], source)
+        if not chosen.needs_teachers:
+            raise MethodError(f"the method {chosen.name} has no teachers, so there are no targets: choose another")
+        require_teacher_count(chosen, opened.names)
+        policy, _ = cached_policy(opened.teachers[0])
+        self.num_views = opened.num_views if views is None else views
+        if not 1 <= self.num_views <= opened.num_views:
+            raise ViewsError(
+                f"`views` is {views}, but the cache has {opened.num_views}: choose 1 to {opened.num_views}"
+            )
+        self._normalisation = normalisations_by_teacher(normalise).get("") or source.usual_normalisation()
+        self._labels = source.labels.to(device_)
+        self._render = source.renderer(policy, device_)
+        self._seed, self._device = seed, device_
+        self._teachers = CachedTeachers(
+            opened,
+            self._labels,
+            chosen,
+            views=self.num_views,
+            run_seed=seed,
+            device=device_,
+            hint_layer=by_teacher(hint_layer),
+        )
+        self.hint_shapes = self._teachers.hint_shapes(torch.empty(0))
+        self._objective = Objective(chosen, epochs=epochs, teachers=len(opened.names), label_smoothing=label_smoothing)
+
+    def epoch(self, epoch: int, *, batch_size: int = 64) -> Iterator[TargetBatch]:
+        """The batches of epoch 1, 2, ..., in its order; a last batch of one is left out.
+
+        Which view a sample shows depends on the epoch and the seed alone. One epoch at a time: the next call reads
+        another slot.
+        """
+        records = self._teachers.start_epoch(epoch).records.to(self._device)
+        order = torch.from_numpy(seeded.sample_order(run_seed=self._seed, epoch=epoch, samples=len(self._labels)))
+        for indices in torch.split(order.to(self._device), batch_size):
+            if len(indices) > 1:
+                views = self._render(indices, records[indices])
+                yield TargetBatch(
+                    views=self._normalisation.apply(views),
+                    labels=self._labels[indices],
+                    indices=indices,
+                    epoch=epoch,
+                    targets=self._teachers.batch_targets(indices, views),
+                )
+
+    def terms(self, logits: Tensor, batch: TargetBatch, guesses: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """Every term of the loss of logits (B, C), mean over the batch, before it is weighted.
+
+        Args:
+            guesses: the student's features by teacher, brought to `hint_shapes`: (B, ...) each.
+
+        Raises:
+            ValueError: if the method matches features and there are no guesses.
+        """
+        if len(guesses) != len(self.hint_shapes):
+            raise ValueError(
+                f"the method matches features of {len(self.hint_shapes)} teachers, and {len(guesses)} came"
+            )
+        terms = self._objective.terms(logits.float(), batch.labels, batch.targets, guesses)
+        return dict(zip(self._objective.names, terms, strict=True))
+
+    def loss(self, logits: Tensor, batch: TargetBatch, guesses: Sequence[Tensor] = ()) -> Tensor:
+        """The method's loss of logits (B, C), a scalar; arguments and errors as `terms`."""
+        factors = self._objective.factors(epoch=batch.epoch).to(logits.device, torch.float32)
+        return torch.stack(list(self.terms(logits, batch, guesses).values())) @ factors
+
+    def statistics(self) -> TeacherStatistics | None:
+        """How the teachers were weighted in the epoch that was begun last."""
+        return self._teachers.statistics()

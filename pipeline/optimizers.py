@@ -1,0 +1,72 @@
+"""Optimisers and learning-rate schedules, of this project's choice or the user's own."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import cos, pi
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from demkd.pipeline.recipe import TrainingOptions
+
+Parameters = Iterable[nn.Parameter]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnTraining:
+    """What the user brings instead of a name.
+
+    Attributes:
+        optimizer: makes the optimiser of the parameters it is given.
+        scheduler: makes the schedule of an optimiser; it is stepped once an epoch.
+    """
+
+    optimizer: Callable[[Parameters], Optimizer] | None = None
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None
+
+
+def _sgd(parameters: Parameters, options: TrainingOptions) -> Optimizer:
+    return SGD(
+        parameters,
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        nesterov=options.nesterov and options.momentum > 0,
+        weight_decay=options.weight_decay,
+    )
+
+
+def _adamw(parameters: Parameters, options: TrainingOptions) -> Optimizer:
+    return AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+# name -> function of the parameters and the run's options.
+OPTIMIZERS: dict[str, Callable[[Parameters, TrainingOptions], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
+
+
+def _constant(_done: float) -> float:
+    return 1.0
+
+
+def _step(done: float) -> float:
+    """x 0.1 after 62.5 %, 75 % and 87.5 %: epochs 150, 180 and 210 of the usual 240."""
+    return 0.1 ** sum(done >= milestone for milestone in (0.625, 0.75, 0.875))
+
+
+def _cosine(done: float) -> float:
+    """Half a cosine, from 1 to 0 (Loshchilov and Hutter 2017)."""
+    return (1 + cos(pi * done)) / 2
+
+
+def _one_cycle(done: float) -> float:
+    """Linear up over 30 %, linear down to 0: for short schedules (after Smith and Topin 2018)."""
+    return min(done / 0.3, (1 - done) / 0.7)
+
+
+# name -> function of the share of the run's steps that are done, in [0, 1): factor of the learning rate.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "step": _step,
+    "cosine": _cosine,
+    "one-cycle": _one_cycle,
+    "constant": _constant,
+}

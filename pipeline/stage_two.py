@@ -1,0 +1,383 @@
+"""Stage two: a student learns from cached teachers. Also its two relatives, live teachers and no teachers at all.
+
+    cache     slot              -> K teachers' logits (N, C), memory-mapped; weights (K, N); records (N, R) of the views
+    losses    logits, weights   -> fused targets of the epoch
+    pipeline  a batch of indices -> views, labels, targets; the student's step; an epoch report
+
+N samples, C classes, K teachers, R integers of a view's record.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from demkd.cache import Cache, Provenance, TeacherCache, open_cache
+from demkd.dataset import ImageSource, Normalisation, ViewPolicy, ViewsError, policy_of, seeded
+from demkd.pipeline import defaults
+from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.pipeline.compute import Compute
+from demkd.pipeline.live_teachers import LiveTeachers, require_live_weights
+from demkd.pipeline.loading import (
+    LoadedNetwork,
+    TeacherSpec,
+    TeacherSpecError,
+    chosen_for,
+    load_teacher,
+    require_teachers,
+)
+from demkd.pipeline.methods import Method, MethodError, require_teacher_count
+from demkd.pipeline.optimizers import OwnTraining
+from demkd.pipeline.progress import Progress
+from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
+from demkd.pipeline.results import RunReport
+from demkd.pipeline.runs import open_run
+from demkd.pipeline.target_source import (
+    LabelsOnly,
+    TargetSource,
+    ViewPlan,
+    cached_hint_layers,
+    independent_views,
+    scheduled_views,
+)
+from demkd.pipeline.training import Trainer, fit
+from demkd.teachers import Teacher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentRequest:
+    """What `train` is asked for, and `distill` too.
+
+    Attributes:
+        student: the user's own module, trained in place; None to build `options.network`.
+        normalise: by teacher name; "" stands for all others, and for the student.
+        policy: the views; None for the data's own.
+    """
+
+    options: TrainingOptions
+    train: ImageSource
+    test: ImageSource
+    folder: Path
+    student: nn.Module | None = None
+    own: OwnTraining = field(default_factory=OwnTraining)
+    normalise: Mapping[str, Normalisation] = field(default_factory=dict)
+    policy: ViewPolicy | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillRequest(StudentRequest):
+    """What `distill` is asked for.
+
+    Attributes:
+        cache: the cache's folder, or None with live teachers or none.
+        teachers: which cached ones; all if empty. With live ones, none, or their names.
+        live_teachers: to run in every step. The normalisations of `normalise` are theirs; cached ones have their own.
+        input_size: of live teachers, by name.
+        views: how many slots, "random" for independent views, or None for all that the cache has.
+        view_seed: which views come first; None for the cache's, or the usual one with live teachers.
+        hint_layer: whose features are matched, by teacher; "" stands for all others.
+        student_layer: whose features are adapted; "" for the last map.
+    """
+
+    method: Method
+    cache: Path | None = None
+    teachers: tuple[str, ...] = ()
+    live_teachers: tuple[TeacherSpec, ...] = ()
+    input_size: Mapping[str, int] = field(default_factory=dict)
+    views: int | str | None = None
+    view_seed: int | None = None
+    hint_layer: Mapping[str, str] = field(default_factory=dict)
+    student_layer: str = ""
+
+
+def train(request: StudentRequest, compute: Compute, progress: Progress) -> RunReport:
+    """Supervised training on labels, every epoch with independent views.
+
+    Raises:
+        UserError: of any room; the run goes on when called again.
+    """
+    policy = request.policy or request.train.default_policy
+    plan = independent_views(policy, run_seed=request.options.seed, samples=len(request.train))
+    recipe = Recipe(training=_training(request, policy, compute), teaching=None, sources=_digests(request.train))
+    return _run(request, recipe, _training_labels(request), LabelsOnly(plan), compute, progress)
+
+
+def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
+    """Train a student as the method says.
+
+    Raises:
+        UserError: of any room; the run goes on when called again.
+    """
+    if request.method.decouple == "dkd" and request.train.classes == 2:
+        progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
+    if request.cache is not None:
+        return _distill_cached(request, request.cache, compute, progress)
+    return _distill_live(request, compute, progress)
+
+
+def require_possible(
+    method: Method,
+    *,
+    cached: bool,
+    live: Sequence[str],
+    teachers: Sequence[str],
+    views: int | str | None,
+    by_teacher: Mapping[str, Mapping[str, object]],
+) -> None:
+    """Refuse, before anything is read, what cannot be.
+
+    Args:
+        live, teachers: names of live teachers, and of those chosen in a cache.
+        by_teacher: what was given by teacher, by argument.
+
+    Raises:
+        MethodError, TeacherSpecError, ViewsError: with the reason.
+    """
+    if cached:
+        if isinstance(views, str):
+            raise ViewsError("`views=random` needs `live_teachers`: a cache has answers for its own views only")
+        named = next(filter(None, by_teacher["normalise"]), None)
+        if named:
+            raise TeacherSpecError(
+                f"`normalise={named}=...` is for live teachers: cached answers were made with values of their own. "
+                "Give the student's alone"
+            )
+        return
+    if method.needs_teachers and not live:
+        raise MethodError(f"the method {method.name} needs teachers: give a `cache`, or `live_teachers`")
+    # A cached run's recipe names its teachers, and may be repeated with the same ones live.
+    if teachers and set(teachers) != set(live):
+        raise TeacherSpecError(
+            f"`teachers={','.join(teachers)}` chooses among a cache's teachers, and the live ones are "
+            f"{', '.join(live) or 'none'}: leave it out, and give `live_teachers`"
+        )
+    for option, choices in by_teacher.items():
+        require_teachers(choices, live, option=option)
+    require_live_weights(method, views)
+    if method.needs_teachers:
+        require_teacher_count(method, live)
+
+
+def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, progress: Progress) -> RunReport:
+    with open_cache(folder, request.teachers or None) as cache:
+        require_same_data(cache.teachers[0], request.train)
+        policy, views, view_seed = _cached_views(request, cache, folder)
+        require_teachers(request.hint_layer, cache.names, option="hint_layer")
+        method, seed = request.method, request.options.seed
+        hint_layers: dict[str, str] = {}
+        if method.needs_teachers:
+            require_teacher_count(method, cache.names)
+        if method.needs_features:
+            hint_layers = cached_hint_layers(cache.teachers, request.hint_layer)
+        recipe = _recipe(
+            request,
+            policy,
+            compute,
+            names=cache.names,
+            views=views,
+            view_seed=view_seed,
+            hint_layers=hint_layers,
+            digests={f"teacher_{teacher.name}": teacher.provenance.fingerprint() for teacher in cache.teachers},
+        )
+        labels = _training_labels(request)
+        target_source: TargetSource
+        if method.needs_teachers:
+            target_source = CachedTeachers(
+                cache,
+                labels.to(compute.device),
+                method,
+                views=views,
+                run_seed=seed,
+                device=compute.device,
+                hint_layer=hint_layers,
+            )
+        else:
+            target_source = LabelsOnly(scheduled_views(cache.view, slots=views, run_seed=seed))
+        return _run(request, recipe, labels, target_source, compute, progress)
+
+
+def _distill_live(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
+    policy = request.policy or request.train.default_policy
+    views = _live_view_count(request, policy)
+    view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
+    plan = _live_plan(request, policy, views, view_seed)
+    loaded = [
+        load_teacher(
+            spec,
+            source=request.train,
+            compute=compute,
+            normalisation=chosen_for(request.normalise, spec.name),
+            input_size=chosen_for(request.input_size, spec.name),
+        )
+        for spec in request.live_teachers
+    ]
+    names = tuple(spec.name for spec in request.live_teachers)
+    teachers = [teacher for teacher, _ in loaded]
+    hint_layers = {one.name: chosen_for(request.hint_layer, one.name) or one.hint_layer for one in teachers}
+    recipe = _recipe(
+        request,
+        policy,
+        compute,
+        names=names,
+        views=views,
+        view_seed=view_seed,
+        hint_layers=hint_layers if request.method.needs_features else {},
+        digests=_live_digests(request, loaded),
+    )
+    labels = _training_labels(request)
+    target_source: TargetSource = LabelsOnly(plan)
+    if request.method.needs_teachers:
+        target_source = LiveTeachers(
+            teachers,
+            labels.to(compute.device),
+            request.method,
+            plan,
+            run_seed=request.options.seed,
+            hint_layer=hint_layers,
+        )
+    return _run(request, recipe, labels, target_source, compute, progress)
+
+
+def require_same_data(cached: TeacherCache, source: ImageSource) -> None:
+    """Refuse pictures or labels other than those that the teachers saw.
+
+    Raises:
+        CacheMismatchError: naming every field that differs, with both values.
+    """
+    cached.provenance.require(
+        Provenance(identity={"data": source.facts()}),
+        cached=str(cached.path),
+        cure=f"{source.name} is not what the teachers saw: give the data that they were cached with (`train`), or "
+        "cache them again",
+        tables=("data",),
+    )
+
+
+def cached_policy(cached: TeacherCache) -> tuple[ViewPolicy, int]:
+    """The views that a cache's records are of, and the seed that they were drawn with."""
+    facts = cached.provenance.identity["views"]
+    return policy_of(facts), int(facts["seed"])
+
+
+def _cached_views(request: DistillRequest, cache: Cache, folder: Path) -> tuple[ViewPolicy, int, int]:
+    """The cache's policy, how many of its slots to train on, and the seed that they were drawn with."""
+    policy, seed = cached_policy(cache.teachers[0])
+    views = cache.num_views if request.views is None else int(request.views)
+    if not 1 <= views <= cache.num_views:
+        raise ViewsError(
+            f"`views` is {views}, but the cache in {folder} has {cache.num_views}: choose 1 to {cache.num_views}, "
+            "or call `cache_teachers` with more `views`, which keeps what is there"
+        )
+    if request.view_seed not in (None, seed) or request.policy not in (None, policy):
+        raise ViewsError(
+            f"the views of the cache in {folder} are {policy.facts()}, drawn with the seed {seed}: leave `view_seed` "
+            "and `policy` out, or cache the teachers with others in another folder"
+        )
+    return policy, views, seed
+
+
+def _live_view_count(request: DistillRequest, policy: ViewPolicy) -> int | str:
+    most = policy.num_distinct_views
+    if request.views is None:
+        return "random" if most is None else most
+    if isinstance(request.views, int):
+        policy.require(request.views)
+    return request.views
+
+
+def _live_plan(request: DistillRequest, policy: ViewPolicy, views: int | str, view_seed: int) -> ViewPlan:
+    """The view plan of a run without a cache: the slots a cache would have, or independent views."""
+    samples, seed = len(request.train), request.options.seed
+    if isinstance(views, str):
+        return independent_views(policy, run_seed=seed, samples=samples)
+    everyone = torch.arange(samples).numpy()
+    return scheduled_views(
+        lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone)[0], slots=views, run_seed=seed
+    )
+
+
+def _recipe(
+    request: DistillRequest,
+    policy: ViewPolicy,
+    compute: Compute,
+    *,
+    names: tuple[str, ...],
+    views: int | str,
+    view_seed: int,
+    hint_layers: Mapping[str, str],
+    digests: Mapping[str, str],
+) -> Recipe:
+    return Recipe(
+        training=_training(request, policy, compute),
+        teaching=Teaching(
+            method=request.method,
+            teachers=names if request.method.needs_teachers else (),
+            online=bool(request.live_teachers),
+            views=views,
+            view_seed=view_seed,
+            hint_layer=tuple(f"{name}={layer}" for name, layer in hint_layers.items()),
+        ),
+        sources={**_digests(request.train), **digests},
+    )
+
+
+def _training(request: StudentRequest, policy: ViewPolicy, compute: Compute) -> Training:
+    """The options with everything resolved that depends on the data and the machine."""
+    normalisation = request.normalise.get("") or request.train.usual_normalisation()
+    return Training(
+        **asdict(request.options),
+        precision=compute.precision,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        view_policy=policy.facts(),
+    )
+
+
+def _training_labels(request: StudentRequest) -> Tensor:
+    """What the student, and whatever looks at labels, is told: (N,). The cached answers never saw a label."""
+    noisy = seeded.noisy_labels(
+        request.train.labels.numpy(),
+        share=request.options.label_noise,
+        classes=request.train.classes,
+        seed=request.options.seed,
+    )
+    return torch.from_numpy(noisy)
+
+
+def _digests(source: ImageSource) -> dict[str, str]:
+    return {name: str(value) for name, value in source.facts().items() if name.endswith("_sha256")}
+
+
+def _live_digests(request: DistillRequest, loaded: Sequence[tuple[Teacher, LoadedNetwork]]) -> dict[str, str]:
+    """Digests of the teachers' weights, and their input where it was chosen."""
+    digests = {f"teacher_{teacher.name}": teacher.state_sha256() for teacher, _ in loaded}
+    for teacher, network in loaded:
+        if chosen_for(request.normalise, teacher.name) or network.input_size:
+            values = [*network.normalisation.mean, *network.normalisation.std]
+            size = f" at {network.input_size} pixels" if network.input_size else ""
+            digests[f"teacher_{teacher.name}_input"] = f"{', '.join(map(str, values))}{size}"
+    return digests
+
+
+def _run(
+    request: StudentRequest,
+    recipe: Recipe,
+    labels: Tensor,
+    target_source: TargetSource,
+    compute: Compute,
+    progress: Progress,
+) -> RunReport:
+    trainer = Trainer(
+        recipe,
+        request.train,
+        labels,
+        target_source,
+        compute,
+        student=request.student,
+        student_layer=request.student_layer if isinstance(request, DistillRequest) else "",
+        own=request.own,
+    )
+    with open_run(request.folder, trainer.recipe) as run:
+        return fit(trainer, run, request.test, compute, progress)
