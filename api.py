@@ -173,13 +173,14 @@ def train(
     weight_decay: float = TrainingOptions.weight_decay,
     label_smoothing: float = TrainingOptions.label_smoothing,
     label_noise: float = TrainingOptions.label_noise,
-    normalise: NormaliseLike | None = None,
+    normalise: ByTeacher[NormaliseLike] = None,
     policy: "ViewPolicy | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
 ) -> "RunReport":
     """Train a network on labels: a teacher, or a student's baseline. Arguments as `distill`'s."""
+    from demkd.pipeline.loading import require_teachers
     from demkd.pipeline.stage_two import StudentRequest
     from demkd.pipeline.stage_two import train as run
 
@@ -201,6 +202,7 @@ def train(
         label_noise=label_noise,
     )
     normalisations = normalisations_by_teacher(normalise)
+    require_teachers(normalisations, (), option="normalise")
     training, tested = _splits(train, test, told)
     request = StudentRequest(
         options=options,
@@ -342,8 +344,8 @@ def evaluate(
     test: "Data",
     *,
     network: str | None = None,
-    normalise: NormaliseLike | None = None,
-    input_size: int | None = None,
+    normalise: ByTeacher[NormaliseLike] = None,
+    input_size: ByTeacher[int] = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
@@ -357,15 +359,18 @@ def evaluate(
     from torch import nn
 
     from demkd.pipeline.evaluation import evaluate_network
+    from demkd.pipeline.loading import require_teachers
 
     compute, told = _compute(device, precision), _progress(progress)
-    normalisation, size = normalisations_by_teacher(normalise).get(""), sizes_by_teacher(input_size).get("")
+    normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
+    require_teachers(normalisations, (), option="normalise")
+    require_teachers(sizes, (), option="input_size")
     return evaluate_network(
         what if isinstance(what, nn.Module) else Path(what),
         test=_source(test, "test", told, called="test"),
         network=network,
-        normalisation=normalisation,
-        input_size=size,
+        normalisation=normalisations.get(""),
+        input_size=sizes.get(""),
         compute=compute,
         progress=told,
     )
@@ -520,11 +525,11 @@ def _training_options(
     return chosen, OwnTraining(optimizer=optimizer if callable(optimizer) else None, scheduler=scheduler)
 
 
-def _source(data: "Data", split: str, progress: Progress, *, called: str) -> "ImageSource":
+def _source(data: "Data", split: str, progress: Progress, *, called: str, note: bool = True) -> "ImageSource":
     from demkd.dataset import as_source
 
-    if isinstance(data, str | os.PathLike):
-        progress.note(f"reading the {'training' if split == 'train' else split} pictures of {os.fspath(data)}")
+    if note and isinstance(data, str | os.PathLike):
+        progress.note(f"reading the pictures of {os.fspath(data)}")
     return as_source(data, split=split, called=called)
 
 
@@ -534,9 +539,8 @@ def _splits(train: "Data", test: "Data | None", progress: Progress) -> "tuple[Im
     if test is None and not isinstance(train, str | os.PathLike):
         raise UserError("`test` is missing: give the pictures that the student is measured on")
     training = _source(train, "train", progress, called="train")
-    return training, with_classes_of(
-        training, _source(train if test is None else test, "test", progress, called="test")
-    )
+    tested = _source(train if test is None else test, "test", progress, called="test", note=test is not None)
+    return training, with_classes_of(training, tested)
 
 
 def _compute(device: str, precision: str) -> "Compute":

@@ -12,7 +12,6 @@ from demkd.errors import UserError
 from demkd.options import (
     FILE,
     FOLDER,
-    alone,
     choose_progress,
     compute_options,
     data_option,
@@ -104,7 +103,7 @@ def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **opti
         network,
         train=data,
         out=out,
-        normalise=alone(options["normalise"], "--normalise"),
+        normalise=options["normalise"],
         device=options["device"],
         precision=options["precision"],
         progress=choose_progress(quiet),
@@ -286,6 +285,7 @@ def verify(cache: Path, only: str | None, as_json: bool, quiet: bool, **options:
         )
     else:
         report = api.verify(cache, teachers=names(only), progress=progress)
+    report = report.translated(lambda text: in_options(text, click.get_current_context().command))
     (console.show_json if as_json else console.show_verification)(report)
     if not report.sound:
         sys.exit(1)
@@ -376,8 +376,8 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
         run,
         data,
         network=network,
-        normalise=alone(options["normalise"], "--normalise"),
-        input_size=alone(options["input_size"], "--input-size"),
+        normalise=options["normalise"],
+        input_size=options["input_size"],
         device=options["device"],
         precision=options["precision"],
         progress=choose_progress(quiet),

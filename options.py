@@ -262,22 +262,11 @@ def refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
 
 
 def choose_progress(quiet: bool) -> "Progress":
-    """Bars, or warnings alone."""
+    """Bars, or warnings alone; in the words of the command that runs."""
     from demkd.console import ConsoleProgress
 
-    return ConsoleProgress(quiet=quiet)
-
-
-def alone(values: Mapping[str, Any], option: str) -> Any:
-    """The value for a network that is no teacher.
-
-    Raises:
-        click.UsageError: if one is given for a teacher.
-    """
-    for name in values:
-        if name:
-            raise click.UsageError(f"{option} {name}=... is for teachers, and there are none: leave {name}= out")
-    return values.get("")
+    command = click.get_current_context().command
+    return ConsoleProgress(quiet=quiet, translate=lambda text: in_options(text, command))
 
 
 def in_options(text: str, command: click.Command) -> str:

@@ -101,9 +101,7 @@ def _views(summary: CacheSummary) -> str:
     count = (
         f"{summary.views}" if summary.num_distinct_views is None else f"{summary.views} of {summary.num_distinct_views}"
     )
-    padding = "" if summary.padding is None else f", padding {summary.padding}"
-    flip = {True: ", flipped or not", False: ", never flipped", None: ""}[summary.flip]
-    return f"{count}{padding}{flip}, view seed {summary.view_seed}"
+    return f"{count}, {summary.policy}, view seed {summary.view_seed}"
 
 
 def _progress(summary: CacheSummary) -> list[str]:

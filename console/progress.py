@@ -32,8 +32,16 @@ _WIDE = 100
 class ConsoleProgress:
     """The pipeline's progress: bars on a terminal, lines elsewhere."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        """Show progress on a console, by default that of stderr; quiet shows warnings alone."""
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, translate: Callable[[str], str] = str
+    ) -> None:
+        """Show progress on a console, by default that of stderr.
+
+        Args:
+            quiet: show warnings alone.
+            translate: puts the sentences of warnings into other words.
+        """
+        self._translate = translate
         self._quiet = quiet
         self._console = console or Console(stderr=True, highlight=False)
         self._has_bars = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -74,7 +82,7 @@ class ConsoleProgress:
             self._console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+        self._console.print(f"[yellow]warning:[/] {escape(self._translate(text))}", soft_wrap=True)
 
 
 class _Bars(RichProgress):

@@ -241,6 +241,8 @@ def _label(label: Any, index: int, name: str) -> int:
 
 
 def _class_names(labels: Tensor, known: Any, name: str) -> tuple[str, ...]:
+    if not len(labels):
+        raise DataError(f"{name} has no pictures: nothing to do with it")
     names = tuple(map(str, known)) if known is not None else tuple(map(str, range(int(labels.max()) + 1)))
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= len(names):

@@ -181,6 +181,7 @@ def _prepare_teacher(
             "data": source.name,
             "parameters": teacher.parameters,
             "hint_layer": teacher.hint_layer,
+            "num_distinct_views": policy.num_distinct_views,
             "batch_size": request.batch_size,
             "device": device_name(compute),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

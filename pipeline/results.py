@@ -1,7 +1,7 @@
 """What the stages report: values for the console, for `--json` and for metrics.jsonl."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from demkd.cache.integrity import FileVerdict
@@ -212,6 +212,18 @@ class VerificationReport:
     files: tuple[FileVerdict, ...]
     repaired: tuple[RepairReport, ...] = ()
     recomputed: tuple[RecomputeReport, ...] = ()
+
+    def translated(self, translate: Callable[[str], str]) -> "VerificationReport":
+        """The same with its sentences in other words."""
+        files = (
+            replace(
+                file,
+                cure=translate(file.cure),
+                faults=tuple(replace(fault, text=translate(fault.text)) for fault in file.faults),
+            )
+            for file in self.files
+        )
+        return replace(self, files=tuple(files))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

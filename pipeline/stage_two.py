@@ -270,10 +270,15 @@ def _cached_views(request: DistillRequest, cache: Cache, folder: Path) -> tuple[
             f"`views` is {views}, but the cache in {folder} has {cache.num_views}: choose 1 to {cache.num_views}, "
             "or call `cache_teachers` with more `views`, which keeps what is there"
         )
-    if request.view_seed not in (None, seed) or request.policy not in (None, policy):
+    if request.view_seed not in (None, seed):
         raise ViewsError(
-            f"the views of the cache in {folder} are {policy.facts()}, drawn with the seed {seed}: leave `view_seed` "
-            "and `policy` out, or cache the teachers with others in another folder"
+            f"`view_seed` is {request.view_seed}, but the views of the cache in {folder} were drawn with {seed}: leave "
+            "it out, or cache the teachers with another `view_seed` in another folder"
+        )
+    if request.policy not in (None, policy):
+        raise ViewsError(
+            f"`policy` is {request.policy}, but the views of the cache in {folder} are {policy}: leave it out, "
+            "or cache the teachers with it in another folder"
         )
     return policy, views, seed
 

@@ -130,7 +130,7 @@ def cached_hint_layers(files: Sequence[TeacherCache], chosen: Mapping[str, str])
 
 
 def _cached_hint_layer(file: TeacherCache, chosen: str | None) -> str:
-    features = list(file.shape.features)
+    features = sorted(file.shape.features)
     if not features:
         raise CacheMissingError(
             f"teacher {file.name} was cached without features, which this method needs: call `cache_teachers` again "

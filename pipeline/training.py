@@ -100,7 +100,12 @@ class Trainer:
         )
         self._scheduler = own.scheduler(self._optimizer) if own.scheduler else None
         if own.optimizer:
-            settings = replace(settings, optimizer=f"own {type(self._optimizer).__name__}", schedule="constant")
+            settings = replace(
+                settings,
+                optimizer=f"own {type(self._optimizer).__name__}",
+                schedule="constant",
+                learning_rate=self.learning_rate,
+            )
         if own.scheduler:
             settings = replace(settings, schedule=f"own {type(self._scheduler).__name__}")
         self._settings = settings
@@ -170,12 +175,17 @@ class Trainer:
 
     def state(self) -> dict[str, object]:
         """What a checkpoint needs, besides the epoch."""
-        state: dict[str, object] = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state: dict[str, object] = {
+            "student": self.student.state_dict(),
+            "adapters": self.model.adapters.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
         return {**state, "scheduler": self._scheduler.state_dict()} if self._scheduler else state
 
     def restore(self, state: dict[str, dict[str, object]]) -> None:
         """Go back to a `state`."""
-        self.model.load_state_dict(state["model"])
+        self.student.load_state_dict(state["student"])
+        self.model.adapters.load_state_dict(state["adapters"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])

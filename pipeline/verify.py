@@ -173,7 +173,7 @@ def _recompute_teacher(
     file.provenance.require(
         job.teachers[0].provenance,
         cached=str(file.path),
-        cure="Give the teacher and the data that it was cached with",
+        cure="Give the teacher and the data that it was cached with (`teachers`, `data`)",
         tables=("teacher", "data", "views"),
     )
     generator = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ def _facts(summary: CacheSummary) -> list[tuple[str, str]]:
         "samples": f"{summary.samples:,} of {summary.classes} classes",
         "pictures": f"{size} pixels" if size else "",
         "views a sample": f"{summary.views}{num_distinct_views}, seed {summary.view_seed}",
-        "how views are cut": "" if summary.padding is None else _cutting(summary),
+        "views": summary.policy,
         "precision": summary.precision,
         "size": f"{summary.file_bytes / 1e6:,.2f} MB",
         "weights": summary.weighting or f"none: weights.h5 {summary.weights_state.replace('absent', 'is absent')}",
@@ -82,10 +82,6 @@ def _facts(summary: CacheSummary) -> list[tuple[str, str]]:
         "labels' SHA-256": summary.labels_sha256[:16],
     }
     return [(name, value) for name, value in facts.items() if value]
-
-
-def _cutting(summary: CacheSummary) -> str:
-    return f"crops after padding by {summary.padding}{', flipped or not' if summary.flip else ''}"
 
 
 def _origin(teacher: TeacherSummary) -> list[tuple[str, str]]:

@@ -92,7 +92,7 @@ def wrong_and_trusted(statistics: CacheStatistics, count: int) -> SampleListing:
     if statistics.misplaced_trust is None or statistics.wrong_and_trusted is None:
         raise InspectionError(
             f"{statistics.cache.folder} has no weights of {', '.join(statistics.cache.names)}: leave `teachers` out, "
-            "or run cache-teachers again, which computes them"
+            "or run `cache_teachers` again, which computes them"
         )
     found = int(statistics.wrong_and_trusted.any(0).sum())
     listing = _listing(statistics, "wrong and trusted", statistics.misplaced_trust.max(0), min(count, found))

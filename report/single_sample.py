@@ -47,10 +47,10 @@ class SlotTeacher:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotRow:
-    """One slot of a sample; `view` is the number of the view that it shows."""
+    """One slot of a sample; `view` is the record of the view that it shows."""
 
     slot: int
-    view: int
+    view: str
     teachers: tuple[SlotTeacher, ...]
 
 
@@ -73,7 +73,7 @@ class SampleSummary:
     index: int
     label: str
     slot: int
-    view: int
+    view: str
     answers: tuple[TeacherAnswer, ...]
     views: SampleViews
 
@@ -123,7 +123,7 @@ def views_of_sample(cache: Cache, index: int) -> SampleViews:
 
 
 def _slot_row(cache: Cache, index: int, slot: int) -> SlotRow:
-    shown = {int(_answer(teacher, "view", slot, index)) for teacher in cache.teachers}
+    shown = {" ".join(map(str, _answer(teacher, "view", slot, index))) for teacher in cache.teachers}
     if len(shown) > 1:
         raise CacheDamagedError(f"teachers in {cache.folder} saw different views of sample {index} in slot {slot}")
     return SlotRow(

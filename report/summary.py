@@ -90,7 +90,7 @@ class CacheSummary:
     Attributes:
         picture_size: height and width in pixels.
         views, num_distinct_views: V, and of how many different views; None where the provenance does not tell.
-        padding, flip: how views are cut.
+        policy: the name and parameters of the views, in words.
         file_bytes: of these teachers' files, and of weights.h5 where it is theirs.
         weighting: how the weights were computed, in words; None where there are none of these teachers.
         weights_state: "matches", "absent", or "does not match" if weights.h5 is of other teachers or fewer slots.
@@ -107,8 +107,7 @@ class CacheSummary:
     labels_sha256: str
     views: int
     num_distinct_views: int | None
-    padding: int | None
-    flip: bool | None
+    policy: str
     view_seed: int
     precision: str
     file_bytes: int
@@ -125,7 +124,6 @@ def summarise(statistics: CacheStatistics) -> CacheSummary:
     first = cache.teachers[0].provenance
     data, views = first.identity["data"], first.identity["views"]
     teachers = tuple(_summarise_teacher(statistics, position) for position in range(len(cache.teachers)))
-    padding, flip = _kept(views.get("padding"), int), _kept(views.get("flip"), bool)
     return CacheSummary(
         folder=cache.folder,
         data=str(first.notes.get("data", "")),
@@ -136,9 +134,10 @@ def summarise(statistics: CacheStatistics) -> CacheSummary:
         pixels_sha256=_kept(data.get("pixels_sha256"), str),
         labels_sha256=data["labels_sha256"],
         views=cache.num_views,
-        num_distinct_views=None if padding is None or flip is None else (2 * padding + 1) ** 2 * (2 if flip else 1),
-        padding=padding,
-        flip=flip,
+        num_distinct_views=_kept(first.notes.get("num_distinct_views"), int),
+        policy=", ".join(
+            [views["policy"], *(f"{name} {value}" for name, value in views.items() if name not in ("policy", "seed"))]
+        ),
         view_seed=views["seed"],
         precision=", ".join(dict.fromkeys(teacher.precision for teacher in teachers)),
         file_bytes=sum(teacher.file_bytes for teacher in teachers) + _weights_bytes(cache),

@@ -95,14 +95,14 @@ def test_ctrl_c_loses_nothing(digits: Path, tmp_path: Path, cli: Cli) -> None:
 
 
 BAD_INPUT: list[tuple[str, list[str], str]] = [
-    ("no cache", ["inspect", "{tmp}/nothing"], "there is no cache in .*: make one with cache-teachers --out"),
+    ("no cache", ["inspect", "{tmp}/nothing"], "there is no cache in .*: make one with cache-teachers"),
     ("no checkpoint", ["cache-teachers", "--data", "digits", "--teacher", "resnet8@{tmp}/no.pth", "--out", "{tmp}/c"],
      "there is no file .*no.pth; give a checkpoint file or a finished run folder"),
     ("another network", ["cache-teachers", "--data", "digits", "--teacher", "resnet20@{digits}/resnet8",
      "--out", "{tmp}/c"],
      r"does not fit the network: .*layer1\.1\.bn1\.bias is missing; .* and \d+ more"),
     ("a teacher without checkpoint", ["cache-teachers", "--data", "digits", "--teacher", "resnet8", "--out", "{tmp}/c"],
-     r"names no run folder: write \[NAME=\]NETWORK@CHECKPOINT"),
+     r"is no run folder: write \[NAME=\]NETWORK@CHECKPOINT"),
     ("two teachers of one name", ["cache-teachers", "--data", "digits", "--teacher", "{digits}/vgg8", "--teacher",
      "{digits}/vgg8", "--out", "{tmp}/c"], "two teachers are called vgg8"),
     ("a teacher called weights", ["cache-teachers", "--data", "digits", "--teacher", "weights={digits}/vgg8", "--out",
@@ -189,7 +189,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 def test_a_recipe_can_name_teachers(digits: Path, tmp_path: Path, cli: Cli) -> None:
     """A list is a list for an option that is repeated, and separated by commas for one that is not."""
     teachers = [f"{name}={digits / name}" for name in ("resnet8", "vgg8")]
-    (tmp_path / "stage-one.toml").write_text(f'data = "digits"\nviews = 1\nteachers = {teachers}\n')
+    (tmp_path / "stage-one.toml").write_text(f'data = "digits"\nviews = 1\nteacher = {teachers}\n')
     cli("cache-teachers", "--recipe", tmp_path / "stage-one.toml", "--out", tmp_path / "cache")
     (tmp_path / "stage-two.toml").write_text('data = "digits"\nstudent = "resnet8"\nteachers = ["vgg8", "resnet8"]\n')
     arguments = ("--cache", tmp_path / "cache", "--epochs", 1, "--out", tmp_path / "run")

@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "report": {"errors", "cache"},
     "console": {"pipeline", "cache", "report"},
     "options": {"console", "pipeline"},
-    "cli": {"errors", "options", "console", "pipeline", "cache", "report"},
+    "api": {"errors", "console", "pipeline", "cache", "dataset", "report"},
+    "exports": set(),
+    "cli": {"errors", "options", "api", "console", "pipeline", "cache", "dataset", "report"},
 }
 OWNERS = {
     "click": {"cli", "options"},
@@ -44,8 +46,7 @@ KNOWS = {"losses": {"torch", "collections", "dataclasses", "typing"}}
 
 def sources() -> list[Path]:
     return [
-        CHECKOUT / "cli.py",
-        CHECKOUT / "options.py",
+        *(CHECKOUT / f"{name}.py" for name in ("cli", "options", "api", "exports")),
         *(f for room in ROOMS for f in (CHECKOUT / room).rglob("*.py")),
     ]
 
@@ -81,6 +82,17 @@ def test_a_room_imports_only_what_the_floor_plan_allows(file: Path) -> None:
 def test_the_cache_never_imports_torch() -> None:
     for file in (CHECKOUT / "cache").glob("*.py"):
         assert not any(module.startswith("torch") for module in imported_modules(file)), file
+
+
+def test_importing_demkd_imports_nothing_else() -> None:
+    """`import demkd` is in every script, and its names cost only who uses them."""
+    code = (
+        "import sys; before = set(sys.modules); import demkd; after = set(sys.modules) - before\n"
+        "assert {name.partition('.')[0] for name in after} <= {'demkd', *sys.stdlib_module_names}, after\n"
+        "assert 'distill' in dir(demkd) and callable(demkd.distill)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

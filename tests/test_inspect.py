@@ -138,7 +138,7 @@ def test_csv_of_an_empty_list_has_its_headings(tmp_path: Path, cache: Path) -> N
     """Where all teachers weigh alike, none is trusted, wrong or not."""
     write_inspected(tmp_path, weighted=False)
     opened = open_cache(tmp_path)
-    alike = np.full((len(opened.teachers), opened.views, opened.samples), 1 / 3, np.float32)
+    alike = np.full((len(opened.teachers), opened.num_views, opened.samples), 1 / 3, np.float32)
     write_weights(tmp_path, opened.teachers, alike, weighting="all alike")
     assert json.loads(inspect(tmp_path, "--wrong-and-trusted 3 --json").stdout)["rows"] == []
     headings = inspect(cache, "--wrong-and-trusted 3 --csv").stdout.splitlines()[0]
@@ -184,7 +184,10 @@ REFUSED = [
     ("--sample 14", "there is no sample 14: .* has samples 0 to 13"),
     ("--sample -1", "there is no sample -1: "),
     ("--sample 1 --slot 4", "slot 4 is asked for, and .* has slots 0 to 3"),
-    ("--teachers ada --disagree 2", "ada is alone, and has nobody to disagree with: choose two or more --teachers"),
+    (
+        "--teachers ada --disagree 2",
+        "ada is alone, and has nobody to disagree with: choose two or more \\(--teachers\\)",
+    ),
     ("--teachers ada,bob --wrong-and-trusted 2", "has no weights of ada, bob: leave --teachers out, or run "),
     ("--sample 1 --data digits", r"was made from something else: .*data\.pixels_sha256 is cdcd"),
 ]
@@ -202,7 +205,7 @@ def test_what_there_is_not_is_said_in_one_sentence(cache: Path, options: str, me
 def test_the_picture_is_that_of_the_sample(picture_folder: Path, tmp_path: Path) -> None:
     """In a pipe, as shades of grey: a character for two lines of the picture, the darker the emptier."""
     pictures = load_images(str(picture_folder), split="train")
-    changes = {"data": pictures.facts(), "views": view_facts(pictures.default_policy, 7)}
+    changes = {"data": pictures.facts(), "policy": view_facts(pictures.default_policy, 7)}
     write_inspected(tmp_path, labels=pictures.labels.numpy(), **changes)
     lines = inspect(tmp_path, "--sample 23 --data", picture_folder).stdout.splitlines()
     assert lines[0].startswith("sample 23, label bee, slot 0")

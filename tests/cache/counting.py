@@ -67,7 +67,8 @@ def fill(folder: Path, wanted: CacheShape, *, teacher: str = "a", number: int = 
             rows = writer.shape.rows(block)
             names = writer.blocks.missing(slot, block)
             writer.blocks.write(slot, block, answers(names, slot, rows, teacher=number, features=writer.shape))
-        writer.blocks.sync()
+        if not writer.whole:
+            writer.blocks.sync()
         if blocks is None or blocks >= len(pending):
             writer.finish()
     return len(pending)

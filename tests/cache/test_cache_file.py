@@ -61,7 +61,7 @@ def test_a_file_with_the_final_name_is_whole(tmp_path: Path) -> None:
     fill(tmp_path, shape(), blocks=5)
     assert not (tmp_path / "a.h5").exists()
     assert (tmp_path / "a.h5.partial").exists()
-    with pytest.raises(CacheIncompleteError, match=r"teacher a in .* is 42% done: run the same cache-teachers again"):
+    with pytest.raises(CacheIncompleteError, match=r"teacher a in .* is 42% done: run the same `cache_teachers` again"):
         open_cache(tmp_path)
 
 
@@ -72,10 +72,10 @@ def test_an_unfinished_file_cannot_be_finished(tmp_path: Path) -> None:
 
 
 def test_an_unwritten_block_is_an_error_and_not_zeros(tmp_path: Path) -> None:
-    fill(tmp_path, shape(), blocks=5)
+    fill(tmp_path, shape(), blocks=10)
     partial = TeacherCache(tmp_path / "a.h5.partial")
     assert np.array_equal(partial.read("logits", 0), answers(["logits"], 0, ALL)["logits"])
-    with pytest.raises(CacheIncompleteError, match="slot 1, rows 16 to 31"):
+    with pytest.raises(CacheIncompleteError, match="slot 1, rows 48 to 49"):
         partial.read("logits", 1)
 
 
@@ -235,8 +235,8 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
 def test_another_format_version_is_refused_with_both(tmp_path: Path) -> None:
     fill(tmp_path, shape())
     data = (tmp_path / "a.h5").read_bytes()
-    (tmp_path / "a.h5").write_bytes(data.replace(b"format 1\n", b"format 9\n", 1))
-    with pytest.raises(CacheDamagedError, match="has format 9, and this version of demkd reads format 1"):
+    (tmp_path / "a.h5").write_bytes(data.replace(b"format 2\n", b"format 9\n", 1))
+    with pytest.raises(CacheDamagedError, match="has format 9, and this version of demkd reads format 2"):
         open_cache(tmp_path)
 
 
@@ -316,16 +316,18 @@ def test_weights_are_those_of_exactly_these_answers(tmp_path: Path) -> None:
     assert cache.weights is None
     values = np.random.default_rng(0).random((2, 3, SAMPLES), np.float32)
     write_weights(tmp_path, cache.teachers, values, weighting="drawn")
-    weights = open_cache(tmp_path).read_slot(1).weights
+    weights = open_cache(tmp_path).read_slot(1).teacher_weights
     assert weights is not None
     assert np.array_equal(weights, values[:, 1])
-    turned = open_cache(tmp_path, ["b", "a"]).read_slot(1).weights
+    turned = open_cache(tmp_path, ["b", "a"]).read_slot(1).teacher_weights
     assert turned is not None
     assert np.array_equal(turned, values[::-1, 1])
     assert open_cache(tmp_path, ["a"]).weights is None, "weights of two teachers are not those of one"
     (tmp_path / "b.h5").unlink()
     fill(tmp_path, shape(), teacher="b", number=5)
-    with pytest.raises(CacheMismatchError, match="computed from other answers of teacher b: run cache-teachers again"):
+    with pytest.raises(
+        CacheMismatchError, match="computed from other answers of teacher b: run `cache_teachers` again"
+    ):
         open_cache(tmp_path)
 
 

@@ -168,7 +168,7 @@ def test_a_dumb_terminal_is_no_terminal() -> None:
 def test_a_pipe_is_told_how_long_other_work_took(made: Path, tmp_path: Path) -> None:
     arguments = ("--data", "digits", "--views", 1, "--out", tmp_path / "cache", "--teacher", made / "teacher")
     said = piped("cache-teachers", *arguments).stderr.splitlines()
-    assert re.fullmatch(r"teacher teacher: 1,437 views in \d+\.\d s, [\d,]+ views/s", said[1])
+    assert re.fullmatch(r"asking teacher: 1,437 views in \d+\.\d s, [\d,]+ views/s", said[1])
     said = piped("evaluate", made / "teacher", "--data", "digits").stderr.splitlines()
     assert re.fullmatch(r"evaluating resnet8: 360 pictures in \d+\.\d s, [\d,]+ pictures/s", said[1])
     said = piped("verify", tmp_path / "cache").stderr.splitlines()

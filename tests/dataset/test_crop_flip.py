@@ -171,5 +171,5 @@ def test_a_policy_is_known_by_its_facts() -> None:
     assert policy_of({**CIFAR.facts(), "seed": 3}) == CIFAR
     with pytest.raises(ViewsError, match="no views called 'polka'"):
         policy_of({"policy": "polka"})
-    with pytest.raises(ViewsError, match="no views called 'crop-flip' with {'scale': 2}"):
+    with pytest.raises(ViewsError, match=r"no views called 'crop-flip' with \{'scale': 2\}"):
         policy_of({"policy": "crop-flip", "scale": 2})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from demkd.dataset import DataError, Normalisation, load_images
+from demkd.dataset import CropFlip, DataError, Normalisation, load_images
 from tests.conftest import counting_picture
 
 
@@ -36,7 +36,7 @@ def test_a_folder_is_read_in_the_order_of_names(picture_folder: Path) -> None:
         label, number = divmod(index, 20)
         assert pictures.labels[index] == label
         assert np.array_equal(pictures.pixels[index].numpy(), counting_picture(label, number))
-    assert (pictures.policy.padding, pictures.policy.flip) == (2, True)
+    assert pictures.default_policy == CropFlip(padding=2, flip=True)
 
 
 def test_a_fingerprint_depends_on_pixels_and_labels_alone(picture_folder: Path, tmp_path: Path) -> None:
@@ -48,12 +48,15 @@ def test_a_fingerprint_depends_on_pixels_and_labels_alone(picture_folder: Path, 
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
     there = load_images(str(copy), split="train")
-    assert (here.identity()["pixels_sha256"], here.labels_sha256()) == (there.pixels_sha256(), there.labels_sha256())
+    assert (here.identity()["pixels_sha256"], here.labels_sha256()) == (
+        there.identity()["pixels_sha256"],
+        there.labels_sha256(),
+    )
 
     pixels = counting_picture(0, 3)
     pixels[5, 5, 0] ^= 1
     Image.fromarray(pixels).save(copy / "train" / "ant" / "003.png")
-    assert load_images(str(copy), split="train").identity()["pixels_sha256"] != here.pixels_sha256()
+    assert load_images(str(copy), split="train").identity()["pixels_sha256"] != here.identity()["pixels_sha256"]
     (copy / "train" / "ant" / "019.png").rename(copy / "train" / "bee" / "!first.png")
     assert load_images(str(copy), split="train").labels_sha256() != here.labels_sha256()
 

@@ -210,7 +210,7 @@ def test_a_frozen_network_has_its_dropout_off() -> None:
         (Maps(5), r"answers a picture with \(5,\) numbers, where \(4,\) are expected"),
         (nn.Conv2d(3, 4, 3), r"answers a picture with \(4, 30, 30\) numbers"),
         (nn.MaxPool2d(2, return_indices=True), "answers a picture with a tuple"),
-        (nn.Linear(7, 4), r"cannot take pictures of 32 x 32 pixels \(RuntimeError: .*--input-size"),
+        (nn.Linear(7, 4), r"cannot take pictures of 32 x 32 pixels \(RuntimeError: .*`input_size`"),
     ],
     ids=["other classes", "maps", "a tuple", "another size"],
 )

@@ -182,7 +182,7 @@ def test_what_a_format_cannot_express_is_one_sentence(
         exported(run, tmp_path / "student.pt2", format="torch-export")
     assert str(caught.value) == (
         f"torch {torch.__version__} could not write this network as torch-export (TypeError: a branch depends on the "
-        "numbers): try --format safetensors, or other versions of torch and of the packages that it exports with"
+        "numbers): try safetensors, or other versions of torch and of the packages that it exports with"
     )
     assert not list(tmp_path.iterdir())
 

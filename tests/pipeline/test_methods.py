@@ -69,7 +69,7 @@ def loss_of(scene: dict[str, Any], method: Method, *, epoch: int = 240) -> dict[
     adapted = scene["adapted"] if method.needs_features else []
     objective = Objective(method, epochs=240, teachers=K)
     terms = objective.terms(scene["student"], scene["labels"], batch_targets, adapted)
-    return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.weights(epoch=epoch)}
+    return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.factors(epoch=epoch)}
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

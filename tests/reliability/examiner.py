@@ -47,7 +47,7 @@ def examine(folder: Path, *, verify: bool) -> str:
                     assert np.array_equal(teacher.read(name, slot), expected), f"{name} differs"
         assert np.array_equal(cache.labels, LABELS), "labels differ"
         for slot in range(cache.num_views):
-            weights = cache.read_slot(slot).weights
+            weights = cache.read_slot(slot).teacher_weights
             assert weights is None or (weights == 0.5).all(), "weights differ"
         json.dumps(str(summarise(read_statistics(cache))).encode().decode())
         summarise_sample(cache, 7, slot=1)

@@ -78,7 +78,7 @@ def extend(path: Path, chance: random.Random) -> None:
 
 
 def randomise(path: Path, chance: random.Random) -> None:
-    start = chance.choice([b"", b"demkd cache, format 1\n", b"\x89HDF\r\n\x1a\n", user_block(path.read_bytes())[0]])
+    start = chance.choice([b"", b"demkd cache, format 2\n", b"\x89HDF\r\n\x1a\n", user_block(path.read_bytes())[0]])
     path.write_bytes(start + chance.randbytes(chance.choice([0, 10, 5000, 50_000])))
 
 
@@ -90,7 +90,7 @@ def make_foreign(path: Path, chance: random.Random) -> None:
             _foreign_item(file, name, chance)
     if chance.random() < 0.5:  # with a user block that begins as ours does
         data = path.read_bytes()
-        path.write_bytes(b"demkd cache, format 1\n" + data[22:])
+        path.write_bytes(b"demkd cache, format 2\n" + data[22:])
 
 
 def _foreign_item(file: Any, name: str, chance: random.Random) -> None:

@@ -34,5 +34,5 @@ def reseal(path: Path) -> bool:
         except CacheDamagedError:
             return False
         digest = block.digest(file.fileno(), header, text, size)
-        os.pwrite(file.fileno(), digest.encode(), len(b"demkd cache, format 1\n"))
+        os.pwrite(file.fileno(), digest.encode(), len(b"demkd cache, format 2\n"))
     return True

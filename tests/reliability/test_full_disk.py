@@ -80,7 +80,7 @@ def test_growth_that_cannot_fit_leaves_the_cache_as_it_is(
     assert contents(folder) == before
     filler.unlink()
     run(*grow, code=0)
-    assert open_cache(folder).views == 20
+    assert open_cache(folder).num_views == 20
 
 
 def test_a_disk_that_another_program_filled_is_found_before_anything_is_computed(small_disk: SmallDisk) -> None:

@@ -97,11 +97,11 @@ def test_a_removed_teacher_leaves_the_weights(run: Run, picture_folder: Path, te
 
 def test_teachers_may_grow_one_by_one(run: Run, picture_folder: Path, teachers: Path, cache: Path) -> None:
     """With one grown and one not, the cache is what both have, weights included."""
-    before = open_cache(cache).read_slot(3).weights
+    before = open_cache(cache).read_slot(3).teacher_weights
     run(*with_teachers(picture_folder, teachers, cache, "a", views=9), code=0)
     with open_cache(cache) as opened:
-        assert opened.views == 4
-        weights = opened.read_slot(3).weights
+        assert opened.num_views == 4
+        weights = opened.read_slot(3).teacher_weights
         assert weights is not None
         assert np.array_equal(weights, before)
     run(*with_teachers(picture_folder, teachers, cache, "b", views=9), code=0)
@@ -124,9 +124,9 @@ def test_a_cache_can_be_used_while_it_grows(
     with open_cache(tmp_path) as cache:
         for slot in range(3):
             assert np.array_equal(np.array(cache.read_slot(slot).logits), old[slot])
-            assert cache.read_slot(slot).weights is not None
+            assert cache.read_slot(slot).teacher_weights is not None
     run(*grow, code=0)
-    assert open_cache(tmp_path).views == 9
+    assert open_cache(tmp_path).num_views == 9
     assert not list(tmp_path.glob("*.partial"))
 
 

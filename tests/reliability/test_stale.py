@@ -94,7 +94,7 @@ def test_stage_one_refuses_to_mix(
         change(data, own_teachers)
     outcome = run(*command(data, own_teachers, cache, *options, "--views", 5))
     says(outcome, field)
-    says(outcome, "Choose another --out folder, or another name for the teacher")
+    says(outcome, "Choose another folder (--out), or another name for the teacher (--teacher)")
     assert contents(cache) == before
 
 
@@ -108,7 +108,7 @@ def test_stage_two_refuses_other_data(
     change(data, tmp_path)
     outcome = run(*distilling(data, pristine_cache, tmp_path / "run", epochs=1))
     says(outcome, field)
-    says(outcome, "Give the --data that the teachers were cached with, or cache them again")
+    says(outcome, "give the data that they were cached with (--data), or cache them again")
     assert not (tmp_path / "run").exists()
 
 
@@ -148,9 +148,12 @@ def test_teachers_with_other_views_are_not_combined(
     run(*command(picture_folder, teachers, tmp_path), code=0)
     other = ["cache-teachers", "--quiet", "--precision", "float32", "--data", picture_folder, "--out", tmp_path]
     outcome = run(*other, "--views", 2, "--view-seed", 9, *teacher_options(teachers, "b"), code=0)
-    assert "no weights were computed" not in outcome.stderr, "--quiet"
+    assert "warning: no weights were computed: " in outcome.stderr, "--quiet hides no warning"
+    assert "(--teacher)" in outcome.stderr, "in the command line's words"
     says(run(*distilling(picture_folder, tmp_path, tmp_path / "run", epochs=1)), "views.seed is 0 in the cache and 9")
-    says(run("inspect", tmp_path), "Cache both teachers with the same data and views, or choose --teachers")
+    says(
+        run("inspect", tmp_path), "Cache both teachers with the same data and views, or choose among them (--teachers)"
+    )
     assert run("verify", tmp_path, "--quiet").code == 1
 
 

@@ -56,7 +56,7 @@ def test_a_flipped_bit_is_named_by_data_set_slot_and_rows(tmp_path: Path, name: 
     fault = damaged.faults[0]
     assert (fault.dataset, fault.slot, fault.first_row, fault.last_row) == (name, 1, 16, 31)
     assert fault.text == f"{name}, slot 1, rows 16 to 31 do not match their checksum"
-    assert "verify --repair" in damaged.cure
+    assert "`repair`, which redo" in damaged.cure
 
 
 def test_neighbouring_blocks_are_one_fault(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_sealed_data_are_covered(tmp_path: Path, name: str) -> None:
     verdict = verify_cache(folder).files[0]
     assert verdict.verdict == DAMAGED
     assert "do not match their digest" in verdict.faults[0].text
-    assert verdict.cure == "remove it, and run the same cache-teachers again"
+    assert verdict.cure == "remove it, and run the same `cache_teachers` again"
 
 
 def test_what_the_checksums_vouch_for_must_still_be_answers(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_recomputing_with_another_teacher_is_refused(
     write_teacher(tmp_path / "a.safetensors", seed=5)
     outcome = run("verify", cache, "--recompute", 5, *witnesses(picture_folder, tmp_path, "a"))
     says(outcome, "teacher.state_sha256 is ")
-    says(outcome, "Give the --teacher and --data that it was cached with")
+    says(outcome, "Give the teacher and the data that it was cached with (--teacher, --data)")
 
 
 def test_repair_redoes_exactly_the_blocks_that_fail(
@@ -326,7 +326,7 @@ def test_what_cannot_be_repaired_is_said(
     flip(copy / "b.h5", place(copy / "b.h5", "logits", 1, 5))
     outcome = run("verify", copy, "--repair", *witnesses(picture_folder, teachers, "a"))
     says(outcome, "teacher b in ")
-    says(outcome, "add --teacher b=NETWORK@CHECKPOINT")
+    says(outcome, "give it too (--teacher b=NETWORK@CHECKPOINT)")
     flip(cache / "b.h5", read_header(cache / "b.h5").contents["label"].offset)
     says(run("verify", cache, "--repair", *witnesses(picture_folder, teachers)), "remove it and make it again")
 
@@ -334,7 +334,7 @@ def test_what_cannot_be_repaired_is_said(
 def test_block_rows_are_those_of_the_file(tmp_path: Path) -> None:
     """A file whose blocks have another size than today's default goes on in its own."""
     fill(tmp_path, shape())
-    wanted = CacheShape(num_views=4, samples=SAMPLES, classes=7, block_rows=8)
+    wanted = CacheShape(num_views=4, samples=SAMPLES, classes=7, record_length=2, block_rows=8)
     assert fill(tmp_path, wanted) == 4, "four blocks of 16 rows in the new slot"
     assert verify_cache(tmp_path).sound
 

@@ -24,7 +24,7 @@ DATA = {
     "class_names": ["ant", "bee", "cat", "dog"],
     "pixels_sha256": "cd" * 32,
 }
-ORBIT = {"policy": "crop and flip", "padding": 1, "flip": True, "seed": 7}
+VIEW_POLICY = {"policy": "crop-flip", "padding": 1, "flip": True, "seed": 7}
 VERSIONS = {"numpy": "2.0", "python": "3.11", "torch": "2.6"}
 
 
@@ -39,7 +39,7 @@ def answers(teacher: int, labels: NDArray[np.int64], classes: int = CLASSES) -> 
         "logits": logits.astype(np.float32),
         "entropy": ((13 * index + 7 * slot + 29 * teacher) % 80 / 64).astype(np.float32),
         "prediction": prediction,
-        "view": (5 * index + 7 * slot) % 18,
+        "view": ((5 * index + 7 * slot) % 18)[..., None],
         "features/last": np.zeros((VIEWS, len(labels), 2), np.float32),
     }
 
@@ -57,7 +57,7 @@ def write_teacher(
     blocks: int | None = None,
     name: str | None = None,
     data: Mapping[str, Any] = DATA,
-    num_distinct_views: Mapping[str, Any] = ORBIT,
+    policy: Mapping[str, Any] = VIEW_POLICY,
     labels: NDArray[np.int64] = LABELS,
 ) -> None:
     """Write one teacher's file, or only its first blocks."""
@@ -72,10 +72,16 @@ def write_teacher(
                 "std": [0.25, 0.25, 0.25],
             },
             "data": {**data, "labels_sha256": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()},
-            "views": num_distinct_views,
+            "views": policy,
             "precision": "float32",
         },
-        notes={"data": "insects", "parameters": 1000 * (number + 1), "device": "a processor", "versions": VERSIONS},
+        notes={
+            "data": "insects",
+            "parameters": 1000 * (number + 1),
+            "device": "a processor",
+            "versions": VERSIONS,
+            "num_distinct_views": 18,
+        },
     )
     said = answers(number, labels, classes)
     with CacheWriter(folder, name or TEACHERS[number], shape=shape, provenance=origin, labels=labels) as writer:
