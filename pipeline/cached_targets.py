@@ -58,6 +58,7 @@ class CachedTargets:
             loss = targets.loss(student(batch.views), batch)
 
     Attributes:
+        classes: C.
         num_views: V, the slots that are trained on; epochs take them in turn.
         hint_shapes: of one sample's features by teacher; empty for a method without features.
     """
@@ -102,6 +103,7 @@ class CachedTargets:
             raise MethodError(f"the method {chosen.name} has no teachers, so there are no targets: choose another")
         require_teacher_count(chosen, opened.names)
         policy, _ = cached_policy(opened.teachers[0])
+        self.classes = source.classes
         self.num_views = opened.num_views if views is None else views
         if not 1 <= self.num_views <= opened.num_views:
             raise ViewsError(
