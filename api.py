@@ -5,17 +5,19 @@ folder. Whatever a user can repair is a `UserError`, whose text puts the names o
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from demkd.cache import open_cache
-from demkd.errors import UserError
 from demkd.pipeline import defaults
 from demkd.pipeline.arguments import (
+    ArgumentError,
     ByTeacher,
-    MethodOptions,
+    CachingOptions,
+    DistillKeywords,
     NormaliseLike,
+    TrainingKeywords,
     by_teacher,
     normalisations_by_teacher,
     resolve_method,
@@ -50,38 +52,6 @@ if TYPE_CHECKING:
 Folder = str | os.PathLike[str]
 
 
-class CachingOptions(TypedDict, total=False):
-    """What `cache_teachers` and `plan_caching` take besides teachers and data.
-
-    Attributes:
-        views: views per sample; 16 by default, or all there are if fewer.
-        policy: which views; by default crop and flip as is usual for the data.
-        view_seed: which of them come first.
-        features: whose features to keep: "last" (the last map before pooling) or layers by name; () for none.
-        feature_grid: average maps down to this side.
-        batch_size: of the forward passes, at most 1,024.
-        normalise: mean and standard deviation that a teacher was trained with, of all or by name: "cifar10",
-            "cifar100", "imagenet", "none", "m,m,m/s,s,s" or a pair; by default what its checkpoint says, else the
-            data's.
-        input_size: resize the views to this side, of all or by name.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "float32" or "bfloat16".
-        progress: bars on stderr, or none, or your own.
-    """
-
-    views: int | None
-    policy: "ViewPolicy | None"
-    view_seed: int
-    features: Sequence[str]
-    feature_grid: int
-    batch_size: int
-    normalise: ByTeacher[NormaliseLike]
-    input_size: ByTeacher[int]
-    device: str
-    precision: str
-    progress: bool | Progress
-
-
 def cache_teachers(
     teachers: "Teachers", data: "Data", *, out: Folder, **options: Unpack[CachingOptions]
 ) -> "CachingReport":
@@ -102,7 +72,7 @@ def cache_teachers(
     """
     from demkd.pipeline.stage_one import cache_teachers as run
 
-    return run(*_caching(teachers, data, out, **options))
+    return run(*_caching(teachers, data, out, options))
 
 
 def plan_caching(
@@ -111,46 +81,29 @@ def plan_caching(
     """What `cache_teachers` would cost in bytes and time, after the same checks; nothing is written."""
     from demkd.pipeline.dry_run import plan_caching as run
 
-    return run(*_caching(teachers, data, out, **options))
+    return run(*_caching(teachers, data, out, options))
 
 
-def _caching(
-    teachers: "Teachers",
-    data: "Data",
-    out: Folder,
-    *,
-    views: int | None = None,
-    policy: "ViewPolicy | None" = None,
-    view_seed: int = defaults.VIEW_SEED,
-    features: Sequence[str] = defaults.LAYERS,
-    feature_grid: int = defaults.GRID,
-    batch_size: int = defaults.BATCH_SIZE,
-    normalise: ByTeacher[NormaliseLike] = None,
-    input_size: ByTeacher[int] = None,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: bool | Progress = True,
-) -> Any:
+def _caching(teachers: "Teachers", data: "Data", out: Folder, options: CachingOptions) -> Any:
+    """The request, where to compute, and where to tell of it."""
     from demkd.pipeline.loading import teacher_specs
     from demkd.pipeline.preparation import CachingRequest
 
-    told = _progress(progress)
-    specs, compute = teacher_specs(teachers), _compute(device, precision)
+    chosen: dict[str, Any] = dict(options)
+    told = _progress(chosen.pop("progress", True))
+    compute = _compute(chosen.pop("device", "auto"), chosen.pop("precision", "auto"))
+    specs = teacher_specs(teachers)
     if not specs:
-        raise UserError("`teachers` has none: give at least one")
-    normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
+        raise ArgumentError("`teachers` has none: give at least one")
+    features = chosen.pop("features", defaults.LAYERS)
     request = CachingRequest(
-        source=_source(data, "train", told, called="data"),
         teachers=specs,
         folder=Path(out),
-        views=views,
-        policy=policy,
-        view_seed=view_seed,
+        normalise=normalisations_by_teacher(chosen.pop("normalise", None)),
+        input_size=sizes_by_teacher(chosen.pop("input_size", None)),
         features=(features,) if isinstance(features, str) else tuple(features),
-        feature_grid=feature_grid,
-        batch_size=batch_size,
-        normalise=normalisations,
-        input_size=sizes,
+        source=_source(data, "train", told, called="data"),
+        **chosen,
     )
     return request, compute, told
 
@@ -161,23 +114,14 @@ def train(
     train: "Data",
     out: Folder,
     test: "Data | None" = None,
-    seed: int = TrainingOptions.seed,
-    epochs: int = TrainingOptions.epochs,
-    batch_size: int = TrainingOptions.batch_size,
-    learning_rate: float = TrainingOptions.learning_rate,
-    schedule: str = TrainingOptions.schedule,
     optimizer: "OptimizerLike" = TrainingOptions.optimizer,
     scheduler: "SchedulerLike | None" = None,
-    momentum: float = TrainingOptions.momentum,
-    nesterov: bool = TrainingOptions.nesterov,
-    weight_decay: float = TrainingOptions.weight_decay,
-    label_smoothing: float = TrainingOptions.label_smoothing,
-    label_noise: float = TrainingOptions.label_noise,
     normalise: ByTeacher[NormaliseLike] = None,
     policy: "ViewPolicy | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
+    **training: Unpack[TrainingKeywords],
 ) -> "RunReport":
     """Train a network on labels: a teacher, or a student's baseline. Arguments as `distill`'s."""
     from demkd.pipeline.loading import require_teachers
@@ -185,29 +129,14 @@ def train(
     from demkd.pipeline.stage_two import train as run
 
     compute, told = _compute(device, precision), _progress(progress)
-    options, own = _training_options(
-        network,
-        train,
-        optimizer,
-        scheduler,
-        seed=seed,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        label_noise=label_noise,
-    )
+    options, own = _training_options(network, train, optimizer, scheduler, training)
     normalisations = normalisations_by_teacher(normalise)
     require_teachers(normalisations, (), option="normalise")
-    training, tested = _splits(train, test, told)
+    training_source, test_source = _splits(train, test, told)
     request = StudentRequest(
         options=options,
-        train=training,
-        test=tested,
+        train=training_source,
+        test=test_source,
         folder=Path(out),
         student=None if isinstance(network, str) else network,
         own=own,
@@ -231,25 +160,15 @@ def distill(
     view_seed: int | None = None,
     hint_layer: ByTeacher[str] = None,
     student_layer: str = "",
-    seed: int = TrainingOptions.seed,
-    epochs: int = TrainingOptions.epochs,
-    batch_size: int = TrainingOptions.batch_size,
-    learning_rate: float = TrainingOptions.learning_rate,
-    schedule: str = TrainingOptions.schedule,
     optimizer: "OptimizerLike" = TrainingOptions.optimizer,
     scheduler: "SchedulerLike | None" = None,
-    momentum: float = TrainingOptions.momentum,
-    nesterov: bool = TrainingOptions.nesterov,
-    weight_decay: float = TrainingOptions.weight_decay,
-    label_smoothing: float = TrainingOptions.label_smoothing,
-    label_noise: float = TrainingOptions.label_noise,
     normalise: ByTeacher[NormaliseLike] = None,
     input_size: ByTeacher[int] = None,
     policy: "ViewPolicy | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
-    **method_options: Unpack[MethodOptions],
+    **options: Unpack[DistillKeywords],
 ) -> "RunReport":
     """Stage two: train a student from a cache; no teacher is loaded.
 
@@ -261,19 +180,15 @@ def distill(
         cache: what `cache_teachers` wrote.
         teachers: some of the cache's, by name; all by default.
         live_teachers: run these in every step instead of reading a cache.
-        method: a preset by name, with `method_options` changed.
+        method: a preset by name; its options are further arguments.
         views: train on the first so many slots; "random" for independent views of live teachers.
         view_seed: with live teachers, which views come first.
         hint_layer: whose features a student matches, of all teachers or by name; their last maps by default.
         student_layer: whose features are adapted to them; the last map by default.
-        seed: of everything random in the run.
-        schedule: of the learning rate: "step", "cosine", "one-cycle" or "constant".
         optimizer: "sgd", "adamw", or a function of the parameters; with your own, the learning rate is its own.
         scheduler: a function of the optimizer, instead of `schedule`; it is stepped once an epoch.
-        label_smoothing: share of the label's target that is spread over all classes.
-        label_noise: share of the training labels to replace by wrong ones.
         normalise: of the student's input (and live teachers', by name); the data's by default.
-        method_options: see `MethodOptions`.
+        options: see `TrainingKeywords` and `MethodOptions`.
 
     Raises:
         UserError: the run goes on when called again.
@@ -283,26 +198,12 @@ def distill(
     from demkd.pipeline.stage_two import distill as run
 
     if cache is not None and live_teachers:
-        raise UserError("`cache` and `live_teachers` exclude each other: leave one out")
+        raise ArgumentError("`cache` and `live_teachers` exclude each other: leave one out")
     compute, told = _compute(device, precision), _progress(progress)
-    chosen = resolve_method(method, method_options)
+    training = {name: value for name, value in options.items() if name in TrainingKeywords.__annotations__}
+    chosen = resolve_method(method, {name: value for name, value in options.items() if name not in training})
     live, teachers = teacher_specs(live_teachers), (teachers,) if isinstance(teachers, str) else tuple(teachers)
-    options, own = _training_options(
-        student,
-        train,
-        optimizer,
-        scheduler,
-        seed=seed,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        label_noise=label_noise,
-    )
+    settings, own = _training_options(student, train, optimizer, scheduler, training)
     normalisations, sizes, layers = (
         normalisations_by_teacher(normalise),
         sizes_by_teacher(input_size),
@@ -316,11 +217,11 @@ def distill(
         views=views,
         by_teacher={"normalise": normalisations, "input_size": sizes, "hint_layer": layers},
     )
-    training, tested = _splits(train, test, told)
+    training_source, test_source = _splits(train, test, told)
     request = DistillRequest(
-        options=options,
-        train=training,
-        test=tested,
+        options=settings,
+        train=training_source,
+        test=test_source,
         folder=Path(out),
         student=None if isinstance(student, str) else student,
         own=own,
@@ -508,21 +409,21 @@ def _training_options(
     data: "Data",
     optimizer: "OptimizerLike",
     scheduler: "SchedulerLike | None",
-    **options: Any,
+    training: Mapping[str, Any],
 ) -> "tuple[TrainingOptions, OwnTraining]":
     from demkd.pipeline.loading import class_name
     from demkd.pipeline.optimizers import OPTIMIZERS, SCHEDULES, OwnTraining
 
-    for value, known, name in ((optimizer, OPTIMIZERS, "optimizer"), (options["schedule"], SCHEDULES, "schedule")):
-        if not callable(value) and value not in known:
-            raise UserError(f"`{name}` cannot be {value!r}: choose one of {', '.join(known)}, or give a function")
-    chosen = TrainingOptions(
+    options = TrainingOptions(
         data=os.fspath(data) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__}",
         network=network if isinstance(network, str) else class_name(network),
-        optimizer="own" if callable(optimizer) else optimizer,
-        **options,
+        optimizer=optimizer if isinstance(optimizer, str) else "own",
+        **training,
     )
-    return chosen, OwnTraining(optimizer=optimizer if callable(optimizer) else None, scheduler=scheduler)
+    for name, known in (("optimizer", {**OPTIMIZERS, "own": None}), ("schedule", SCHEDULES)):
+        if getattr(options, name) not in known:
+            raise ArgumentError(f"`{name}` cannot be {getattr(options, name)!r}: choose one of {', '.join(known)}")
+    return options, OwnTraining(optimizer=None if isinstance(optimizer, str) else optimizer, scheduler=scheduler)
 
 
 def _source(data: "Data", split: str, progress: Progress, *, called: str, note: bool = True) -> "ImageSource":
@@ -537,7 +438,7 @@ def _splits(train: "Data", test: "Data | None", progress: Progress) -> "tuple[Im
     from demkd.dataset.objects import with_classes_of
 
     if test is None and not isinstance(train, str | os.PathLike):
-        raise UserError("`test` is missing: give the pictures that the student is measured on")
+        raise ArgumentError("`test` is missing: give the pictures that the student is measured on")
     training = _source(train, "train", progress, called="train")
     tested = _source(train if test is None else test, "test", progress, called="test", note=test is not None)
     return training, with_classes_of(training, tested)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Union
 from demkd.errors import UserError
 from demkd.pipeline import defaults
 from demkd.pipeline.methods import Method, MethodError, choose_method
+from demkd.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from demkd.dataset import Normalisation
+    from demkd.dataset import Normalisation, ViewPolicy
 
 Value = TypeVar("Value")
 # One value for all teachers, or values by their names.
@@ -41,6 +42,65 @@ class MethodOptions(TypedDict, total=False):
     feature_weighting: str | None
     fixed_weights: Sequence[float] | None
     reduction: str | None
+
+
+class CachingOptions(TypedDict, total=False):
+    """What `cache_teachers` and `plan_caching` take besides teachers and data.
+
+    Attributes:
+        views: views per sample; 16 by default, or all there are if fewer.
+        policy: which views; by default crop and flip as is usual for the data.
+        view_seed: which of them come first.
+        features: whose features to keep: "last" (the last map before pooling) or layers by name; () for none.
+        feature_grid: average maps down to this side.
+        batch_size: of the forward passes, at most 1,024.
+        normalise: mean and standard deviation that a teacher was trained with, of all or by name: "cifar10",
+            "cifar100", "imagenet", "none", "m,m,m/s,s,s" or a pair; by default what its checkpoint says, else the
+            data's.
+        input_size: resize the views to this side, of all or by name.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "auto", "float32" or "bfloat16".
+        progress: bars on stderr, or none, or your own.
+    """
+
+    views: int | None
+    policy: "ViewPolicy | None"
+    view_seed: int
+    features: Sequence[str]
+    feature_grid: int
+    batch_size: int
+    normalise: ByTeacher[NormaliseLike]
+    input_size: ByTeacher[int]
+    device: str
+    precision: str
+    progress: bool | Progress
+
+
+class TrainingKeywords(TypedDict, total=False):
+    """How a network is trained.
+
+    Attributes:
+        seed: of everything random in the run.
+        schedule: of the learning rate: "step", "cosine", "one-cycle" or "constant".
+        momentum, nesterov: of SGD.
+        label_smoothing: share of the label's target that is spread over all classes.
+        label_noise: share of the training labels to replace by wrong ones.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    label_smoothing: float
+    label_noise: float
+
+
+class DistillKeywords(TrainingKeywords, MethodOptions, total=False):
+    """How a student is trained, and the options of its method."""
 
 
 def resolve_method(method: str | Method, options: Mapping[str, Any]) -> Method:

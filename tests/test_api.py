@@ -22,9 +22,10 @@ from demkd.cache import CacheMismatchError
 from demkd.cli import distill as distill_command
 from demkd.cli import main
 from demkd.exports import EXPORTS
-from demkd.pipeline.arguments import MethodOptions
+from demkd.pipeline.arguments import CachingOptions, MethodOptions, TrainingKeywords
 from demkd.pipeline.methods import Method
-from demkd.pipeline.recipe import RecipeError
+from demkd.pipeline.preparation import CachingRequest
+from demkd.pipeline.recipe import RecipeError, TrainingOptions
 from tests.conftest import CHECKOUT
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
@@ -322,21 +323,27 @@ def test_python_has_every_option_of_the_command_line_and_its_defaults() -> None:
     """The command line is a layer above these functions, with nothing of its own."""
     renamed = {"data": "train", "online": "live_teachers"}
     own = {"recipe", "json", "as_json", "quiet"}
-    parameters = dict(signature(api.distill).parameters) | dict.fromkeys(get_type_hints(MethodOptions))
+    hints = get_type_hints(TrainingKeywords), get_type_hints(MethodOptions)
+    parameters = set(signature(api.distill).parameters) | set(hints[0]) | set(hints[1])
     for option in distill_command.params:
         name = renamed.get(option.name or "", option.name or "")
         if name in own:
             continue
         assert name in parameters, name
-        default = getattr(parameters[name], "default", None)
-        if (
-            isinstance(option.default, str | int | float)
-            and default is not None
-            and name not in ("live_teachers", "out", "student", "train")
-        ):
-            assert option.default == default or not option.default, name
-    fields = set(Method.__dataclass_fields__) - {"name"}
-    assert set(get_type_hints(MethodOptions)) == fields
+    assert set(hints[0]) == set(TrainingOptions.__dataclass_fields__) - {"data", "network", "optimizer"}
+    assert set(hints[1]) == set(Method.__dataclass_fields__) - {"name"}
+    assert set(CachingOptions.__annotations__) - {"device", "precision", "progress"} == set(
+        CachingRequest.__dataclass_fields__
+    ) - {"source", "teachers", "folder"}
+
+
+def test_the_defaults_of_the_command_line_are_those_of_python() -> None:
+    """Options that are typed in are passed on; the others have one default, wherever it is read."""
+    for command, owner in ((distill_command, TrainingOptions), (main.commands["cache-teachers"], CachingRequest)):
+        fields = owner.__dataclass_fields__
+        for option in command.params:
+            if option.name in fields and isinstance(option.default, str | int | float):
+                assert option.default == fields[option.name].default, option.name
 
 
 def test_every_public_name_is_exported_once() -> None:
