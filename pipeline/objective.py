@@ -14,7 +14,7 @@ from demkd.pipeline.target_source import BatchTargets, SoftTargets
 
 
 class Objective:
-    """Label loss + faded-in logit loss + hint loss (docs/methods.md, "DE-MKD as implemented").
+    """Label loss + faded-in logit loss + hint loss (docs/methods.md).
 
     The terms of a method are the entries of one tensor, in the order of `names`: summed up over an epoch and weighted
     into the loss all at once, where a tensor each would cost a small step of work each.
