@@ -290,10 +290,8 @@ def test_teachers_are_asked_again_as_they_were_asked(
     """At the input size, with the normalisation and in the precision of each teacher, which the cache knows."""
     cache = tmp_path / "cache"
     common = ["cache-teachers", "--quiet", "--data", picture_folder, "--out", cache, "--views", 2]
-def test_teachers_are_asked_again_as_they_were_asked(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
-) -> None:
-        code=0)  # fmt: skip
+    of_a = ["--precision", "float32", "--input-size", 24, "--normalise", "imagenet", *teacher_options(teachers, "a")]
+    run(*common, *of_a, code=0)
     run(*common, "--precision", "bfloat16", *teacher_options(teachers, "b"), code=0)
     before = contents(cache)
     assert run("verify", cache, "--recompute", 20, *asking(picture_folder, teachers)).code == 0
