@@ -18,6 +18,13 @@ pytest.importorskip("tensorboard", reason="pip install 'demkd[tensorboard]' inst
 EPOCHS = 5
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder in which nothing was trained yet."""
+    (tmp_path / "recipe.toml").touch()
+    return tmp_path
+
+
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard reads in a folder: tag -> (step, value)."""
     reading = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
@@ -71,6 +78,9 @@ def require_events_of_metrics(folder: Path, *, epochs: int) -> None:
 def test_events_say_what_metrics_say(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
     run(*distilling(picture_folder, pristine_cache, tmp_path, epochs=EPOCHS), code=0)
     require_events_of_metrics(tmp_path, epochs=EPOCHS)
+    before = (tmp_path / EVENTS_FILE).read_bytes()
+    run(*distilling(picture_folder, pristine_cache, tmp_path, epochs=EPOCHS), code=0)
+    assert (tmp_path / EVENTS_FILE).read_bytes() == before, "a finished run that is called again keeps its events"
 
 
 def test_a_killed_and_resumed_run_has_every_epoch_once(
@@ -87,33 +97,35 @@ def test_a_killed_and_resumed_run_has_every_epoch_once(
     require_events_of_metrics(tmp_path, epochs=EPOCHS)
 
 
-def test_epochs_that_the_metrics_lost_leave_the_events(tmp_path: Path) -> None:
+def test_epochs_that_the_metrics_lost_leave_the_events(folder: Path) -> None:
     """A run started anew in its folder does not keep the events of the one before."""
     warned: list[str] = []
-    log = EventLog(tmp_path, warn=warned.append)
+    log = EventLog(folder, warn=warned.append)
     log.restart([_line(epoch, loss=9.0) for epoch in (1, 2, 3)])
-    log = EventLog(tmp_path, warn=warned.append)
+    log = EventLog(folder, warn=warned.append)
     log.restart([_line(1, loss=1.0)])
     log.add(_line(2, loss=2.0))
-    assert events(tmp_path)["loss/loss"] == [(1, 1.0), (2, 2.0)]
+    assert events(folder)["loss/loss"] == [(1, 1.0), (2, 2.0)]
     assert not warned
 
 
-def test_a_tensorboard_that_is_looking_sees_a_run_go_on(tmp_path: Path) -> None:
-    """The same file grows, as old as it was, with what a kill kept from it; nothing is shown twice."""
+def test_a_running_tensorboard_sees_a_run_go_on(folder: Path) -> None:
+    """The file that it reads gets the same bytes again, and more, also after a kill tore its end."""
     reading = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    EventLog(tmp_path, warn=pytest.fail).restart([_line(1), _line(2)])
-    looking = reading.EventAccumulator(str(tmp_path))
-    looking.Reload()
-    before = (tmp_path / EVENTS_FILE).read_bytes()
-    (tmp_path / EVENTS_FILE).write_bytes(before + before[-30:])
-    log = EventLog(tmp_path, warn=pytest.fail)
+    log = EventLog(folder, warn=pytest.fail)
+    log.restart([_line(1)])
+    log.add(_line(2))
+    running = reading.EventAccumulator(str(folder))
+    running.Reload()
+    before = (folder / EVENTS_FILE).read_bytes()
+    (folder / EVENTS_FILE).write_bytes(before + before[-30:])
+    log = EventLog(folder, warn=pytest.fail)
     log.restart([_line(1), _line(2), _line(3)])
     log.add(_line(4))
-    looking.Reload()
-    assert [event.step for event in looking.Scalars("loss/loss")] == [1, 2, 3, 4]
-    assert (tmp_path / EVENTS_FILE).read_bytes().startswith(before)
-    seconds = [event.wall_time for event in looking.Scalars("loss/loss")]
+    running.Reload()
+    assert [event.step for event in running.Scalars("loss/loss")] == [1, 2, 3, 4]
+    assert (folder / EVENTS_FILE).read_bytes().startswith(before)
+    seconds = [event.wall_time for event in running.Scalars("loss/loss")]
     assert seconds[1] - seconds[0] == pytest.approx(1.5), "by the clock of a run without pauses"
 
 
@@ -134,6 +146,7 @@ def test_events_that_cannot_be_written_are_said_once_and_the_run_goes_on(
 
 def test_a_full_disk_ends_the_events_with_one_warning(small_disk: SmallDisk) -> None:
     warned: list[str] = []
+    (small_disk.path / "recipe.toml").touch()
     log = EventLog(small_disk.path, warn=warned.append)
     log.restart([_line(1)])
     room = os.statvfs(small_disk.path)
@@ -147,21 +160,21 @@ def test_a_full_disk_ends_the_events_with_one_warning(small_disk: SmallDisk) -> 
     assert steps == list(range(1, len(steps) + 1)), "what was written before is readable"
 
 
-def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_nothing_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    log = EventLog(tmp_path, warn=pytest.fail)
+    log = EventLog(folder, warn=pytest.fail)
     log.restart([_line(1)])
     log.add(_line(2))
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in folder.iterdir()] == ["recipe.toml"]
 
 
-def test_a_broken_tensorboard_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_tensorboard_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tensorboard.compat.proto", "tensorboard.compat.proto.event_pb2"):
         monkeypatch.setitem(sys.modules, name, None)
     warned: list[str] = []
-    log = EventLog(tmp_path, warn=warned.append)
+    log = EventLog(folder, warn=warned.append)
     log.restart([_line(1)])
     log.add(_line(2))
     assert len(warned) == 1
