@@ -46,7 +46,7 @@ def test_the_plain_loop_has_the_losses_of_distill(tutorial: tuple[Path, str]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="pip install lightning; it is no dependency")
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="pip install 'demkd[test]' installs it")
 def test_the_lightning_module_trains(tutorial: tuple[Path, str]) -> None:
     folder, _ = tutorial
     page = library_parts()[1]
