@@ -1,6 +1,6 @@
-"""Export: a student as a file that other software loads, checked there before it is handed out.
+"""Export: a student as a file for other software, which is loaded and compared before it gets its name.
 
-safetensors    the state dict, for the same network in PyTorch; this project's commands read it as a checkpoint
+safetensors    the state dict, for the same network in PyTorch; the commands read it as a checkpoint
 onnx           a graph, for any ONNX runtime
 torch-export   a graph, for `torch.export.load`, which needs none of this project
 
@@ -13,12 +13,11 @@ import io
 import json
 import logging
 import subprocess
-import sys
 import tempfile
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from demkd.dataset import ImageSource, load_images
 from demkd.errors import UserError
+from demkd.pipeline.child_process import child_environment, python_module
 from demkd.pipeline.export_check import FACTS, LOGITS, VIEWS
 from demkd.pipeline.loading import LoadedNetwork, load_network
 from demkd.pipeline.progress import Progress
@@ -39,12 +39,16 @@ from demkd.pipeline.results import ExportReport
 _PICTURES = 256
 _BATCH = 100
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_OTHER_VERSIONS = (
+    ", or versions that fit each other: pip install --upgrade torch onnx onnxscript; with torch 2.6, "
+    "pip install 'onnxscript<0.3' 'onnx<1.18' 'protobuf<6'"
+)
 # As a share of the largest logit: other kernels add in another order; a wrong graph is off by far more.
 _TOLERANCE = 1e-3
 
 
 class ExportError(UserError, RuntimeError):
-    """A network that cannot be exported, or answers differently once it is."""
+    """A network that cannot be exported, or whose exported file gives other logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +69,11 @@ class ExportRequest:
 
 
 def export(request: ExportRequest, progress: Progress) -> ExportReport:
-    """Write the file, load it in a fresh process, compare the logits of 256 test pictures, then put it in its place.
+    """Write a draft, load it in a fresh process, compare the logits of 256 test pictures, then rename it to `out`.
 
     Raises:
-        ExportError: if the format is unknown or its packages are missing, the network cannot be exported, or the
-            exported one answers differently; there is no new file then, and an older one stays.
+        ExportError: if the format is unknown, its packages are missing, the network cannot be exported, or the
+            exported one gives other logits; there is no new file then, and an older one stays.
         CheckpointError, DataError: if the network or its pictures cannot be read.
     """
     _require_format(request.format)
@@ -139,7 +143,7 @@ def _logits(network: nn.Module, views: Tensor) -> NDArray[np.float32]:
 
 
 def _write(name: str, network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
-    """Write one format; the exporters raise many kinds, explain themselves over pages, and narrate on stdout."""
+    """Write one format; of the exporters' errors, which are of many kinds and pages long, keep the first cause."""
     try:
         with _quiet():
             FORMATS[name](network, example, facts, file)
@@ -151,8 +155,8 @@ def _write(name: str, network: nn.Module, example: Tensor, facts: str, file: Pat
             cause = cause.__cause__
         reason = (str(cause).strip().splitlines() or [""])[0][:200]
         raise ExportError(
-            f"torch {torch.__version__} could not write this network as {name} ({type(cause).__name__}: {reason}): try "
-            "safetensors, or other versions of torch and of the packages that it exports with"
+            f"torch {torch.__version__} could not write this network as {name} ({type(cause).__name__}: {reason}): "
+            f"try `file_format=safetensors`{_OTHER_VERSIONS if name == 'onnx' else ' or another version of torch'}"
         ) from error
 
 
@@ -162,46 +166,18 @@ def _write_safetensors(network: nn.Module, _example: Tensor, facts: str, file: P
 
 
 def _write_torch_export(network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
-    # Through memory: the archive would for ever carry the name of the draft.
+    # Through memory: torch.export.save to a path writes the draft's name into the archive.
     buffer = io.BytesIO()
     torch.export.save(_graph(network, example), buffer, extra_files={"demkd": facts})
     file.write_bytes(buffer.getvalue())
 
 
 def _write_onnx(network: nn.Module, example: Tensor, facts: str, file: Path) -> None:
-    import onnx
-
-    try:
-        model = _translated(network, example)
-    except Exception:  # many versions of onnxscript, protobuf and torch do not fit each other
-        model = _traced(network, example)
-    onnx.helper.set_model_props(model, {"demkd": facts})
-    onnx.save(model, file)
-
-
-def _translated(network: nn.Module, example: Tensor) -> Any:
-    """The network's graph in ONNX's operators."""
     program: Any = torch.onnx.export(
         _graph(network, example), dynamo=True, input_names=["views"], output_names=["logits"], verbose=False
     )
-    return program.model_proto
-
-
-def _traced(network: nn.Module, example: Tensor) -> Any:
-    """The same by PyTorch's older exporter, which needs no onnxscript."""
-    import onnx
-
-    buffer: Any = io.BytesIO()
-    torch.onnx.export(
-        network,
-        (example,),
-        buffer,
-        dynamo=False,
-        input_names=["views"],
-        output_names=["logits"],
-        dynamic_axes={"views": {0: "batch"}, "logits": {0: "batch"}},
-    )
-    return onnx.load_from_string(buffer.getvalue())
+    program.model.metadata_props["demkd"] = facts
+    program.save(file)
 
 
 def _graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -223,39 +199,36 @@ def _compare(
     """The largest difference between the student's logits and those of the file, loaded in a fresh process.
 
     Raises:
-        ExportError: if it cannot be loaded, differs by more than rounding, or says otherwise what it is.
+        ExportError: if it cannot be loaded, differs by more than rounding, or has other metadata.
     """
     exchange = file.parent / "exchange"
     exchange.mkdir()
     np.save(exchange / VIEWS, views.numpy())
-    start = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from demkd.pipeline.export_check import main; main()"
-    )
-    paths = json.dumps([str(Path(entry).resolve()) for entry in sys.path])
     process = subprocess.run(  # noqa: S603 - this interpreter, our own code
-        [sys.executable, "-c", start, paths, name, str(file), str(exchange)],
+        [*python_module("demkd.pipeline.export_check"), name, str(file), str(exchange)],
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ExportError(f"the exported {name} cannot be loaded again ({reason}): try another format")
+        raise ExportError(f"the exported {name} cannot be loaded again ({reason}): try another `file_format`")
     found: NDArray[np.float32] = np.load(exchange / LOGITS)
     if json.loads((exchange / FACTS).read_text(encoding="utf-8")) != json.loads(json.dumps(facts)):
-        raise ExportError(f"the exported {name} has lost its metadata: try another format")
+        raise ExportError(f"the exported {name} has lost its metadata: try another `file_format`")
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise ExportError(
-            f"the exported {name} answers otherwise than the student (logits differ by up to {difference:.3g}): "
-            "try another format"
+            f"the exported {name} gives other logits than the student (they differ by up to {difference:.3g}): "
+            "try another `file_format`"
         )
     return difference
 
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A draft in a folder of its own beside the file, so that renaming is all that remains; gone afterwards.
+    """A draft in a temporary folder beside the file, on the same disk, so that it can be renamed.
 
     Raises:
         ExportError: if it cannot be written.
@@ -272,12 +245,11 @@ def _beside(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' words from stdout, which is for results, and from stderr, which is for people."""
+    """Keep the exporters' log lines and warnings from stderr."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

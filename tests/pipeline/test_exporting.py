@@ -126,9 +126,7 @@ def test_a_checkpoint_of_a_named_network_is_compared_on_256_pictures(tmp_path: P
     assert report.pictures == 256
 
 
-def test_a_file_that_answers_otherwise_is_not_handed_out(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_other_logits_is_removed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older file of that name stays as it was."""
     file = tmp_path / "student.safetensors"
     file.write_text("older")
@@ -140,7 +138,7 @@ def test_a_file_that_answers_otherwise_is_not_handed_out(
         write(other, example, facts, path)
 
     monkeypatch.setitem(exporting.FORMATS, "safetensors", write_another)
-    with pytest.raises(ExportError, match=r"answers otherwise than the student \(logits differ by up to 0\.1\)"):
+    with pytest.raises(ExportError, match=r"gives other logits than the student \(they differ by up to 0\.1\)"):
         exported(run, file)
     require_only(file, "older")
 
@@ -182,8 +180,23 @@ def test_what_a_format_cannot_express_is_one_sentence(
         exported(run, tmp_path / "student.pt2", format="torch-export")
     assert str(caught.value) == (
         f"torch {torch.__version__} could not write this network as torch-export (TypeError: a branch depends on the "
-        "numbers): try safetensors, or other versions of torch and of the packages that it exports with"
+        "numbers): try `file_format=safetensors` or another version of torch"
     )
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+def test_an_onnx_export_that_fails_says_what_to_install(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("step 3/3") from AttributeError("no attribute 'ir'")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(
+        ExportError, match=r"\(AttributeError: no attribute 'ir'\): .*; with torch 2\.6, pip install 'onnx"
+    ):
+        exported(run, tmp_path / "student.onnx", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
