@@ -4,7 +4,7 @@ Every option and its formula is described in docs/methods.md; the defaults are D
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
     "de-mkd": Method(name="de-mkd", hint_weight=_HINT_WEIGHT),
 }
 
-# The words of an option, as --help lists them without PyTorch; weightings of one's own need not be here (`_words`).
+# The words of an option, for --help, which imports no PyTorch; weightings that a user adds need not be here (`_words`).
 CHOICES: dict[str, tuple[str, ...]] = {
     "decouple": ("dkd", "coupled"),
     "weight_source": ("entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers", "shuffled_samples"),
@@ -104,33 +104,24 @@ def choose_method(name: str, **options: Any) -> Method:
     """A preset with some options changed; None leaves the preset's value, and "kd" as `entropy_temperature` is T.
 
     Raises:
-        MethodError: if there is no such preset, option or value, if options contradict each other, or if one of them
-            would do nothing.
+        MethodError: if there is no such preset, option or value, or if options contradict each other.
     """
     if name not in METHODS:
         raise MethodError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
-    changes = _changes(METHODS[name], options)
-    _require_known_values(changes)
-    method = replace(METHODS[name], **changes)
-    for is_contradiction, why in _CONTRADICTIONS:
-        if is_contradiction(method):
-            raise MethodError(f"these options contradict each other: {why}")
-    for key, (is_read, reader) in _READERS.items():
-        if key in changes and not is_read(method):
-            raise MethodError(f"{key} would do nothing here: it is for {reader}; leave it out")
-    return method
-
-
-def _changes(preset: Method, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say something else than the preset."""
     known = [field.name for field in fields(Method) if field.name != "name"]
-    for key in options:
-        if key not in known:
-            raise MethodError(f"a method has no option {key}: choose among {', '.join(known)}")
-    chosen = {key: value for key, value in options.items() if value is not None}
-    if chosen.get("entropy_temperature") == "kd":
-        chosen["entropy_temperature"] = chosen.get("temperature", preset.temperature)
-    return {key: value for key, value in chosen.items() if value != getattr(preset, key)}
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise MethodError(f"a method has no option {unknown[0]}: choose among {', '.join(known)}")
+    changes = {key: value for key, value in options.items() if value is not None}
+    if changes.get("entropy_temperature") == "kd":
+        changes["entropy_temperature"] = changes.get("temperature", METHODS[name].temperature)
+    for key, value in changes.items():
+        if value != getattr(METHODS[name], key):  # decouple = "none" is ce's own, in a run's recipe, and no choice
+            _require_known_value(key, value)
+    method = replace(METHODS[name], **changes)
+    _require_possible_loss(method)
+    _require_possible_weights(method)
+    return method
 
 
 def require_teacher_count(method: Method, names: Sequence[str]) -> None:
@@ -149,24 +140,17 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
         )
 
 
-def _require_known_values(changes: Mapping[str, Any]) -> None:
-    for key, value in changes.items():
-        if key in CHOICES:
-            if value not in (words := _words(key)):
-                raise MethodError(f"{key} cannot be {value!r}: choose one of {', '.join(words)}")
-        elif key in _NUMBERS:
-            _require_number(key, value)
-
-
-def _require_number(key: str, value: Any) -> None:
-    if not isinstance(value, Real):
+def _require_known_value(key: str, value: Any) -> None:
+    if key in CHOICES and value not in (words := _words(key)):
+        raise MethodError(f"{key} cannot be {value!r}: choose one of {', '.join(words)}")
+    if key in _NUMBERS and not isinstance(value, Real):
         raise MethodError(f"{key} cannot be {value!r}: it must be a number")
-    if not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE):
+    if key in _NUMBERS and (not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE)):
         raise MethodError(f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0")
 
 
 def _words(key: str) -> tuple[str, ...]:
-    """What an option may be: a weighting is known as soon as `demkd.losses` has it."""
+    """The words of an option, and the names of weightings that a user added to `demkd.losses`."""
     from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
 
     weightings: dict[str, Iterable[str]] = {"weight_form": WEIGHT_FORMS, "weight_source": UNCERTAINTIES}
@@ -176,123 +160,37 @@ def _words(key: str) -> tuple[str, ...]:
 def _are_shares(values: Any) -> bool:
     if not isinstance(values, tuple | list) or not all(isinstance(value, Real) for value in values):
         return False
-    return min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # NaN is neither of both
+    return min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # False if one is NaN
 
 
-def _logit_factors(method: Method) -> dict[str, float]:
-    """What the parts of the logit loss count for; a coupled loss is one part, with the weights of NCKD."""
-    parts = {
-        "dkd": {"tckd": method.tckd_weight, "nckd": method.nckd_weight},
-        "coupled": {"nckd": 1.0},
-        "none": {},
-    }[method.decouple]
-    return {part: method.kd_weight * factor for part, factor in parts.items()}
+def _require_possible_loss(method: Method) -> None:
+    factors = (method.tckd_weight, method.nckd_weight) if method.decouple == "dkd" else (1.0,)
+    has_logit_loss = method.needs_teachers and method.kd_weight > 0 and any(factors)
+    if method.needs_features and not method.needs_teachers:
+        raise MethodError("the method ce has no teachers, so there are no features for hint_weight: leave it out")
+    if method.needs_teachers and not method.needs_features and not has_logit_loss:
+        raise MethodError(
+            "with factors of 0 (kd_weight, or tckd_weight and nckd_weight; and hint_weight) nothing is learnt from the "
+            "teachers; choose the method ce"
+        )
+    if method.decouple != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
+        raise MethodError(
+            "weight_on and entropy_scope need the two parts of DKD's loss, and this loss is not decoupled"
+        )
+    if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.decouple != "coupled"):
+        raise MethodError("reduction released is known for kd, ebkd and ca-mkd, with their coupled loss")
 
 
-def _has_logit_loss(method: Method) -> bool:
-    return any(_logit_factors(method).values())
+def _require_possible_weights(method: Method) -> None:
+    if (method.weight_source == "fixed") != bool(method.fixed_weights):
+        raise MethodError("fixed_weights and weight_source fixed go together: give both or neither")
+    if method.fixed_weights and not _are_shares(method.fixed_weights):
+        raise MethodError(f"fixed_weights cannot be {method.fixed_weights!r}: none may be below 0, their sum is 1")
+    if method.entropy_scope == "decoupled" and method.weight_source not in ENTROPY_SOURCES:
+        raise MethodError("entropy_scope decoupled needs a weight_source of entropies")
+    if method.weight_source == "shuffled_samples" and method.weight_level == "dataset":
+        raise MethodError("weight_level dataset gives all samples the same weights: shuffled_samples changes nothing")
 
-
-def _is_weighted(method: Method) -> bool:
-    """Whether a part of the loss takes weights by teacher, so that it matters which."""
-    logits = any(factor for part, factor in _logit_factors(method).items() if method.weight_on in ("both", part))
-    return logits or (method.needs_features and method.feature_weighting == "shared")
-
-
-def _has_uncertainty(method: Method) -> bool:
-    return _is_weighted(method) and method.weight_source not in ("uniform", "fixed")
-
-
-def _is_uniform(method: Method) -> bool:
-    return method.weight_source == "uniform" and method.wrong_teacher == "keep"
-
-
-def _evens_out(method: Method) -> bool:
-    """Whether `weight_on` gives 1 / K to a part that counts and would have other weights."""
-    left_out = (factor for part, factor in _logit_factors(method).items() if part != method.weight_on)
-    return any(left_out) and not _is_uniform(method)
-
-
-_LOGIT_LOSS = (_has_logit_loss, "a method with a logit loss")
-_WEIGHTED = (_is_weighted, "a loss that is weighted by teacher")
-_UNCERTAINTY = (_has_uncertainty, "a loss that is weighted by the teachers' uncertainties")
-_WITHOUT_TAU = ("one_minus_share", "inverse")
-_WITHOUT_ENTROPY_TEMPERATURE = ("uniform", "fixed", "cross_entropy")
-
-# Which methods read an option. One that is changed and not read would silently do nothing.
-_READERS: dict[str, tuple[Callable[[Method], bool], str]] = {
-    "decouple": _LOGIT_LOSS,
-    "temperature": _LOGIT_LOSS,
-    "warmup": _LOGIT_LOSS,
-    "reduction": _LOGIT_LOSS,
-    "kd_weight": (lambda m: _has_logit_loss(replace(m, kd_weight=1.0)), _LOGIT_LOSS[1]),
-    "tckd_weight": (lambda m: m.decouple == "dkd" and m.kd_weight > 0, "a decoupled loss with a kd_weight above 0"),
-    "nckd_weight": (lambda m: m.decouple == "dkd" and m.kd_weight > 0, "a decoupled loss with a kd_weight above 0"),
-    "weight_source": _WEIGHTED,
-    "wrong_teacher": _WEIGHTED,
-    "weight_form": _UNCERTAINTY,
-    "weight_level": _UNCERTAINTY,
-    "entropy_temperature": _UNCERTAINTY,
-    "entropy_scope": _UNCERTAINTY,
-    "weight_tau": (
-        lambda m: _has_uncertainty(m) and m.weight_form not in _WITHOUT_TAU,
-        f"weights of uncertainties in other forms than {' and '.join(_WITHOUT_TAU)}",
-    ),
-    "weight_on": (_evens_out, "a loss whose other part counts and has other weights than 1 / K"),
-    "feature_weighting": (
-        lambda m: m.needs_features and not _is_uniform(m),
-        "a method with features and other weights than 1 / K",
-    ),
-}
-
-# Options that have no meaning together are refused with the reason.
-_CONTRADICTIONS: tuple[tuple[Callable[[Method], bool], str], ...] = (
-    (
-        lambda m: m.decouple == "none" and m.needs_features,
-        "the method ce has no teachers, so there are no features to match",
-    ),
-    (
-        lambda m: m.needs_teachers and not m.needs_features and not _has_logit_loss(m),
-        "with factors of 0 (kd_weight, or tckd_weight and nckd_weight; and hint_weight) nothing is learnt from the "
-        "teachers; choose the method ce",
-    ),
-    (
-        lambda m: m.decouple != "dkd" and m.weight_on != "both",
-        "weight_on names a part of DKD's loss, and the loss is not decoupled",
-    ),
-    (
-        lambda m: m.decouple != "dkd" and m.entropy_scope == "decoupled",
-        "entropy_scope decoupled gives TCKD and NCKD weights of their own, and the loss is not decoupled",
-    ),
-    (
-        lambda m: m.weight_source not in ENTROPY_SOURCES and m.entropy_scope != "full",
-        "entropy_scope decoupled needs a weight_source of entropies",
-    ),
-    (
-        lambda m: m.weight_source in _WITHOUT_ENTROPY_TEMPERATURE and m.entropy_temperature != 1.0,
-        f"entropy_temperature is for other weight_sources than {', '.join(_WITHOUT_ENTROPY_TEMPERATURE)}",
-    ),
-    (
-        lambda m: m.weight_source in ("uniform", "fixed") and m.weight_level == "dataset",
-        "weight_level dataset averages uncertainties, and this weight_source has none",
-    ),
-    (
-        lambda m: bool(m.fixed_weights) and not _are_shares(m.fixed_weights),
-        "fixed_weights are shares: none below 0, and their sum 1",
-    ),
-    (
-        lambda m: m.weight_level == "dataset" and m.weight_source == "shuffled_samples",
-        "weight_level dataset gives all samples the same weights, so there is nothing for shuffled_samples to shuffle",
-    ),
-    (
-        lambda m: (m.weight_source == "fixed") != bool(m.fixed_weights),
-        "fixed_weights and weight_source fixed go together",
-    ),
-    (
-        lambda m: m.reduction == "released" and (m.name not in RELEASED_SCALES or m.decouple != "coupled"),
-        "reduction released is known for kd, ebkd and ca-mkd, with their coupled loss",
-    ),
-)
 
 # The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (docs/methods.md).
 RELEASED_SCALES: dict[str, Callable[[int], float]] = {
