@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         CachingPlan,
         CachingReport,
         EvaluationReport,
+        ExportReport,
         RunReport,
         VerificationReport,
     )
@@ -275,6 +276,30 @@ def evaluate(
         compute=compute,
         progress=told,
     )
+
+
+def export(
+    run: Folder,
+    *,
+    file_format: str,
+    out: Folder,
+    data: str | None = None,
+    network: str | None = None,
+    progress: bool | Progress = True,
+) -> "ExportReport":
+    """Write the network of a finished run for use elsewhere, and check the file by loading it in a fresh process.
+
+    Args:
+        run: a run folder, or a checkpoint.
+        file_format: "safetensors", "onnx" or "torch-export".
+        data: whose test pictures it is checked on, by name or folder; by default the data of the run's recipe.
+        network: the network's name, for a checkpoint that does not know it.
+    """
+    from demkd.pipeline.exporting import ExportRequest
+    from demkd.pipeline.exporting import export as run_export
+
+    request = ExportRequest(run=Path(run), network=network, data=data, format=file_format, out=Path(out))
+    return run_export(request, _progress(progress))
 
 
 def inspect(

@@ -419,12 +419,10 @@ def export(
     Example:
         demkd export runs/student --format onnx --out student.onnx
     """
-    from demkd import console
-    from demkd.pipeline.exporting import ExportRequest
-    from demkd.pipeline.exporting import export as run_export
+    from demkd import api, console
 
-    request = ExportRequest(run=run, network=network, data=data, format=file_format, out=out)
-    report = run_export(request, choose_progress(quiet))
+    progress = choose_progress(quiet)
+    report = api.export(run, file_format=file_format, out=out, data=data, network=network, progress=progress)
     (console.show_json if as_json else console.show_export)(report)
 
 

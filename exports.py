@@ -5,7 +5,7 @@ from typing import Any
 
 EXPORTS = {
     "demkd.api": (
-        *("cache_teachers", "distill", "evaluate", "inspect", "plan_caching"),
+        *("cache_teachers", "distill", "evaluate", "export", "inspect", "plan_caching"),
         *("recompute", "repair", "train", "verify"),
     ),
     "demkd.cache": ("Cache", "open_cache"),
