@@ -1,10 +1,10 @@
-"""How much each teacher is listened to: a method's weight options, applied to what the teachers said.
+"""The weight of each teacher: a method's weight options, applied to the teachers' logits or entropies.
 
 K teachers, B samples (a batch, or a whole slot of N), C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,27 @@ from demkd.pipeline.methods import ENTROPY_SOURCES, METHODS, Method
 from demkd.pipeline.results import TeacherStatistics
 
 DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
+# Fields of a method that do not change the weights, or that `share_out` applies to precomputed ones too. A change in
+# any other field makes the weights be computed: to forget a new field here costs time, and never gives wrong weights.
+NOT_ABOUT_WEIGHTS = (
+    *(
+        "name",
+        "decouple",
+        "kd_weight",
+        "temperature",
+        "tckd_weight",
+        "nckd_weight",
+        "warmup",
+        "hint_weight",
+        "reduction",
+    ),
+    *("weight_on", "feature_weighting"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Uncertainty:
-    """How unsure the teachers are, (K, B) each: for TCKD and for NCKD; one tensor for both unless decoupled."""
+    """The teachers' uncertainty, (K, B) each: for TCKD and for NCKD; one tensor for both unless decoupled."""
 
     tckd: Tensor
     nckd: Tensor
@@ -45,14 +61,14 @@ class TeacherWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shuffle:
-    """Whose weights to take instead of one's own, for the controls: (K, N) or (N,); see `dataset/seeded.py`."""
+    """From which teacher (K, N) or sample (N,) to take weights, for the controls; see `dataset/seeded.py`."""
 
     teachers: Tensor | None = None
     samples: Tensor | None = None
 
     @classmethod
     def draw(cls, method: Method, *, seed: int, slot: int, teachers: int, samples: int) -> "Shuffle":
-        """The shuffle of a slot, the same whenever the slot is met."""
+        """The shuffle of a slot, the same in every epoch that reads it."""
         if method.weight_source == "shuffled_teachers":
             order = seeded.shuffled_teachers(seed=seed, slot=slot, samples=samples, teachers=teachers)
             return cls(teachers=torch.from_numpy(order))
@@ -61,7 +77,7 @@ class Shuffle:
         return cls()
 
     def of_samples(self, indices: Tensor) -> "Shuffle":
-        """The exchange between the teachers of some samples (B,); between samples there is none within a batch."""
+        """The part of a shuffle between teachers for some samples (B,); one between samples needs all of them."""
         return Shuffle(teachers=None if self.teachers is None else self.teachers[:, indices.cpu()])
 
     def apply(self, weights: Tensor) -> Tensor:
@@ -74,9 +90,8 @@ class Shuffle:
 
 def is_default(method: Method) -> bool:
     """Whether the weights are those that stage one precomputes."""
-    plain = METHODS["de-mkd"]
-    keys = ("weight_source", "weight_form", "weight_tau", "entropy_temperature", "weight_level", "entropy_scope")
-    return method.wrong_teacher == "keep" and all(getattr(method, key) == getattr(plain, key) for key in keys)
+    default = METHODS["de-mkd"]
+    return replace(method, **{name: getattr(default, name) for name in NOT_ABOUT_WEIGHTS}) == default
 
 
 def uses_cached_entropy(method: Method) -> bool:
@@ -92,7 +107,7 @@ def needs_all_samples(method: Method) -> bool:
 
 
 def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method) -> Uncertainty:
-    """Ask K teachers' logits, (B, C) each, how unsure they are."""
+    """The uncertainty of K teachers from their logits, (B, C) each, and the labels (B,)."""
     temperature = method.entropy_temperature
     if method.entropy_scope == "decoupled":
         return Uncertainty(
@@ -108,9 +123,9 @@ def weigh(
     uncertainty: Uncertainty, predictions: Tensor, labels: Tensor, method: Method, *, shuffle: Shuffle | None = None
 ) -> TeacherWeights:
     """Turn uncertainty into weights, with the predictions (K, B) and labels (B,) for the wrong-teacher rule."""
-    tckd = _trust(uncertainty.tckd, predictions, labels, method, shuffle)
+    tckd = _weights(uncertainty.tckd, predictions, labels, method, shuffle)
     same = uncertainty.nckd is uncertainty.tckd
-    nckd = tckd if same else _trust(uncertainty.nckd, predictions, labels, method, shuffle)
+    nckd = tckd if same else _weights(uncertainty.nckd, predictions, labels, method, shuffle)
     return share_out(tckd, nckd, method)
 
 
@@ -124,7 +139,9 @@ def share_out(tckd: Tensor, nckd: Tensor, method: Method) -> TeacherWeights:
     )
 
 
-def _trust(uncertainty: Tensor, predictions: Tensor, labels: Tensor, method: Method, shuffle: Shuffle | None) -> Tensor:
+def _weights(
+    uncertainty: Tensor, predictions: Tensor, labels: Tensor, method: Method, shuffle: Shuffle | None
+) -> Tensor:
     """Weights (K, B) of one uncertainty (K, B)."""
     if method.weight_level == "dataset":
         uncertainty = uncertainty.mean(1, keepdim=True).expand_as(uncertainty)
@@ -140,17 +157,17 @@ def _trust(uncertainty: Tensor, predictions: Tensor, labels: Tensor, method: Met
 
 
 def measure_teachers(entropy: Tensor, predictions: Tensor, labels: Tensor, weights: TeacherWeights) -> Tensor:
-    """How K teachers did on B samples: means of top-1, entropy, weight, wrong-and-trusted, effective number: (5, K).
+    """Means over B samples for K teachers: top-1, entropy, weight, wrong-and-trusted, effective number: (5, K).
 
-    Of the two parts of a decoupled loss, the weights of NCKD count, which is where the teachers' knowledge is.
+    The weights are those of NCKD, which differ from TCKD's with `weight_on` or `entropy_scope`.
     """
-    trust = weights.nckd
+    weight = weights.nckd
     rows = [
         (predictions == labels).float().mean(1),
         entropy.mean(1),
-        trust.mean(1),
-        wrong_and_trusted(trust, predictions, labels).float().mean(1),
-        effective_teachers(trust).mean().expand(len(trust)),
+        weight.mean(1),
+        wrong_and_trusted(weight, predictions, labels).float().mean(1),
+        effective_teachers(weight).mean().expand(len(weight)),
     ]
     return torch.stack(rows)
 

@@ -1,7 +1,7 @@
 """Every preset is its closed form, written out teacher by teacher in float64; so are the options of the weights."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,15 @@ from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
 from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method, require_teacher_count
 from demkd.pipeline.objective import Objective
 from demkd.pipeline.target_source import BatchTargets, fuse
-from demkd.pipeline.weighing import Shuffle, TeacherWeights, measure_uncertainty, weigh
+from demkd.pipeline.weighing import (
+    NOT_ABOUT_WEIGHTS,
+    Shuffle,
+    TeacherWeights,
+    is_default,
+    measure_uncertainty,
+    share_out,
+    weigh,
+)
 
 K, B, C = 3, 8, 6
 NUMBERS: dict[str, tuple[Any, ...]] = {
@@ -182,6 +190,25 @@ def test_a_weighting_of_ones_own_is_a_function_and_a_line(
     assert choose_method("de-mkd", weight_form="winner", weight_tau=0.5).weight_tau == 0.5
     with pytest.raises(MethodError, match="entropy_scope decoupled needs a weight_source of entropies"):
         choose_method("de-mkd", weight_source="loudness", entropy_scope="decoupled")
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Method)])
+def test_precomputed_weights_are_for_methods_that_differ_in_nothing_that_moves_weights(
+    scene: dict[str, Any], name: str
+) -> None:
+    """For every field, also one of tomorrow: either a change makes weights be computed, or it does not change them."""
+    default = METHODS["de-mkd"]
+    before = getattr(default, name)
+    another = {str: "another", float: 0.5, tuple: (0.5, 0.3, 0.2)}[type(before)]
+    if name not in NOT_ABOUT_WEIGHTS:
+        assert not is_default(replace(default, **{name: another}))
+        return
+    for value in CHOICES.get(name, (another,)):
+        method = replace(default, **{name: value})
+        assert is_default(method)
+        weights = weights_of(scene, default).nckd
+        shared = share_out(weights, weights, method)
+        torch.testing.assert_close(asdict(weights_of(scene, method)), asdict(shared), rtol=0, atol=0)
 
 
 def test_parts_can_be_weighted_apart(scene: dict[str, Any]) -> None:
