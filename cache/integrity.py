@@ -1,12 +1,13 @@
-"""Is every byte of a cache what it was? A verdict a file, and every place that is wrong.
+"""Checks every byte of a cache: a verdict for each file, and every place that is wrong.
 
 What is read: the user block and its digest, HDF5's own view of the file, the provenance, the labels, every block of
-every data set against its ledger, and weights.h5 against the teachers. What no checksum can say, whether the teachers
-would say the same again, is asked by `pipeline/verify.py`.
+every data set against its ledger, and weights.h5 against the teachers. Whether the teachers give the same logits again
+is checked by `pipeline/verify.py`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,11 @@ from demkd.cache.weights import WEIGHTS_NAME, Weights
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
 Seen = Mapping[Path, View | None]
 
-_WEIGHTS_CURE = "run the same `cache_teachers` again, which computes the weights anew"
+_GO_ON = "run the same `cache_teachers` again to go on"
+_REDO = "run the same `cache_teachers` again, or `repair`, which redo these blocks and keep the others"
+_REMAKE = "remove it, and run the same `cache_teachers` again"
+_REMAKE_ONE = "remove the one that is wrong, and run `cache_teachers` for it again"
+_REMAKE_WEIGHTS = "run the same `cache_teachers` again, which computes the weights anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +34,8 @@ class Fault:
     """Something that is wrong with a file.
 
     Attributes:
-        text: the whole of it, in words.
-        dataset, slot, first_row, last_row: where, if it is in the answers.
+        text: what is wrong, and where.
+        dataset, slot, first_row, last_row: the place, if it is in the blocks of a data set.
     """
 
     text: str
@@ -42,14 +47,15 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileVerdict:
-    """What is to be said of a file.
+    """The state of a file.
 
     Attributes:
         name: the teacher's, or "weights".
         verdict: "sound", "damaged", "unfinished" (no finished file yet), "growing" (beside a finished one), or
-            "outdated" (weights of other teachers or fewer slots, which nobody uses). A block that a kill tore is no
+            "outdated" (weights of other teachers or fewer slots, which are not used). A block that a kill tore is no
             damage while the file is being filled: it is redone.
         blocks: how many were compared with their checksums.
+        done: the share of blocks that are written.
         cure: what to do, empty for a sound file.
     """
 
@@ -75,11 +81,11 @@ class Verification:
 def verify_cache(
     folder: Path, teachers: Sequence[str] | None = None, *, advance: Callable[[int], None] = lambda _: None
 ) -> Verification:
-    """Check a cache; what is wrong is in the verdict and not raised.
+    """Check a cache; faults are in the verdict, and not raised.
 
     Args:
         teachers: which ones; all if left out.
-        advance: called with the number of bytes that were checked, from time to time.
+        advance: called after every block with its number of bytes.
 
     Raises:
         CacheMissingError: if there is no cache, or no such teacher.
@@ -109,12 +115,12 @@ def teachers_present(folder: Path) -> list[str]:
 
 
 def bytes_to_verify(folder: Path) -> int:
-    """How much there is to read, for a progress bar."""
+    """The size of all files, for a progress bar."""
     return sum(file.stat().st_size for pattern in ("*.h5", "*.h5.partial") for file in folder.glob(pattern))
 
 
 def _has_sound_header(path: Path) -> bool:
-    """Whether HDF5 may be asked about a file: never before our digest has vouched for what HDF5 will parse."""
+    """Whether the digest of what HDF5 will parse is right; HDF5 may hang on another file."""
     try:
         read_header(path)
     except CacheError:
@@ -131,40 +137,39 @@ def _verify_teacher(folder: Path, name: str, seen: Seen, advance: Callable[[int]
 
 
 def _verify_file(path: Path, name: str, usual: str, seen: Seen, advance: Callable[[int], None]) -> FileVerdict:
-    """The verdict on a teacher's file, which is the usual one if nothing is wrong."""
-    size = path.stat().st_size
+    """The verdict on a teacher's file: `usual` if nothing is wrong."""
     try:
         file = TeacherCache(path)
     except CacheError as error:
-        return FileVerdict(
-            name=name,
-            path=path,
-            verdict=DAMAGED,
-            file_bytes=size,
-            blocks=0,
-            done=0.0,
-            faults=(Fault(text=str(error)),),
-            cure="remove it, and run the same `cache_teachers` again",
-        )
+        return _verdict(path, name, DAMAGED, _REMAKE, [Fault(text=str(error))])
     structure = _structure_faults(path, file.header, seen)
-    faults = [*structure, *_merge(_block_faults(file, advance))]
-    cures = {SOUND: "", UNFINISHED: "run the same `cache_teachers` again to go on", GROWING: ""}
-    repair = "run the same `cache_teachers` again, or `repair`, which redo these blocks and keep the others"
-    beyond = "remove it, and run the same `cache_teachers` again"
+    faults = [*structure, *_block_faults(file, advance)]
+    verdict, cure = usual, _GO_ON if usual == UNFINISHED else ""
+    if structure:
+        verdict, cure = DAMAGED, _REMAKE
+    elif faults and not file.is_partial:
+        verdict, cure = DAMAGED, _REDO
+    blocks = sum(file.is_written(*place) for place in file.blocks())
+    return _verdict(path, name, verdict, cure, faults, blocks=blocks, done=file.progress())
+
+
+def _verdict(
+    path: Path, name: str, verdict: str, cure: str, faults: Sequence[Fault], *, blocks: int = 0, done: float = 0.0
+) -> FileVerdict:
     return FileVerdict(
         name=name,
         path=path,
-        verdict=DAMAGED if structure or (faults and not file.is_partial) else usual,
-        file_bytes=size,
-        blocks=sum(file.is_written(*place) for place in file.blocks()),
-        done=file.progress(),
+        verdict=verdict,
+        file_bytes=path.stat().st_size,
+        blocks=blocks,
+        done=done,
         faults=tuple(faults),
-        cure=beyond if structure else repair if faults and not file.is_partial else cures[usual],
+        cure=cure,
     )
 
 
 def _structure_faults(path: Path, header: Header, seen: Seen) -> list[Fault]:
-    """Whether other programs, which ask HDF5 and not our user block, see the same data in the same places."""
+    """Data sets that HDF5, as other programs use it, finds elsewhere than the user block says."""
     found = seen.get(path)
     if found is None:
         return [Fault(text=f"{path} cannot be read by HDF5, and so by no other program")]
@@ -177,13 +182,20 @@ def _structure_faults(path: Path, header: Header, seen: Seen) -> list[Fault]:
 
 
 def _block_faults(file: TeacherCache, advance: Callable[[int], None]) -> Iterator[Fault]:
-    """Every block that is lost, changed, or holds what no teacher says."""
+    """Blocks that are lost, changed, or hold impossible values; neighbours with the same fault as one."""
+    for (name, slot, wrong), group in itertools.groupby(_checked_blocks(file, advance), key=lambda block: block[:3]):
+        rows = [file.shape.rows(block) for *_, block in group]
+        first, last = rows[0].start, rows[-1].stop - 1
+        if wrong:
+            text = f"{name}, slot {slot}, rows {first} to {last} {wrong}"
+            yield Fault(text=text, dataset=name, slot=slot, first_row=first, last_row=last)
+
+
+def _checked_blocks(file: TeacherCache, advance: Callable[[int], None]) -> Iterator[tuple[str, int, str, int]]:
+    """Data set, slot, what is wrong (or nothing) and block, in the order of `blocks`."""
     for name, slot, block in file.blocks():
         advance(file.block(name, slot, block).nbytes)
-        what = _what_is_wrong(file, name, slot, block)
-        if what:
-            rows = file.shape.rows(block)
-            yield Fault(text=what, dataset=name, slot=slot, first_row=rows.start, last_row=rows.stop - 1)
+        yield name, slot, _what_is_wrong(file, name, slot, block), block
 
 
 def _what_is_wrong(file: TeacherCache, name: str, slot: int, block: int) -> str:
@@ -199,37 +211,14 @@ def _what_is_wrong(file: TeacherCache, name: str, slot: int, block: int) -> str:
     return ""
 
 
-def _merge(faults: Iterator[Fault]) -> Iterator[Fault]:
-    """Neighbouring blocks of a slot with one fault are one fault, put into words."""
-    run: Fault | None = None
-    for fault in faults:
-        same = run and (run.dataset, run.slot, run.text) == (fault.dataset, fault.slot, fault.text)
-        if run and same and run.last_row is not None and fault.first_row == run.last_row + 1:
-            run = _place(run.text, run, fault.last_row)
-            continue
-        if run:
-            yield _in_words(run)
-        run = fault
-    if run:
-        yield _in_words(run)
-
-
-def _place(text: str, fault: Fault, last_row: int | None) -> Fault:
-    return Fault(text=text, dataset=fault.dataset, slot=fault.slot, first_row=fault.first_row, last_row=last_row)
-
-
-def _in_words(fault: Fault) -> Fault:
-    where = f"{fault.dataset}, slot {fault.slot}, rows {fault.first_row} to {fault.last_row}"
-    return _place(f"{where} {fault.text}", fault, fault.last_row)
-
-
 def _compare(names: Sequence[str], verdicts: Sequence[FileVerdict]) -> list[FileVerdict]:
     """Add to the verdicts what is wrong between teachers: they must have seen the same views of the same samples."""
     readable = {verdict.name: TeacherCache(verdict.path) for verdict in verdicts if verdict.verdict == SOUND}
-    reference = next((readable[name] for name in names if name in readable), None)
+    first, *others = [name for name in names if name in readable] or [""]
+    faults = {name: text for name in others if (text := _misalignment(readable[first], readable[name]))}
     return [
-        _with_fault(verdict, _misalignment(reference, readable[verdict.name]))
-        if reference and verdict.verdict == SOUND and readable[verdict.name] is not reference
+        replace(verdict, verdict=DAMAGED, faults=(Fault(text=faults[verdict.name]),), cure=_REMAKE_ONE)
+        if verdict.verdict == SOUND and verdict.name in faults
         else verdict
         for verdict in verdicts
     ]
@@ -245,26 +234,11 @@ def _misalignment(reference: TeacherCache, other: TeacherCache) -> str:
         )
     except CacheError as error:
         return str(error)
-    slots = min(reference.shape.num_views, other.shape.num_views)
+    slots = min(reference.shape.num_views, other.shape.views)
     different = [
         slot for slot in range(slots) if not np.array_equal(reference.read("view", slot), other.read("view", slot))
     ]
     return f"{other.path} and {reference.path} saw different views in slot {different[0]}" if different else ""
-
-
-def _with_fault(verdict: FileVerdict, text: str) -> FileVerdict:
-    if not text:
-        return verdict
-    return FileVerdict(
-        name=verdict.name,
-        path=verdict.path,
-        verdict=DAMAGED,
-        file_bytes=verdict.file_bytes,
-        blocks=verdict.blocks,
-        done=verdict.done,
-        faults=(*verdict.faults, Fault(text=text)),
-        cure="remove the one that is wrong, and run `cache_teachers` for it again",
-    )
 
 
 def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -> FileVerdict:
@@ -280,16 +254,7 @@ def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -
     except CacheError as error:
         faults.append(Fault(text=str(error)))
     verdict = DAMAGED if faults else verdict
-    return FileVerdict(
-        name=WEIGHTS_NAME,
-        path=path,
-        verdict=verdict,
-        file_bytes=path.stat().st_size,
-        blocks=0,
-        done=1.0,
-        faults=tuple(faults),
-        cure="" if verdict == SOUND else _WEIGHTS_CURE,
-    )
+    return _verdict(path, WEIGHTS_NAME, verdict, "" if verdict == SOUND else _REMAKE_WEIGHTS, faults, done=1.0)
 
 
 def _weight_faults(weights: Weights) -> list[Fault]:
