@@ -234,7 +234,7 @@ def _misalignment(reference: TeacherCache, other: TeacherCache) -> str:
         )
     except CacheError as error:
         return str(error)
-    slots = min(reference.shape.num_views, other.shape.views)
+    slots = min(reference.shape.num_views, other.shape.num_views)
     different = [
         slot for slot in range(slots) if not np.array_equal(reference.read("view", slot), other.read("view", slot))
     ]
