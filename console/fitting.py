@@ -80,7 +80,7 @@ def fitted(console: Console, columns: Sequence[Column], *, more: str = "--json h
 
 
 def words(text: str, style: str = "") -> Text:
-    """A text from a file or folder, which shall not give the terminal orders."""
+    """A text from outside, without control characters, which would reach the terminal."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text), style=style)
 
 
@@ -89,7 +89,7 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
-def figure(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """An entropy, a weight or a correlation; a dash where there is none."""
     return "-" if value is None else f"{value:.3f}"
 

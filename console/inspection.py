@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demkd.console.bars import histogram_bars
-from demkd.console.fitting import Column, figure, fitted, room, share, words
+from demkd.console.fitting import Column, fitted, number_text, room, share, words
 from demkd.console.listings import show_classes, show_samples, show_views
 from demkd.console.output import counted, decimal_bytes, stdout
 from demkd.console.sample import show_sample
@@ -150,7 +150,7 @@ def _numbers(console: Console, teachers: Sequence[TeacherSummary]) -> list[Colum
             rank=4,
             left=True,
         ),
-        Column(heading="weight", cells=[figure(teacher.mean_weight) for teacher in teachers], rank=1),
+        Column(heading="weight", cells=[number_text(teacher.mean_weight) for teacher in teachers], rank=1),
         Column(
             heading="wrong,\ntrusted",
             name="wrong-and-trusted",
@@ -185,7 +185,7 @@ def _matrices(console: Console, alike: Agreement) -> list[Column]:
     ranks = [Column(heading="rank\ncorrelation\nwith", cells=alike.names, words=True)]
     for position, name in enumerate(alike.names):
         same.append(Column(heading=name, cells=[share(row[position]) for row in alike.same_top1]))
-        ranks.append(Column(heading=name, cells=[figure(row[position]) for row in alike.rank_correlation]))
+        ranks.append(Column(heading=name, cells=[number_text(row[position]) for row in alike.rank_correlation]))
     if room(same + ranks, console.width) >= 0:
         return same + ranks
     pairs = list(combinations(range(count), 2))
@@ -193,5 +193,7 @@ def _matrices(console: Console, alike: Agreement) -> list[Column]:
         Column(heading="teacher", cells=[alike.names[one] for one, _ in pairs], words=True),
         Column(heading="and", cells=[alike.names[other] for _, other in pairs], words=True),
         Column(heading="same\ntop-1", cells=[share(alike.same_top1[one][other]) for one, other in pairs]),
-        Column(heading="rank\ncorrelation", cells=[figure(alike.rank_correlation[one][other]) for one, other in pairs]),
+        Column(
+            heading="rank\ncorrelation", cells=[number_text(alike.rank_correlation[one][other]) for one, other in pairs]
+        ),
     ]

@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from demkd.console.fitting import Column, figure, fitted, share, words
+from demkd.console.fitting import Column, fitted, number_text, share, words
 from demkd.console.output import counted, stdout
 from demkd.report.classes import ClassListing
 from demkd.report.samples import SampleListing
@@ -60,7 +60,7 @@ _MEASURES = (
 def _measure_columns(listing: ClassListing, measure: str, heading: str, rank: int, sorted_by: str) -> list[Column]:
     """A measure's mean over the teachers, and a column a teacher; what the list is sorted by is always shown."""
     name = measure.replace("top1", "top-1").replace("_", "-")
-    text = figure if measure in ("entropy", "weight") else share
+    text = number_text if measure in ("entropy", "weight") else share
     columns = []
     if measure != "weight":  # whose mean is 1/K
         columns.append(
@@ -121,12 +121,15 @@ def show_samples(listing: SampleListing) -> None:
             Column(
                 heading="entropy",
                 group=teacher,
-                cells=[figure(one.entropy) for one in said],
+                cells=[number_text(one.entropy) for one in said],
                 rank=4 if trusted else 3,
                 name="entropy by teacher",
             ),
             Column(
-                heading="weight", group=teacher, cells=[figure(one.weight) for one in said], rank=3 if trusted else 6
+                heading="weight",
+                group=teacher,
+                cells=[number_text(one.weight) for one in said],
+                rank=3 if trusted else 6,
             ),
         ]
     console.print(fitted(console, columns, more=_MORE))
@@ -157,7 +160,7 @@ def show_views(views: SampleViews) -> None:
         answers = [words(one.prediction, "bold" if one.right else "") for one in said]
         columns += [
             Column(heading="says", group=teacher, cells=answers, rank=2, words=True, name="predictions"),
-            Column(heading="entropy", group=teacher, cells=[figure(one.entropy) for one in said], rank=1),
-            Column(heading="weight", group=teacher, cells=[figure(one.weight) for one in said], rank=3),
+            Column(heading="entropy", group=teacher, cells=[number_text(one.entropy) for one in said], rank=1),
+            Column(heading="weight", group=teacher, cells=[number_text(one.weight) for one in said], rank=3),
         ]
     console.print(fitted(console, columns, more=_MORE))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from demkd.console.bars import value_bars
-from demkd.console.fitting import Column, figure, fitted, share, words
+from demkd.console.fitting import Column, fitted, number_text, share, words
 from demkd.console.output import stdout
 from demkd.console.picture import draw, explain
 from demkd.report.single_sample import SampleSummary, SampleViews
@@ -33,7 +33,7 @@ def show_sample(sample: SampleSummary, picture: NDArray[Any] | None) -> None:
         Column(heading="entropy", cells=[f"{answer.entropy:.3f}" for answer in sample.answers]),
         Column(
             heading="weight",
-            cells=[figure(answer.weight) for answer in sample.answers],
+            cells=[number_text(answer.weight) for answer in sample.answers],
             rank=1,
         ),
     ]

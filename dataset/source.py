@@ -66,6 +66,10 @@ class ImageSource(ABC):
     def renderer(self, policy: ViewPolicy, device: torch.device) -> Renderer:
         """What makes views of this source's pictures on a device, from indices (B,) and records (B, R)."""
 
+    def block(self, indices: Tensor, policy: ViewPolicy, device: torch.device) -> Renderer:
+        """What makes views of some samples (B,), whose pictures are read once, from positions 0..B-1 and records."""
+        return policy.renderer(self.fetch(indices).to(device))
+
     @abstractmethod
     def plain(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """What gives the pictures as they are, (B, 3, H, W), uint8, on a device, from indices (B,)."""
@@ -109,6 +113,7 @@ class MemoryImages(ImageSource):
     pixels: Tensor
     policy: ViewPolicy | None = None
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _renderers: dict[tuple[ViewPolicy, torch.device], Renderer] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -129,7 +134,16 @@ class MemoryImages(ImageSource):
         return self.pixels[indices]
 
     def renderer(self, policy: ViewPolicy, device: torch.device) -> Renderer:
-        return policy.renderer(self.pixels.to(device))
+        """Made once for a policy, because a policy may keep a copy of all pictures."""
+        key = (policy, device)
+        if key not in self._renderers:
+            self._renderers.clear()
+            self._renderers[key] = policy.renderer(self.pixels.to(device))
+        return self._renderers[key]
+
+    def block(self, indices: Tensor, policy: ViewPolicy, device: torch.device) -> Renderer:
+        render, samples = self.renderer(policy, device), indices.to(device)
+        return lambda positions, records: render(samples[positions], records)
 
     def plain(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         pixels = self.pixels.to(device)

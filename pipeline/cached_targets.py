@@ -122,18 +122,24 @@ class CachedTargets:
             device=device_,
             hint_layer=by_teacher(hint_layer),
         )
+        self._begun = object()
         self.hint_shapes = self._teachers.hint_shapes(torch.empty(0))
         self._objective = Objective(chosen, epochs=epochs, teachers=len(opened.names), label_smoothing=label_smoothing)
 
     def epoch(self, epoch: int, *, batch_size: int = 64) -> Iterator[TargetBatch]:
         """The batches of epoch 1, 2, ..., in its order; a last batch of one is left out.
 
-        Which view a sample shows depends on the epoch and the seed alone. One epoch at a time: the next call reads
-        another slot.
+        Which view a sample shows depends on the epoch and the seed alone.
+
+        Raises:
+            RuntimeError: if another epoch was begun meanwhile, whose targets are of other views.
         """
         records = self._teachers.start_epoch(epoch).records.to(self._device)
+        self._begun = begun = object()
         order = torch.from_numpy(seeded.sample_order(run_seed=self._seed, epoch=epoch, samples=len(self._labels)))
         for indices in torch.split(order.to(self._device), batch_size):
+            if self._begun is not begun:
+                raise RuntimeError(f"epoch {epoch} cannot go on, because another one was begun: take one at a time")
             if len(indices) > 1:
                 views = self._render(indices, records[indices])
                 yield TargetBatch(

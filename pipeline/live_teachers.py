@@ -33,11 +33,12 @@ def require_live_weights(method: Method, views: int | str | None) -> None:
         MethodError: with the reason.
     """
     if needs_all_samples(method):
-        option = "weight_level dataset" if method.weight_level == "dataset" else f"weight_source {method.weight_source}"
+        source = method.weight_source
+        option = "`weight_level=dataset`" if method.weight_level == "dataset" else f"`weight_source={source}`"
         raise MethodError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
     if views == "random" and method.weight_source == "shuffled_teachers":
         raise MethodError(
-            "weight_source shuffled_teachers is drawn once per slot, and `views=random` has no slots: "
+            "`weight_source=shuffled_teachers` is drawn once per slot, and `views=random` has no slots: "
             "give a number of `views`"
         )
 

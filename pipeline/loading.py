@@ -51,7 +51,7 @@ class TeacherSpec:
     module: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name == WEIGHTS_NAME:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name == WEIGHTS_NAME:
             raise TeacherSpecError(
                 f"a teacher cannot be called {self.name!r}: give it a name of letters, digits, . _ and -, other than "
                 f"{WEIGHTS_NAME!r} (`teachers=NAME=NETWORK@CHECKPOINT`)"

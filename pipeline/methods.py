@@ -132,21 +132,21 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
     """
     fixed = method.fixed_weights
     if fixed and len(fixed) != len(names):
-        raise MethodError(f"fixed_weights has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
+        raise MethodError(f"`fixed_weights` has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
     if method.reduction == "released" and not RELEASED_SCALES[method.name](len(names)):
         raise MethodError(
-            f"reduction released gives {method.name}'s logit loss the factor 0 with {len(names)} teacher "
+            f"`reduction=released` gives {method.name}'s logit loss the factor 0 with {len(names)} teacher "
             f"({', '.join(names)}): choose normalised, or more teachers"
         )
 
 
 def _require_known_value(key: str, value: Any) -> None:
     if key in CHOICES and value not in (words := _words(key)):
-        raise MethodError(f"{key} cannot be {value!r}: choose one of {', '.join(words)}")
+        raise MethodError(f"`{key}` cannot be {value!r}: choose one of {', '.join(words)}")
     if key in _NUMBERS and not isinstance(value, Real):
-        raise MethodError(f"{key} cannot be {value!r}: it must be a number")
+        raise MethodError(f"`{key}` cannot be {value!r}: it must be a number")
     if key in _NUMBERS and (not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE)):
-        raise MethodError(f"{key} cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0")
+        raise MethodError(f"`{key}` cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0")
 
 
 def _words(key: str) -> tuple[str, ...]:
@@ -167,29 +167,29 @@ def _require_possible_loss(method: Method) -> None:
     factors = (method.tckd_weight, method.nckd_weight) if method.decouple == "dkd" else (1.0,)
     has_logit_loss = method.needs_teachers and method.kd_weight > 0 and any(factors)
     if method.needs_features and not method.needs_teachers:
-        raise MethodError("the method ce has no teachers, so there are no features for hint_weight: leave it out")
+        raise MethodError("the method ce has no teachers, so there are no features for `hint_weight`: leave it out")
     if method.needs_teachers and not method.needs_features and not has_logit_loss:
         raise MethodError(
-            "with factors of 0 (kd_weight, or tckd_weight and nckd_weight; and hint_weight) nothing is learnt from the "
-            "teachers; choose the method ce"
+            "with factors of 0 (`kd_weight`, or `tckd_weight` and `nckd_weight`; and `hint_weight`) nothing is learnt "
+            "from the teachers; choose the method ce"
         )
     if method.decouple != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
         raise MethodError(
-            "weight_on and entropy_scope need the two parts of DKD's loss, and this loss is not decoupled"
+            "`weight_on` and `entropy_scope` need the two parts of DKD's loss, and this loss is not decoupled"
         )
     if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.decouple != "coupled"):
-        raise MethodError("reduction released is known for kd, ebkd and ca-mkd, with their coupled loss")
+        raise MethodError("`reduction=released` is known for kd, ebkd and ca-mkd, with their coupled loss")
 
 
 def _require_possible_weights(method: Method) -> None:
     if (method.weight_source == "fixed") != bool(method.fixed_weights):
-        raise MethodError("fixed_weights and weight_source fixed go together: give both or neither")
+        raise MethodError("`fixed_weights` and `weight_source=fixed` go together: give both or neither")
     if method.fixed_weights and not _are_shares(method.fixed_weights):
-        raise MethodError(f"fixed_weights cannot be {method.fixed_weights!r}: none may be below 0, their sum is 1")
+        raise MethodError(f"`fixed_weights` cannot be {method.fixed_weights!r}: none may be below 0, their sum is 1")
     if method.entropy_scope == "decoupled" and method.weight_source not in ENTROPY_SOURCES:
-        raise MethodError("entropy_scope decoupled needs a weight_source of entropies")
+        raise MethodError("`entropy_scope=decoupled` needs a `weight_source` of entropies")
     if method.weight_source == "shuffled_samples" and method.weight_level == "dataset":
-        raise MethodError("weight_level dataset gives all samples the same weights: shuffled_samples changes nothing")
+        raise MethodError("`weight_level=dataset` gives all samples the same weights: shuffled_samples changes nothing")
 
 
 # The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (docs/methods.md).

@@ -79,7 +79,7 @@ class CachingJob:
         The pictures are read once. Batches begin at the first sample, so that a resumed file is the same.
         """
         device = self.compute.device
-        render = self.policy.renderer(self.source.fetch(indices).to(device))
+        render = self.source.block(indices, self.policy, device)
         positions = torch.arange(len(indices), device=device)
         drawn = self.policy.draw(view_seed=self.view_seed, slots=slots, indices=indices.numpy())  # (S, B, R)
         for slot, records in zip(slots, drawn, strict=True):
@@ -118,7 +118,8 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
     policy.require(num_views if request.views is None else request.views)
     some = torch.arange(min(64, len(request.source)))
     records = policy.draw(view_seed=request.view_seed, slots=[0], indices=some.numpy())[0]
-    views = policy.render(request.source.fetch(some).to(compute.device), records_on(compute.device, records))
+    render = request.source.block(some, policy, compute.device)
+    views = render(some.to(compute.device), records_on(compute.device, records))
     return CachingJob(
         source=request.source,
         policy=policy,

@@ -69,6 +69,7 @@ class Teaching:
         teachers: names in the cache, or `NAME=NETWORK@CHECKPOINT` live.
         views: how many slots, or "random" for independent views.
         hint_layer: whose features are matched, `TEACHER=LAYER` each; empty without features.
+        student_layer: whose features are adapted to them; empty for the last map.
     """
 
     method: Method
@@ -77,6 +78,7 @@ class Teaching:
     views: int | str
     view_seed: int
     hint_layer: tuple[str, ...] = ()
+    student_layer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -323,6 +323,7 @@ def _recipe(
             views=views,
             view_seed=view_seed,
             hint_layer=tuple(f"{name}={layer}" for name, layer in hint_layers.items()),
+            student_layer=request.student_layer,
         ),
         sources={**_digests(request.train), **digests},
     )
@@ -381,7 +382,6 @@ def _run(
         target_source,
         compute,
         student=request.student,
-        student_layer=request.student_layer if isinstance(request, DistillRequest) else "",
         own=request.own,
     )
     with open_run(request.folder, trainer.recipe) as run:

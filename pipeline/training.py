@@ -62,7 +62,6 @@ class Trainer:
         compute: Compute,
         *,
         student: nn.Module | None = None,
-        student_layer: str = "",
         own: OwnTraining | None = None,
     ) -> None:
         """Build the student and its adapters from the recipe's seed.
@@ -70,7 +69,6 @@ class Trainer:
         Args:
             labels: (N,), what the student learns; those of `train`, or corrupted ones.
             student: the user's own module, trained in place; None to build the recipe's.
-            student_layer: whose features are adapted to the teachers'; "" for the last map.
         """
         settings, method = recipe.training, recipe.teaching.method if recipe.teaching else METHODS["ce"]
         self._target_source, self._compute = target_source, compute
@@ -85,7 +83,12 @@ class Trainer:
         compute.place(network)
         some = train.plain(compute.device)(torch.zeros(2, dtype=torch.int64, device=compute.device))
         hint_shapes = target_source.hint_shapes(some) if method.needs_features else []
-        self.model = StudentWithAdapters(network, hint_shapes, self._normalisation.apply(some), layer=student_layer)
+        self.model = StudentWithAdapters(
+            network,
+            hint_shapes,
+            self._normalisation.apply(some),
+            layer=recipe.teaching.student_layer if recipe.teaching else "",
+        )
         compute.place(self.model)
         self._objective = Objective(
             method,
@@ -94,7 +97,7 @@ class Trainer:
             label_smoothing=settings.label_smoothing,
         )
         own = own or OwnTraining()
-        parameters = self.model.parameters()
+        parameters = list(self.model.parameters())
         self._optimizer = (
             own.optimizer(parameters) if own.optimizer else OPTIMIZERS[settings.optimizer](parameters, settings)
         )

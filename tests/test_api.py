@@ -210,6 +210,16 @@ def test_cached_targets_have_the_losses_of_distill(cache: Path, tmp_path: Path, 
         assert sorted(seen) == list(range(60))
 
 
+def test_two_epochs_cannot_be_mixed(cache: Path) -> None:
+    """The targets are those of the slot that was read last, and the views of the first epoch would be others."""
+    targets = demkd.CachedTargets(cache, TRAIN, method="kd", device="cpu")
+    first = targets.epoch(1, batch_size=16)
+    next(first)
+    next(targets.epoch(2, batch_size=16))
+    with pytest.raises(RuntimeError, match="epoch 1 cannot go on, because another one was begun"):
+        next(first)
+
+
 def test_features_are_chosen_by_name_or_refused(cache: Path, tmp_path: Path) -> None:
     """Of features that are not the last map's, none is taken without a word."""
     folder = tmp_path / "cache"
@@ -224,7 +234,9 @@ def test_features_are_chosen_by_name_or_refused(cache: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
     demkd.distill("resnet8", out=tmp_path / "run", hint_layer="0@2x2", student_layer="stage1", **options)
     recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
-    assert recipe["hint_layer"] == ["a=0@2x2", "b=0@2x2"]
+    assert (recipe["hint_layer"], recipe["student_layer"]) == (["a=0@2x2", "b=0@2x2"], "stage1")
+    with pytest.raises(RecipeError, match="student_layer was stage1 and is stage2"):
+        demkd.distill("resnet8", out=tmp_path / "run", hint_layer="0@2x2", student_layer="stage2", **options)
     options["learning_rate"] = 1e-4
     demkd.distill("resnet8", out=tmp_path / "slow", hint_layer="0@2x2", student_layer="stage1", **options)
     live = {**options, "cache": None, "live_teachers": TEACHERS, "views": 1, "hint_layer": "0@2x2"}

@@ -181,14 +181,14 @@ def test_a_weighting_of_ones_own_is_a_function_and_a_line(
     own = choose_method("de-mkd", weight_source="loudness", weight_form="winner")
     loudest = torch.stack([z.amax(1) for z in scene["teachers"]]).argmax(0)
     assert torch.equal(weights_of(scene, own).nckd, F.one_hot(loudest, K).T.double())
-    with pytest.raises(MethodError, match=r"weight_form cannot be 'loser': choose one of .*, inverse, winner"):
+    with pytest.raises(MethodError, match=r"`weight_form` cannot be 'loser': choose one of .*, inverse, winner"):
         choose_method("de-mkd", weight_form="loser")
     tempered = choose_method("de-mkd", weight_source="loudness", weight_form="one_minus_softmax", entropy_temperature=2)
     assert not torch.equal(
         weights_of(scene, tempered).nckd, weights_of(scene, choose_method("de-mkd", weight_source="loudness")).nckd
     )
     assert choose_method("de-mkd", weight_form="winner", weight_tau=0.5).weight_tau == 0.5
-    with pytest.raises(MethodError, match="entropy_scope decoupled needs a weight_source of entropies"):
+    with pytest.raises(MethodError, match="`entropy_scope=decoupled` needs a `weight_source` of entropies"):
         choose_method("de-mkd", weight_source="loudness", entropy_scope="decoupled")
 
 
@@ -261,7 +261,7 @@ def test_a_preset_with_all_its_options_spelled_out_is_itself(name: str) -> None:
     options = asdict(METHODS[name])
     assert choose_method(options.pop("name"), **options) == METHODS[name]
     if name != "ce":
-        with pytest.raises(MethodError, match="decouple cannot be 'none': choose one of dkd, coupled"):
+        with pytest.raises(MethodError, match="`decouple` cannot be 'none': choose one of dkd, coupled"):
             choose_method(name, decouple="none")
 
 
@@ -270,9 +270,9 @@ def test_a_preset_with_all_its_options_spelled_out_is_itself(name: str) -> None:
     [
         ({"foo": 1}, "a method has no option foo: choose among decouple, kd_weight, "),
         ({"foo": None}, "a method has no option foo: choose among decouple, kd_weight, "),
-        ({"nckd_weight": "8"}, "nckd_weight cannot be '8': it must be a number"),
-        ({"weight_source": "fixed", "fixed_weights": ("1",)}, "fixed_weights cannot be "),
-        ({"weight_source": "fixed", "fixed_weights": 1.0}, "fixed_weights cannot be "),
+        ({"nckd_weight": "8"}, "`nckd_weight` cannot be '8': it must be a number"),
+        ({"weight_source": "fixed", "fixed_weights": ("1",)}, "`fixed_weights` cannot be "),
+        ({"weight_source": "fixed", "fixed_weights": 1.0}, "`fixed_weights` cannot be "),
     ],
 )
 def test_options_of_the_wrong_kind_are_named(options: dict[str, Any], why: str) -> None:
@@ -285,5 +285,5 @@ def test_options_that_do_not_fit_the_number_of_teachers_are_refused() -> None:
     require_teacher_count(released, ("a", "b"))
     with pytest.raises(MethodError, match=r"gives ebkd's logit loss the factor 0 with 1 teacher \(a\)"):
         require_teacher_count(released, ("a",))
-    with pytest.raises(MethodError, match=r"fixed_weights has 1 numbers for 2 teachers \(a, b\)"):
+    with pytest.raises(MethodError, match=r"`fixed_weights` has 1 numbers for 2 teachers \(a, b\)"):
         require_teacher_count(choose_method("kd", weight_source="fixed", fixed_weights=(1.0,)), ("a", "b"))
