@@ -19,11 +19,12 @@ So `teachers = ["resnet8", "vgg8"]` tries one, then the other; to try sets of th
 `teachers = [["resnet8", "vgg8"], ["wrn_16_1"]]`. Only the list of an option that the command line repeats, such as
 `teacher`, is one value. A sweep is checked as a whole before anything runs.
 
-Runs are processes: none can disturb another, and any number may run at once.
+Each run is a process of its own, and `--jobs` of them run at once. They end when the sweep ends, also if it is killed.
 """
 
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from typing import Any
 import tomli_w
 
 from demkd.errors import UserError
+from demkd.pipeline.child_process import child_environment, python_module
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
@@ -46,7 +48,7 @@ from demkd.teachers.checkpoint import STUDENT_FILE
 OPTIONS_FILE = "sweep.toml"  # what a sweep asked of a run
 _OWN = frozenset({"out", "json", "as_json", "quiet", "recipe"})  # options that are not a sweep's to choose
 _PLAIN = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")  # one component of a path, no longer than file systems take
-_COMMAND = Path(__file__).resolve().parents[1] / "cli.py"
+_CHILD = python_module("demkd.pipeline.sweep_child")
 
 _Result = subprocess.CompletedProcess[str]
 _Process = subprocess.Popen[str]
@@ -103,11 +105,11 @@ class SweepRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it was made, and with these very options; if not, `distill` says what differs."""
+        """Whether it was made with exactly these options; if not, `distill` says what differs."""
         return (self.folder / STUDENT_FILE).exists() and self._made_with() == self._as_text()
 
     def remember(self) -> None:
-        """Keep the options beside the finished run."""
+        """Write the options into the folder of the finished run."""
         (self.folder / OPTIONS_FILE).write_text(self._as_text(), encoding="utf-8")
 
     def _made_with(self) -> str | None:
@@ -119,7 +121,7 @@ class SweepRun:
 
     def command(self) -> list[str]:
         """The command line that makes, or goes on with, this run."""
-        return [sys.executable, str(_COMMAND), "distill", "--quiet", "--json", "--out", str(self.folder), *self.words]
+        return [*_CHILD, "distill", "--quiet", "--json", "--out", str(self.folder), *self.words]
 
 
 def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[SweepRun]:
@@ -165,7 +167,7 @@ def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
 
 
 def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> None:
-    """Make the runs that are missing; a failed one does not stop the others, an exception ends those under way.
+    """Make the runs that are missing; a failed one does not stop the others, an exception ends the running ones.
 
     Raises:
         SweepError: naming the runs that failed, with what the first one said.
@@ -190,7 +192,7 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
 
 @contextmanager
 def exit_when_terminated() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that a sweep can end its processes. For the main thread."""
+    """Let SIGTERM raise SystemExit, so that a sweep ends its processes; to be called in the main thread."""
     before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         yield
@@ -261,28 +263,42 @@ def _beside_seed(run: SweepRun) -> str:
 
 @contextmanager
 def _results(runs: Sequence[SweepRun], jobs: int) -> Iterator[Iterator[tuple[SweepRun, _Result]]]:
-    """Make runs, and give the result of each as soon as it is there; whatever is under way in the end is ended."""
+    """Make runs, and give the result of each as soon as it is there; runs that have not finished on leaving are ended.
+
+    The runs have the reading end of a pipe as stdin, and this process alone has the writing end, to which it never
+    writes: when this process ends, in whatever way, the system closes it, and the runs end (`sweep_child.py`).
+    """
     processes: list[_Process] = []
+    stdin, lifeline = os.pipe()
     threads = ThreadPoolExecutor(jobs)  # each waits for a process
-    making = {threads.submit(_make, run, processes): run for run in runs}
+    making = {threads.submit(_make, run, stdin, processes): run for run in runs}
     try:
         yield ((making[future], future.result()) for future in as_completed(making))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         _terminate(processes, making)
+        os.close(lifeline)
+        os.close(stdin)
 
 
 def _terminate(processes: Sequence[_Process], making: Collection[Future[_Result]]) -> None:
-    """Until all are gone: a thread may be about to start one more."""
+    """End all processes; repeatedly, because a thread may be about to start another."""
     while not all(future.done() for future in making):
         for process in tuple(processes):
             process.terminate()
         time.sleep(0.05)
 
 
-def _make(run: SweepRun, processes: list[_Process]) -> _Result:
-    """Run one in a process of its own, whose stdout is its report as JSON."""
-    with subprocess.Popen(run.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own command
+def _make(run: SweepRun, stdin: int, processes: list[_Process]) -> _Result:
+    """Make one run in a process of its own, whose stdout is its report as JSON."""
+    with subprocess.Popen(  # noqa: S603 - our own command
+        run.command(),
+        env=child_environment(),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         processes.append(process)
         stdout, stderr = process.communicate()
     if not process.returncode:

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from demkd.cache import CacheBusyError, exclusive
 from demkd.cli import main
 from demkd.options import sweep_options
 from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.sweeping import OPTIONS_FILE, SweepError, SweepRun, find_baseline, plan_sweep, run_sweep
 from tests.conftest import CHECKOUT, Cli
 from tests.pipeline.stages import Workshop
@@ -258,33 +261,74 @@ def test_a_run_is_told_and_remembered_when_it_is_done(recipe: Path, tmp_path: Pa
     assert seen == [(True, False), (True, True)]
 
 
+def wait_until(condition: Callable[[], bool], seconds: float, why: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.05)
+
+
+def start_sweep(recipe: Path, out: Path) -> "subprocess.Popen[bytes]":
+    """Start a sweep of two jobs, and wait until both have trained an epoch."""
+    command = [sys.executable, CHECKOUT / "cli.py", "sweep", recipe, "--out", out, "--jobs", "2", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE)
+    metrics = [run.folder / "metrics.jsonl" for run in plan(recipe, out)[:2]]
+    wait_until(lambda: all(file.exists() and file.stat().st_size for file in metrics), 120, "the runs do not start")
+    return process
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_ended_leaves_no_process_behind(number: int, recipe: Path, tmp_path: Path) -> None:
     """Only the sweep's own process is told; its runs would go on for hours, a line of metrics at a time."""
     tables = tomllib.loads(recipe.read_text()) | {"epochs": 100_000}
     recipe.write_text(tomli_w.dumps(tables))
-    command = [
-        sys.executable,
-        CHECKOUT / "cli.py",
-        "sweep",
-        recipe,
-        "--out",
-        tmp_path / "out",
-        "--jobs",
-        "2",
-        "--quiet",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE) as process:
-        metrics = [run.folder / "metrics.jsonl" for run in plan(recipe, tmp_path / "out")[:2]]
-        deadline = time.monotonic() + 120
-        while not all(file.exists() for file in metrics):
-            assert time.monotonic() < deadline, "the runs do not start"
-            time.sleep(0.1)
+    with start_sweep(recipe, tmp_path / "out") as process:
         process.send_signal(number)
         assert process.wait(30) == {signal.SIGTERM: 143, signal.SIGINT: 130}[signal.Signals(number)]
+    metrics = [run.folder / "metrics.jsonl" for run in plan(recipe, tmp_path / "out")[:2]]
     lengths = [file.stat().st_size for file in metrics]
     time.sleep(2)
     assert [file.stat().st_size for file in metrics] == lengths
     assert not (metrics[0].parent / OPTIONS_FILE).exists()
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_killed_sweep_end_and_go_on_when_it_is_called_again(
+    recipe: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """SIGKILL: the sweep can end nothing itself. A run's lock is free when its process is gone."""
+    epochs = 60
+    recipe.write_text(tomli_w.dumps(tomllib.loads(recipe.read_text()) | {"epochs": epochs, "seed": 0}))
+    runs = plan(recipe, tmp_path / "out")
+    with start_sweep(recipe, tmp_path / "out") as process:
+        assert all(map(is_busy, runs))
+        process.kill()
+        process.wait(5)
+        wait_until(lambda: not any(map(is_busy, runs)), 5, "the runs go on without their sweep")
+    trained = [len(run.metrics.read_bytes().splitlines()) for run in map(RunFolder, (run.folder for run in runs))]
+    assert all(0 < count < epochs for count in trained), "they were killed half-way"
+    shown = json.loads(cli("sweep", recipe, "--out", tmp_path / "out", "--format", "json").stdout)
+    assert [group["seeds"] for group in shown["groups"]] == [[0], [0]]
+    for run in runs:
+        assert [line["epoch"] for line in RunFolder(run.folder).read_metrics()] == list(range(1, epochs + 1))
+
+
+def is_busy(run: SweepRun) -> bool:
+    """Whether a process is at a run."""
+    try:
+        with exclusive(run.folder / "run"):
+            return False
+    except CacheBusyError:
+        return True
+
+
+def test_a_run_is_started_wherever_the_sweep_is_and_whatever_lies_there(recipe: Path, tmp_path: Path, cli: Cli) -> None:
+    """Its modules are those of the sweep's own process, not files of the current folder that have their names."""
+    (tmp_path / "demkd.py").write_text("raise SystemExit('a file of the user')")
+    (tmp_path / "torch.py").write_text("raise SystemExit('a file of the user')")
+    tables = tomllib.loads(recipe.read_text()) | {"seed": 0, "epochs": 1, "runs": {"only": {"method": "kd"}}}
+    recipe.write_text(tomli_w.dumps(tables))
+    cli("sweep", recipe, "--out", "out", cwd=tmp_path)
+    assert (tmp_path / "out" / "only" / OPTIONS_FILE).exists()
