@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tomllib
 from inspect import signature
 from pathlib import Path
@@ -55,28 +53,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api") / "cache"
     demkd.cache_teachers(TEACHERS, TRAIN, out=folder, views=4, **QUIET)
     return folder
-
-
-def test_the_example_of_the_readme_runs_as_written(tmp_path: Path) -> None:
-    """Outside the checkout's folder, in a program of its own."""
-    setup = (
-        "import torch\nfrom tests.test_api import TRAIN as train_data, TEST as test_data, TEACHERS, module\n"
-        "module_a, module_b = TEACHERS.values()\nmy_student_module = student = module()\n"
-    )
-    library = (CHECKOUT / "docs" / "library.md").read_text(encoding="utf-8")
-    example = library.partition("```python\n")[2].partition("```")[0]
-    assert "cache = demkd.cache_teachers(teachers, train_data" in example
-    result = subprocess.run(
-        [sys.executable, "-c", setup + example],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "cache" / "a.h5").exists()
-    assert (tmp_path / "run2" / "student.safetensors").exists()
 
 
 def test_the_users_modules_stay_as_they_are(cache: Path, tmp_path: Path) -> None:

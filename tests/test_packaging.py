@@ -62,6 +62,26 @@ def test_an_installed_wheel_works_beside_a_users_own_folders(installed: Path, tm
     assert printed.split() == ["demkd.networks.resnet", "demkd.cache.reader"]
 
 
+def test_the_example_of_the_documentation_runs_as_written(installed: Path, tmp_path: Path) -> None:
+    """The first program of docs/library.md, from the wheel, with modules and pictures of one's own."""
+    setup = (
+        "import torch\nfrom torch import nn\n"
+        "def module():\n"
+        "    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)\n"
+        "    return nn.Sequential(*layers)\n"
+        "def data(count):\n"
+        "    return torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8), torch.arange(count) % 10\n"
+        "module_a, module_b, my_student_module, student = (module() for _ in range(4))\n"
+        "train_data, test_data = data(100), data(20)\n"
+    )
+    page = (CHECKOUT / "docs" / "library.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    assert "cache = demkd.cache_teachers(teachers, train_data" in example
+    code = f"{setup}{example}assert loss.isfinite() and demkd.__file__.startswith({str(installed)!r})"
+    run([sys.executable, "-P", "-c", code], tmp_path, PYTHONPATH=str(installed), OMP_NUM_THREADS="1")
+    assert {"cache", "run", "run2"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_the_console_command_of_a_wheel_works(installed: Path, tmp_path: Path) -> None:
     script = installed / "bin" / "demkd"
     assert "cache-teachers" in run([sys.executable, str(script), "--help"], tmp_path, PYTHONPATH=str(installed))
