@@ -17,7 +17,7 @@ from demkd.cache.file import read_header
 from demkd.cache.hdf5_view import View, ask_hdf5
 from demkd.cache.layout import Header
 from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
-from demkd.cache.weights import WEIGHTS_NAME, Weights
+from demkd.cache.weights import WEIGHTS_NAME, CachedWeights
 
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
 Seen = Mapping[Path, View | None]
@@ -248,7 +248,7 @@ def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -
         faults += _structure_faults(path, read_header(path), seen)
         finished = [file for file in teachers if file.verdict == SOUND]
         if finished and not any(file.verdict == DAMAGED for file in teachers):  # else there is nothing to compare with
-            weights = Weights.of(folder, [TeacherCache(file.path) for file in finished])
+            weights = CachedWeights.of(folder, [TeacherCache(file.path) for file in finished])
             verdict = SOUND if weights else OUTDATED
             faults += [] if weights is None else _weight_faults(weights)
     except CacheError as error:
@@ -257,7 +257,7 @@ def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -
     return _verdict(path, WEIGHTS_NAME, verdict, "" if verdict == SOUND else _REMAKE_WEIGHTS, faults, done=1.0)
 
 
-def _weight_faults(weights: Weights) -> list[Fault]:
+def _weight_faults(weights: CachedWeights) -> list[Fault]:
     sums = weights.values.sum(axis=0)  # (V, N)
     wrong = np.argwhere(~(np.abs(sums - 1) < 1e-3))
     return [

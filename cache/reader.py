@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheError, CacheIncompleteError, CacheMissingError
 from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
-from demkd.cache.weights import WEIGHTS_NAME, Weights
+from demkd.cache.weights import WEIGHTS_NAME, CachedWeights
 
 Array = NDArray[Any]
 
@@ -48,11 +48,11 @@ class Cache:
         num_views: V, the slots that all of them have.
     """
 
-    def __init__(self, folder: Path, teachers: Sequence[TeacherCache], weights: Weights | None) -> None:
+    def __init__(self, folder: Path, teachers: Sequence[TeacherCache], weights: CachedWeights | None) -> None:
         self.folder = folder
         self.teachers = tuple(teachers)
         self.num_views = min(teacher.shape.num_views for teacher in teachers)
-        self.weights = weights
+        self.teacher_weights = weights
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +106,7 @@ class Cache:
             entropy=np.stack([teacher.read("entropy", slot) for teacher in self.teachers]),
             prediction=np.stack([teacher.read("prediction", slot) for teacher in self.teachers]),
             view=self.view(slot),
-            teacher_weights=None if self.weights is None else self.weights.of_slot(slot),
+            teacher_weights=None if self.teacher_weights is None else self.teacher_weights.of_slot(slot),
         )
 
     def view(self, slot: int) -> NDArray[np.uint16]:
@@ -150,7 +150,7 @@ def open_cache(folder: str | os.PathLike[str], teachers: Sequence[str] | None = 
             cure="Cache both teachers with the same data and views, or choose among them (`teachers`)",
             tables=("data", "views"),
         )
-    return Cache(folder, opened, Weights.of(folder, opened) if weights else None)
+    return Cache(folder, opened, CachedWeights.of(folder, opened) if weights else None)
 
 
 def _absent(folder: Path, name: str, present: Sequence[str], started: Sequence[str]) -> CacheError:

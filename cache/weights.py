@@ -18,7 +18,7 @@ WEIGHTS_NAME = "weights"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
+class CachedWeights:
     """Weights (K, V, N) of the cached teachers; they sum to 1 over K."""
 
     values: NDArray[np.float32]
@@ -29,7 +29,7 @@ class Weights:
         return self.values[:, slot]
 
     @classmethod
-    def of(cls, folder: Path, teachers: Sequence[TeacherCache]) -> "Weights | None":
+    def of(cls, folder: Path, teachers: Sequence[TeacherCache]) -> "CachedWeights | None":
         """The weights of exactly these teachers.
 
         None if weights.h5 is absent, of another set of teachers, or of fewer slots than the teachers have by now.

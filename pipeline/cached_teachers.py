@@ -92,7 +92,9 @@ class CachedTeachers:
 
     def _weigh(self, answers: SlotAnswers) -> TeacherWeights:
         """Precomputed weights where they fit, else weights of the cached entropies, or of the logits."""
-        precomputed = self._cache.weights is not None and self._cache.weights.weighting == DEFAULT_WEIGHTING
+        precomputed = (
+            self._cache.teacher_weights is not None and self._cache.teacher_weights.weighting == DEFAULT_WEIGHTING
+        )
         if answers.teacher_weights is not None and precomputed and is_default(self._method):
             weights = as_tensor(answers.teacher_weights).to(self._device)
             return share_out(weights, weights, self._method)

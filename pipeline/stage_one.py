@@ -189,7 +189,7 @@ def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
     """Write weights.h5 for all whole teachers of a cache, if they fit together; the names of those weighted."""
     with contextlib.suppress(CacheDamagedError, CacheMismatchError):  # of the weights: they are computed anew
         present = open_cache(folder)
-        if present.weights is not None and present.weights.weighting == DEFAULT_WEIGHTING:
+        if present.teacher_weights is not None and present.teacher_weights.weighting == DEFAULT_WEIGHTING:
             return present.names
     try:
         cache = open_cache(folder, weights=False)

@@ -143,7 +143,7 @@ def _slot_teacher(cache: Cache, position: int, index: int, slot: int) -> SlotTea
         prediction=cache.class_names[prediction],
         right=prediction == int(cache.labels[index]),
         entropy=float(_answer(teacher, "entropy", slot, index)),
-        weight=None if cache.weights is None else float(cache.weights.values[position, slot, index]),
+        weight=None if cache.teacher_weights is None else float(cache.teacher_weights.values[position, slot, index]),
     )
 
 

@@ -65,7 +65,7 @@ def read_statistics(cache: Cache) -> CacheStatistics:
                 f"{teacher.path} predicts classes above {cache.classes - 1}: remove it and make it again"
             )
     labels = cache.labels.astype(np.uint16)
-    weights = None if cache.weights is None else cache.weights.values[:, : cache.num_views]
+    weights = None if cache.teacher_weights is None else cache.teacher_weights.values[:, : cache.num_views]
     trusted, misplaced = (None, None) if weights is None else _trust_in_wrong(prediction, labels, weights)
     same_top1, disagreement = _compare(prediction)
     return CacheStatistics(

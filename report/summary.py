@@ -141,7 +141,7 @@ def summarise(statistics: CacheStatistics) -> CacheSummary:
         view_seed=views["seed"],
         precision=", ".join(dict.fromkeys(teacher.precision for teacher in teachers)),
         file_bytes=sum(teacher.file_bytes for teacher in teachers) + _weights_bytes(cache),
-        weighting=cache.weights.weighting if cache.weights else None,
+        weighting=cache.teacher_weights.weighting if cache.teacher_weights else None,
         weights_state=_weights_state(cache),
         unfinished=_unfinished(cache.folder),
         teachers=teachers,
@@ -218,13 +218,13 @@ def _correlation(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> floa
 
 
 def _weights_state(cache: Cache) -> str:
-    if cache.weights is not None:
+    if cache.teacher_weights is not None:
         return "matches"
     return "does not match" if cache_file(cache.folder, WEIGHTS_NAME).exists() else "absent"
 
 
 def _weights_bytes(cache: Cache) -> int:
-    return 0 if cache.weights is None else cache_file(cache.folder, WEIGHTS_NAME).stat().st_size
+    return 0 if cache.teacher_weights is None else cache_file(cache.folder, WEIGHTS_NAME).stat().st_size
 
 
 def _unfinished(folder: Path) -> tuple[UnfinishedFile, ...]:

@@ -313,7 +313,7 @@ def test_weights_are_those_of_exactly_these_answers(tmp_path: Path) -> None:
     for number, name in enumerate("ab"):
         fill(tmp_path, shape(), teacher=name, number=number)
     cache = open_cache(tmp_path)
-    assert cache.weights is None
+    assert cache.teacher_weights is None
     values = np.random.default_rng(0).random((2, 3, SAMPLES), np.float32)
     write_weights(tmp_path, cache.teachers, values, weighting="drawn")
     weights = open_cache(tmp_path).read_slot(1).teacher_weights
@@ -322,7 +322,7 @@ def test_weights_are_those_of_exactly_these_answers(tmp_path: Path) -> None:
     turned = open_cache(tmp_path, ["b", "a"]).read_slot(1).teacher_weights
     assert turned is not None
     assert np.array_equal(turned, values[::-1, 1])
-    assert open_cache(tmp_path, ["a"]).weights is None, "weights of two teachers are not those of one"
+    assert open_cache(tmp_path, ["a"]).teacher_weights is None, "weights of two teachers are not those of one"
     (tmp_path / "b.h5").unlink()
     fill(tmp_path, shape(), teacher="b", number=5)
     with pytest.raises(

@@ -112,7 +112,7 @@ def test_weights_that_cannot_be_written_leave_the_last_ones(small_disk: SmallDis
     occupy(small_disk.path, leave=8192)
     with pytest.raises(CacheSpaceError, match=r"the disk cannot hold weights\.h5\.creating"):
         write_weights(small_disk.path, cache.teachers, ones, weighting="second")
-    weights = open_cache(small_disk.path).weights
+    weights = open_cache(small_disk.path).teacher_weights
     assert weights is not None
     assert weights.weighting == "first"
     assert not (small_disk.path / "weights.h5.creating").exists()

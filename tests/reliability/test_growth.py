@@ -76,7 +76,7 @@ def test_another_teacher_leaves_the_others_alone_and_joins_the_weights(
     after = contents(cache)
     assert after["a.h5"] == before["a.h5"]
     assert after["b.h5"] == before["b.h5"]
-    weights = open_cache(cache).weights
+    weights = open_cache(cache).teacher_weights
     assert weights is not None
     assert weights.values.shape == (3, 4, SAMPLES)
 
@@ -85,11 +85,11 @@ def test_a_removed_teacher_leaves_the_weights(run: Run, picture_folder: Path, te
     """Weights of another set of teachers are never used, even before stage one computes them anew."""
     run(*with_teachers(picture_folder, teachers, tmp_path, "abc"), code=0)
     (tmp_path / "b.h5").unlink()
-    assert open_cache(tmp_path).weights is None
+    assert open_cache(tmp_path).teacher_weights is None
     verdicts = {file.name: file.verdict for file in verify_cache(tmp_path).files}
     assert verdicts == {"a": SOUND, "c": SOUND, "weights": OUTDATED}
     assert answered(run, with_teachers(picture_folder, teachers, tmp_path, "ac")) == {"a": 0, "c": 0}
-    weights = open_cache(tmp_path).weights
+    weights = open_cache(tmp_path).teacher_weights
     assert weights is not None
     assert weights.values.shape == (2, 4, SAMPLES)
     assert verify_cache(tmp_path).sound
@@ -106,8 +106,8 @@ def test_teachers_may_grow_one_by_one(run: Run, picture_folder: Path, teachers: 
         assert np.array_equal(weights, before)
     run(*with_teachers(picture_folder, teachers, cache, "b", views=9), code=0)
     with open_cache(cache) as opened:
-        assert opened.weights is not None
-        assert opened.weights.values.shape == (2, 9, SAMPLES)
+        assert opened.teacher_weights is not None
+        assert opened.teacher_weights.values.shape == (2, 9, SAMPLES)
 
 
 @pytest.mark.parametrize(
