@@ -126,7 +126,7 @@ def train(
 ) -> "RunReport":
     """Train a network on labels: a teacher, or a student's baseline. Arguments as `distill`'s."""
     from demkd.pipeline.loading import require_teachers
-    from demkd.pipeline.stage_two import StudentRequest
+    from demkd.pipeline.requests import StudentRequest
     from demkd.pipeline.stage_two import train as run
 
     compute, told = _compute(device, precision), _progress(progress)
@@ -195,7 +195,7 @@ def distill(
         UserError: the run goes on when called again.
     """
     from demkd.pipeline.loading import teacher_specs
-    from demkd.pipeline.stage_two import DistillRequest, require_possible
+    from demkd.pipeline.requests import DistillRequest, require_possible
     from demkd.pipeline.stage_two import distill as run
 
     if cache is not None and live_teachers:

@@ -13,9 +13,10 @@ from demkd.pipeline.methods import METHODS
 from demkd.pipeline.preparation import CachingRequest
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import TrainingOptions
+from demkd.pipeline.requests import DistillRequest, StudentRequest
 from demkd.pipeline.results import DemoReport, RunReport
 from demkd.pipeline.stage_one import cache_teachers
-from demkd.pipeline.stage_two import DistillRequest, StudentRequest, distill, train
+from demkd.pipeline.stage_two import distill, train
 
 TEACHERS = {"resnet20": 11, "wrn_16_2": 12, "vgg8": 13}  # network -> seed
 STUDENT = "resnet8"

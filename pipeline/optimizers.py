@@ -1,14 +1,14 @@
 """Optimisers and learning-rate schedules, of this project's choice or the user's own."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from demkd.pipeline.recipe import TrainingOptions
+from demkd.pipeline.recipe import Training, TrainingOptions
 
 Parameters = Iterable[nn.Parameter]
 
@@ -24,6 +24,22 @@ class OwnTraining:
 
     optimizer: Callable[[Parameters], Optimizer] | None = None
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
+
+    def make(
+        self, parameters: list[nn.Parameter], settings: Training
+    ) -> tuple[Optimizer, LRScheduler | None, Training]:
+        """The optimiser and, if it is the user's own, the schedule; and the settings with what those are called."""
+        if self.optimizer:
+            optimizer = self.optimizer(parameters)
+            named = f"own {type(optimizer).__name__}"
+            rate = float(optimizer.param_groups[0]["lr"])
+            settings = replace(settings, optimizer=named, schedule="constant", learning_rate=rate)
+        else:
+            optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
+        if self.scheduler is None:
+            return optimizer, None, settings
+        scheduler = self.scheduler(optimizer)
+        return optimizer, scheduler, replace(settings, schedule=f"own {type(scheduler).__name__}")
 
 
 def _sgd(parameters: Parameters, options: TrainingOptions) -> Optimizer:

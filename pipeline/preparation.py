@@ -18,7 +18,7 @@ from demkd.cache.space import FilePlan, plan_file
 from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.loading import TeacherSpec, chosen_for, load_teacher, require_teachers
+from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
 from demkd.teachers import Teacher, feature_key
 
 
@@ -165,7 +165,15 @@ def _prepare_teacher(
         record_length=policy.record_length,
         features={key: tuple(summary.shape[1:]) for key, summary in features.items()},
     )
-    provenance = Provenance(
+    provenance = _provenance(request, policy, teacher, network, compute)
+    return PreparedTeacher(teacher=teacher, network=network.name, shape=shape, provenance=provenance)
+
+
+def _provenance(
+    request: CachingRequest, policy: ViewPolicy, teacher: Teacher, network: LoadedNetwork, compute: Compute
+) -> Provenance:
+    """What a teacher's answers are made from."""
+    return Provenance(
         identity={
             "teacher": {
                 "network": network.name,
@@ -174,12 +182,12 @@ def _prepare_teacher(
                 "std": list(network.normalisation.std),
                 **({"input_size": network.input_size} if network.input_size else {}),
             },
-            "data": source.facts(),
+            "data": request.source.facts(),
             "views": view_facts(policy, request.view_seed),
             "precision": compute.precision,
         },
         notes={
-            "data": source.name,
+            "data": request.source.name,
             "parameters": teacher.parameters,
             "hint_layer": teacher.hint_layer,
             "num_distinct_views": policy.num_distinct_views,
@@ -188,7 +196,6 @@ def _prepare_teacher(
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
     )
-    return PreparedTeacher(teacher=teacher, network=network.name, shape=shape, provenance=provenance)
 
 
 def device_name(compute: Compute) -> str:

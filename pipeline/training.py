@@ -20,7 +20,7 @@ from demkd.pipeline.events import EventLog
 from demkd.pipeline.loading import wrap
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Objective
-from demkd.pipeline.optimizers import OPTIMIZERS, SCHEDULES, OwnTraining
+from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
@@ -97,22 +97,8 @@ class Trainer:
             label_smoothing=settings.label_smoothing,
         )
         own = own or OwnTraining()
-        parameters = list(self.model.parameters())
-        self._optimizer = (
-            own.optimizer(parameters) if own.optimizer else OPTIMIZERS[settings.optimizer](parameters, settings)
-        )
-        self._scheduler = own.scheduler(self._optimizer) if own.scheduler else None
-        if own.optimizer:
-            settings = replace(
-                settings,
-                optimizer=f"own {type(self._optimizer).__name__}",
-                schedule="constant",
-                learning_rate=self.learning_rate,
-            )
-        if own.scheduler:
-            settings = replace(settings, schedule=f"own {type(self._scheduler).__name__}")
-        self._settings = settings
-        self._follows_schedule = not (own.optimizer or own.scheduler)
+        self._optimizer, self._scheduler, settings = own.make(list(self.model.parameters()), settings)
+        self._settings, self._follows_schedule = settings, settings.schedule in SCHEDULES and not own.optimizer
         self.recipe = replace(recipe, training=settings)
 
     @property

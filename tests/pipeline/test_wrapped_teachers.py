@@ -17,8 +17,9 @@ from demkd.pipeline.methods import choose_method
 from demkd.pipeline.preparation import CachingRequest
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.recipe import RecipeError, TrainingOptions
+from demkd.pipeline.requests import DistillRequest
 from demkd.pipeline.stage_one import cache_teachers
-from demkd.pipeline.stage_two import DistillRequest, distill
+from demkd.pipeline.stage_two import distill
 from demkd.teachers import TeacherError, state_sha256
 from tests.pipeline.stages import FLOAT32, Recorder, train_network
 
