@@ -53,11 +53,11 @@ class ExportError(UserError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRequest:
-    """What `export` is asked for.
+    """The options of `export`.
 
     Attributes:
         run: a finished run folder, or a checkpoint.
-        network: its network's name, where it does not say.
+        network: the network's name, for a checkpoint that does not have it.
         data: where the test pictures come from; None for the data of the run's recipe.
     """
 

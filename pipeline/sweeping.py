@@ -45,8 +45,10 @@ from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
 
-OPTIONS_FILE = "sweep.toml"  # what a sweep asked of a run
-_OWN = frozenset({"out", "json", "as_json", "quiet", "recipe"})  # options that are not a sweep's to choose
+OPTIONS_FILE = "sweep.toml"  # in a run's folder: the options that the sweep gave it
+_OWN = frozenset(
+    {"out", "json", "as_json", "quiet", "recipe"}
+)  # options that the sweep sets itself, or that have no meaning for it
 _PLAIN = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")  # one component of a path, no longer than file systems take
 _CHILD = python_module("demkd.pipeline.sweep_child")
 
@@ -55,7 +57,7 @@ _Process = subprocess.Popen[str]
 
 
 class SweepError(UserError, ValueError):
-    """A sweep that cannot be understood, or whose runs failed."""
+    """A sweep file with an error, or a sweep whose runs failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +82,7 @@ class SweepOption:
         return value if several else None
 
     def takes(self, value: Any) -> bool:
-        """Whether one alternative is of the right kind; `distill` knows more about it."""
+        """Whether one alternative has the right type; `distill` checks its value."""
         if self.switch:
             return isinstance(value, bool)
         items = value if isinstance(value, list) else [value]

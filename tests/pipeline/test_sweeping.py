@@ -299,7 +299,7 @@ def test_the_runs_of_a_killed_sweep_end_and_go_on_when_it_is_called_again(
     recipe: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """SIGKILL: the sweep can end nothing itself. A run's lock is free when its process is gone."""
-    epochs = 60
+    epochs = 100
     recipe.write_text(tomli_w.dumps(tomllib.loads(recipe.read_text()) | {"epochs": epochs, "seed": 0}))
     runs = plan(recipe, tmp_path / "out")
     with start_sweep(recipe, tmp_path / "out") as process:
