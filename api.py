@@ -20,6 +20,7 @@ from demkd.pipeline.arguments import (
     TrainingKeywords,
     by_teacher,
     normalisations_by_teacher,
+    require_crop_ratio,
     resolve_method,
     sizes_by_teacher,
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from demkd.dataset import Data, ImageSource, ViewPolicy
+    from demkd.dataset import Data, ImageSource, PolicyLike, Reading
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import Teachers
     from demkd.pipeline.optimizers import OwnTraining
@@ -87,23 +88,28 @@ def plan_caching(
 
 def _caching(teachers: "Teachers", data: "Data", out: Folder, options: CachingOptions) -> Any:
     """The request, where to compute, and where to tell of it."""
+    from demkd.dataset import as_policy
     from demkd.pipeline.loading import teacher_specs
     from demkd.pipeline.preparation import CachingRequest
 
     chosen: dict[str, Any] = dict(options)
+    policy = chosen.pop("policy", None)
     told = _progress(chosen.pop("progress", True))
     compute = _compute(chosen.pop("device", "auto"), chosen.pop("precision", "auto"))
     specs = teacher_specs(teachers)
     if not specs:
         raise ArgumentError("`teachers` has none: give at least one")
     features = chosen.pop("features", defaults.LAYERS)
+    reading = chosen.pop("reading", None)
+    source = _source(data, "train", told, reading, called="data")
     request = CachingRequest(
         teachers=specs,
         folder=Path(out),
         normalise=normalisations_by_teacher(chosen.pop("normalise", None)),
         input_size=sizes_by_teacher(chosen.pop("input_size", None)),
         features=(features,) if isinstance(features, str) else tuple(features),
-        source=_source(data, "train", told, called="data"),
+        source=source,
+        policy=as_policy(policy, source.default_policy),
         **chosen,
     )
     return request, compute, told
@@ -118,13 +124,15 @@ def train(
     optimizer: "OptimizerLike" = TrainingOptions.optimizer,
     scheduler: "SchedulerLike | None" = None,
     normalise: ByTeacher[NormaliseLike] = None,
-    policy: "ViewPolicy | None" = None,
+    policy: "PolicyLike" = None,
+    reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
     **training: Unpack[TrainingKeywords],
 ) -> "RunReport":
     """Train a network on labels: a teacher, or a student's baseline. Arguments as `distill`'s."""
+    from demkd.dataset import as_policy
     from demkd.pipeline.loading import require_teachers
     from demkd.pipeline.requests import StudentRequest
     from demkd.pipeline.stage_two import train as run
@@ -133,7 +141,7 @@ def train(
     options, own = _training_options(network, train, optimizer, scheduler, training)
     normalisations = normalisations_by_teacher(normalise)
     require_teachers(normalisations, (), option="normalise")
-    training_source, test_source = _splits(train, test, told)
+    training_source, test_source = _splits(train, test, told, reading)
     request = StudentRequest(
         options=options,
         train=training_source,
@@ -142,7 +150,7 @@ def train(
         student=None if isinstance(network, str) else network,
         own=own,
         normalise=normalisations,
-        policy=policy,
+        policy=as_policy(policy, training_source.default_policy),
     )
     return run(request, compute, told)
 
@@ -165,7 +173,8 @@ def distill(
     scheduler: "SchedulerLike | None" = None,
     normalise: ByTeacher[NormaliseLike] = None,
     input_size: ByTeacher[int] = None,
-    policy: "ViewPolicy | None" = None,
+    policy: "PolicyLike" = None,
+    reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
@@ -189,11 +198,14 @@ def distill(
         optimizer: "sgd", "adamw", or a function of the parameters; with your own, the learning rate is its own.
         scheduler: a function of the optimizer, instead of `schedule`; it is stepped once an epoch.
         normalise: of the student's input (and live teachers', by name); the data's by default.
+        policy: the views, or a name of them; the cache's, or as is usual for the data.
+        reading: how pictures are decoded.
         options: see `TrainingKeywords` and `MethodOptions`.
 
     Raises:
         UserError: the run goes on when called again.
     """
+    from demkd.dataset import as_policy
     from demkd.pipeline.loading import teacher_specs
     from demkd.pipeline.requests import DistillRequest, require_possible
     from demkd.pipeline.stage_two import distill as run
@@ -218,7 +230,7 @@ def distill(
         views=views,
         by_teacher={"normalise": normalisations, "input_size": sizes, "hint_layer": layers},
     )
-    training_source, test_source = _splits(train, test, told)
+    training_source, test_source = _splits(train, test, told, reading)
     request = DistillRequest(
         options=settings,
         train=training_source,
@@ -227,7 +239,7 @@ def distill(
         student=None if isinstance(student, str) else student,
         own=own,
         normalise=normalisations,
-        policy=policy,
+        policy=as_policy(policy, training_source.default_policy),
         method=chosen,
         cache=None if cache is None else Path(cache),
         teachers=teachers,
@@ -248,6 +260,9 @@ def evaluate(
     network: str | None = None,
     normalise: ByTeacher[NormaliseLike] = None,
     input_size: ByTeacher[int] = None,
+    crop_ratio: float | None = None,
+    split: str = "test",
+    reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
@@ -257,22 +272,28 @@ def evaluate(
     Args:
         network: the network's name, for a checkpoint that does not know it.
         normalise, input_size: as `cache_teachers` takes them, for one network.
+        crop_ratio: what is shown of a photo's shorter side: 0.875 is 224 of 256; what the network's run or publisher
+            says by default.
+        split: which of a data set's pictures: "test" or "train".
+        reading: how pictures are decoded.
     """
     from torch import nn
 
     from demkd.pipeline.evaluation import evaluate_network
-    from demkd.pipeline.loading import require_teachers
+    from demkd.pipeline.loading import InputChoice, require_teachers
 
     compute, told = _compute(device, precision), _progress(progress)
     normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
     require_teachers(normalisations, (), option="normalise")
     require_teachers(sizes, (), option="input_size")
+    require_crop_ratio(crop_ratio)
+    if split not in ("test", "train"):
+        raise ArgumentError(f"`split` cannot be {split!r}: choose test or train")
     return evaluate_network(
         what if isinstance(what, nn.Module) else Path(what),
-        test=_source(test, "test", told, called="test"),
+        test=_source(test, split, told, reading, called="test"),
         network=network,
-        normalisation=normalisations.get(""),
-        input_size=sizes.get(""),
+        choice=InputChoice(normalisation=normalisations.get(""), size=sizes.get(""), crop_ratio=crop_ratio),
         compute=compute,
         progress=told,
     )
@@ -285,6 +306,7 @@ def export(
     out: Folder,
     data: str | None = None,
     network: str | None = None,
+    reading: "Reading | None" = None,
     progress: bool | Progress = True,
 ) -> "ExportReport":
     """Write the network of a finished run for use elsewhere, and check the file by loading it in a fresh process.
@@ -294,11 +316,14 @@ def export(
         file_format: "safetensors", "onnx" or "torch-export".
         data: whose test pictures it is checked on, by name or folder; by default the data of the run's recipe.
         network: the network's name, for a checkpoint that does not know it.
+        reading: how those pictures are decoded.
     """
     from demkd.pipeline.exporting import ExportRequest
     from demkd.pipeline.exporting import export as run_export
 
-    request = ExportRequest(run=Path(run), network=network, data=data, format=file_format, out=Path(out))
+    request = ExportRequest(
+        run=Path(run), network=network, data=data, reading=reading, format=file_format, out=Path(out)
+    )
     return run_export(request, _progress(progress))
 
 
@@ -367,6 +392,7 @@ def recompute(
     seed: int = 0,
     normalise: ByTeacher[NormaliseLike] = None,
     input_size: ByTeacher[int] = None,
+    reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
@@ -380,7 +406,7 @@ def recompute(
     from demkd.pipeline import verify as stage
 
     told = _progress(progress)
-    asked = _asked(teachers, data, told, normalise, input_size, device, precision)
+    asked = _asked(teachers, data, told, reading, normalise, input_size, device, precision)
     return stage.recompute(stage.verify(Path(cache), None, told), asked, told, pairs=pairs, seed=seed)
 
 
@@ -391,6 +417,7 @@ def repair(
     *,
     normalise: ByTeacher[NormaliseLike] = None,
     input_size: ByTeacher[int] = None,
+    reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool | Progress = True,
@@ -399,13 +426,16 @@ def repair(
     from demkd.pipeline import verify as stage
 
     told = _progress(progress)
-    return stage.repair(Path(cache), _asked(teachers, data, told, normalise, input_size, device, precision), told)
+    return stage.repair(
+        Path(cache), _asked(teachers, data, told, reading, normalise, input_size, device, precision), told
+    )
 
 
 def _asked(
     teachers: "Teachers",
     data: "Data",
     progress: Progress,
+    reading: "Reading | None",
     normalise: ByTeacher[NormaliseLike],
     input_size: ByTeacher[int],
     device: str,
@@ -420,7 +450,7 @@ def _asked(
     require_teachers(normalisations, names, option="normalise")
     require_teachers(sizes, names, option="input_size")
     return Asked(
-        source=_source(data, "train", progress, called="data"),
+        source=_source(data, "train", progress, reading, called="data"),
         teachers=specs,
         normalise=normalisations,
         input_size=sizes,
@@ -439,6 +469,7 @@ def _training_options(
     from demkd.pipeline.loading import class_name
     from demkd.pipeline.optimizers import OPTIMIZERS, SCHEDULES, OwnTraining
 
+    require_crop_ratio(training.get("crop_ratio"))
     options = TrainingOptions(
         data=os.fspath(data) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__}",
         network=network if isinstance(network, str) else class_name(network),
@@ -451,21 +482,26 @@ def _training_options(
     return options, OwnTraining(optimizer=None if isinstance(optimizer, str) else optimizer, scheduler=scheduler)
 
 
-def _source(data: "Data", split: str, progress: Progress, *, called: str, note: bool = True) -> "ImageSource":
+def _source(
+    data: "Data", split: str, progress: Progress, reading: "Reading | None", *, called: str, note: bool = True
+) -> "ImageSource":
     from demkd.dataset import as_source
 
     if note and isinstance(data, str | os.PathLike):
         progress.note(f"reading the pictures of {os.fspath(data)}")
-    return as_source(data, split=split, called=called)
+    return as_source(data, split=split, called=called, reading=reading, told=progress)
 
 
-def _splits(train: "Data", test: "Data | None", progress: Progress) -> "tuple[ImageSource, ImageSource]":
+def _splits(
+    train: "Data", test: "Data | None", progress: Progress, reading: "Reading | None"
+) -> "tuple[ImageSource, ImageSource]":
     from demkd.dataset.objects import with_classes_of
 
     if test is None and not isinstance(train, str | os.PathLike):
         raise ArgumentError("`test` is missing: give the pictures that the student is measured on")
-    training = _source(train, "train", progress, called="train")
-    tested = _source(train if test is None else test, "test", progress, called="test", note=test is not None)
+    training = _source(train, "train", progress, reading, called="train")
+    given = train if test is None else test
+    tested = _source(given, "test", progress, reading, called="test", note=test is not None)
     return training, with_classes_of(training, tested)
 
 

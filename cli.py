@@ -14,6 +14,7 @@ from demkd.options import (
     FOLDER,
     choose_progress,
     compute_options,
+    crop_ratio_option,
     data_option,
     hint_layer_option,
     in_options,
@@ -23,13 +24,19 @@ from demkd.options import (
     method_options,
     names,
     normalise_option,
+    numbers,
     output_options,
+    reading_of,
+    reading_options,
     recipe_option,
     refuse_code_of_recipe,
     require_one_inspection,
     sweep_options,
     training_choices,
     training_options,
+    view_options,
+    view_size_option,
+    views_of,
     views_or_random,
 )
 from demkd.pipeline import defaults
@@ -37,6 +44,7 @@ from demkd.pipeline import defaults
 if TYPE_CHECKING:
     from demkd.cache import Cache
     from demkd.report.comparison import FinishedRun
+    from demkd.report.gallery import Picture
     from demkd.report.writing import WrittenFile
 
 
@@ -86,7 +94,11 @@ def main() -> None:
 @data_option
 @click.option("--out", required=True, type=FOLDER, help="The run folder; an unfinished run there goes on.")
 @training_options
+@view_options
+@view_size_option
+@crop_ratio_option
 @normalise_option
+@reading_options
 @compute_options
 @output_options
 def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -104,6 +116,8 @@ def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **opti
         train=data,
         out=out,
         normalise=options["normalise"],
+        policy=views_of(options, size=options["size"]),
+        reading=reading_of(options),
         device=options["device"],
         precision=options["precision"],
         progress=choose_progress(quiet),
@@ -148,9 +162,22 @@ def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **opti
     help="Average maps down to this side.",
 )
 @click.option("--batch-size", default=defaults.BATCH_SIZE, show_default=True, type=int, help="At most 1,024.")
+@click.option(
+    "--keep", type=int, metavar="K", help="Of every answer only the K largest logits, and the sum of the others."
+)
+@click.option(
+    "--rest-temperatures",
+    default=",".join(f"{one:g}" for one in defaults.REST_TEMPERATURES),
+    show_default=True,
+    metavar="T,T,...",
+    help="With --keep: at which temperatures that sum is kept.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
+@view_options
+@view_size_option
 @normalise_option
 @input_size_option
+@reading_options
 @compute_options
 @output_options
 def cache_teachers(
@@ -167,9 +194,12 @@ def cache_teachers(
 
     refuse_code_of_recipe("teachers", teachers)
     chosen: dict[str, Any] = {
-        **{name: options[name] for name in ("views", "view_seed", "feature_grid", "batch_size")},
+        **{name: options[name] for name in ("views", "view_seed", "feature_grid", "batch_size", "keep")},
         **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
         "features": [layer for layer in options["features"] if layer != "none"],
+        "rest_temperatures": numbers(options["rest_temperatures"], "--rest-temperatures"),
+        "policy": views_of(options, size=options["size"]),
+        "reading": reading_of(options),
         "progress": choose_progress(quiet),
     }
     if dry_run:
@@ -211,7 +241,7 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
         console.show_csv(flat_rows(found))
     else:
         with open_cache(cache, names(teachers)) as opened:
-            picture = None if data is None else _pictures(opened, data, [options["sample"]])[0]
+            picture = None if data is None else _picture_of(opened, data)(options["sample"])
         console.show_inspection(found, picture=picture)
 
 
@@ -221,20 +251,20 @@ def _write_cache_page(cache: Path, teachers: Sequence[str] | None, path: Path, d
 
     require_page_libraries("a page")  # before the pictures are read
     with open_cache(cache, teachers) as opened:
-        pixels = None if data is None else _pictures(opened, data, range(opened.samples))
-        return write_cache_page(read_statistics(opened), path, pixels=pixels)
+        picture = None if data is None else _picture_of(opened, data)
+        return write_cache_page(read_statistics(opened), path, picture=picture)
 
 
-def _pictures(cache: "Cache", data: str, samples: Sequence[int]) -> Any:
-    """The pixels (B, H, W, 3), uint8, of some samples (B,) of the data that the teachers saw."""
-    import torch
-
-    from demkd.dataset import as_source
+def _picture_of(cache: "Cache", data: str) -> "Picture":
+    """What gives the pictures of the data that the teachers saw, as they were decoded for them."""
+    from demkd.dataset import Reading, as_source
     from demkd.pipeline.stage_two import require_same_data
 
-    source = as_source(data, split="train")
+    provenance = cache.teachers[0].provenance
+    reading = Reading(exif=provenance.identity["data"].get("exif", True), skip_broken="left_out" in provenance.notes)
+    source = as_source(data, split="train", reading=reading)
     require_same_data(cache.teachers[0], source)
-    return source.fetch(torch.tensor(list(samples))).numpy()
+    return lambda index: source.read(index).numpy()
 
 
 @main.command()
@@ -255,6 +285,7 @@ def _pictures(cache: "Cache", data: str, samples: Sequence[int]) -> Any:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which pictures, --recompute.")
 @normalise_option
 @input_size_option
+@reading_options
 @compute_options
 @output_options
 def verify(cache: Path, only: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -276,6 +307,8 @@ def verify(cache: Path, only: str | None, as_json: bool, quiet: bool, **options:
         raise click.UsageError("--recompute and --repair exclude each other: repair first, then recompute")
     progress = choose_progress(quiet)
     again = {name: options[name] for name in ("normalise", "input_size", "device", "precision")}
+    if asks:
+        again["reading"] = reading_of(options)
     if options["repair"]:
         report = api.repair(cache, options["teachers"], options["data"], progress=progress, **again)
     elif asks:
@@ -316,8 +349,12 @@ def verify(cache: Path, only: str | None, as_json: bool, quiet: bool, **options:
     help=f"As cache-teachers', with --online: {defaults.VIEW_SEED} by default. A cache has its own.",
 )
 @training_options
+@view_options
+@view_size_option
+@crop_ratio_option
 @normalise_option
 @input_size_option
+@reading_options
 @compute_options
 @output_options
 def distill(student: str, data: str, cache: Path | None, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -346,6 +383,8 @@ def distill(student: str, data: str, cache: Path | None, out: Path, as_json: boo
         cache=cache,
         teachers=names(options["teachers"]) or (),
         views=views_or_random(options["views"]),
+        policy=views_of(options, size=options["size"] if options["online"] else None),
+        reading=reading_of(options),
         progress=choose_progress(quiet),
         **{name: options[name] for name in ("live_teachers", "view_seed", "hint_layer", "student_layer")},
         **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
@@ -359,8 +398,13 @@ def distill(student: str, data: str, cache: Path | None, out: Path, as_json: boo
 @click.argument("run", type=click.Path(path_type=Path))
 @data_option
 @click.option("--network", help="The network's name, for a checkpoint that does not know it.")
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["test", "train"]), help="Whose pictures."
+)
 @normalise_option
 @input_size_option
+@crop_ratio_option
+@reading_options
 @compute_options
 @output_options
 def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -378,6 +422,9 @@ def evaluate(run: Path, data: str, network: str | None, as_json: bool, quiet: bo
         network=network,
         normalise=options["normalise"],
         input_size=options["input_size"],
+        crop_ratio=options["crop_ratio"],
+        split=options["split"],
+        reading=reading_of(options),
         device=options["device"],
         precision=options["precision"],
         progress=choose_progress(quiet),
@@ -409,9 +456,17 @@ def networks(classes: int, as_json: bool) -> None:
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write.")
 @click.option("--data", help="Whose test pictures it is checked on; by default the data of the run's recipe.")
 @click.option("--network", help="The network's name, for a checkpoint that does not know it.")
+@reading_options
 @output_options
 def export(
-    run: Path, file_format: str, out: Path, data: str | None, network: str | None, as_json: bool, quiet: bool
+    run: Path,
+    file_format: str,
+    out: Path,
+    data: str | None,
+    network: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Write the network of a finished RUN for use elsewhere, and check the file by loading it in a fresh process.
 
@@ -421,8 +476,15 @@ def export(
     """
     from demkd import api, console
 
-    progress = choose_progress(quiet)
-    report = api.export(run, file_format=file_format, out=out, data=data, network=network, progress=progress)
+    report = api.export(
+        run,
+        file_format=file_format,
+        out=out,
+        data=data,
+        network=network,
+        reading=reading_of(options),
+        progress=choose_progress(quiet),
+    )
     (console.show_json if as_json else console.show_export)(report)
 
 

@@ -15,6 +15,7 @@ from demkd.pipeline.methods import CHOICES, METHODS
 from demkd.pipeline.recipe import RecipeError, TrainingOptions, option_values, read_recipe
 
 if TYPE_CHECKING:
+    from demkd.dataset import Reading, ViewChoice
     from demkd.pipeline.progress import Progress
     from demkd.pipeline.sweeping import SweepOption
 
@@ -72,11 +73,44 @@ def _fits(parameter: click.Parameter, value: object) -> bool:
 data_option = click.option(
     "--data", required=True, help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
 )
+reading_options = combine(
+    click.option(
+        "--workers", type=click.IntRange(0, 256), help="Processes that decode a folder's pictures; all cores but one."
+    ),
+    click.option(
+        "--exif/--no-exif", default=True, show_default=True, help="Turn pictures as their camera was held (EXIF)."
+    ),
+    click.option("--skip-broken", is_flag=True, help="Leave files out that are no pictures, and say which."),
+)
 compute_options = combine(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(
         "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
     ),
+)
+_VIEW_WORDS = ("view", "scale", "ratio", "interpolation", "randaugment_ops", "magnitude", "mix", "mix_alpha")
+view_options = combine(
+    click.option(
+        "--view",
+        metavar="POLICY",
+        help="crop-flip (of equal pictures up to 64 pixels, by default) or resized-crop (of others); "
+        "+randaugment may follow.",
+    ),
+    click.option("--scale", metavar="LEAST,MOST", help="Of resized-crop: share of the area; 0.08,1 by default."),
+    click.option("--ratio", metavar="LEAST,MOST", help="Of resized-crop: width by height; 0.75,1.333 by default."),
+    click.option("--interpolation", metavar="WORD", help="Of resized-crop: bilinear (by default) or bicubic."),
+    click.option("--randaugment-ops", type=int, metavar="N", help="Of randaugment: operations a view; 2 by default."),
+    click.option("--magnitude", type=int, metavar="0..30", help="Of randaugment; 9 by default."),
+    click.option("--mix", metavar="WORD", help="Mix two pictures into a view: mixup or cutmix."),
+    click.option("--mix-alpha", type=float, metavar="A", help="The shares are of Beta(A, A); 1 by default."),
+)
+view_size_option = click.option(
+    "--size", type=int, metavar="PIXELS", help="Side of resized views, and of the network's input; 224 by default."
+)
+crop_ratio_option = click.option(
+    "--crop-ratio",
+    type=float,
+    help="What an evaluation shows of a resized picture's shorter side; 0.875 by default.",
 )
 output_options = combine(
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
@@ -190,7 +224,7 @@ input_size_option = click.option(
     multiple=True,
     metavar="[TEACHER=]PIXELS",
     callback=_pairs(int),
-    help="Resize the views to this side for a network that was trained on larger pictures.",
+    help="Side of the network's input: resized views are cut at this size, others enlarged to it.",
 )
 hint_layer_option = click.option(
     "--hint-layer",
@@ -261,6 +295,24 @@ def refuse_code_of_recipe(parameter: str, networks: Sequence[str]) -> None:
         refuse_own_code(networks)
 
 
+def reading_of(options: Mapping[str, Any]) -> "Reading":
+    """What `reading_options` say."""
+    from demkd.dataset import Reading
+
+    return Reading(workers=options["workers"], exif=options["exif"], skip_broken=options["skip_broken"])
+
+
+def views_of(options: Mapping[str, Any], *, size: int | None = None) -> "ViewChoice | None":
+    """What `view_options` say; None if nothing."""
+    from demkd.dataset import ViewChoice
+
+    words: dict[str, Any] = {name: options[name] for name in _VIEW_WORDS}
+    if size is None and all(value is None for value in words.values()):
+        return None
+    pairs = {name: numbers(words[name], flag(name)) for name in ("scale", "ratio")}
+    return ViewChoice(size=size, **{**words, **pairs})
+
+
 def choose_progress(quiet: bool) -> "Progress":
     """Bars, or warnings alone; in the words of the command that runs."""
     from demkd.console import ConsoleProgress
@@ -302,13 +354,14 @@ def sweep_options(command: click.Command) -> "dict[str, SweepOption]":
 
 def training_choices(options: Mapping[str, Any]) -> dict[str, Any]:
     """What `training_options` say, by argument."""
-    return {name: options[name] for name in _USUAL if name not in ("data", "network")}
+    return {name: options[name] for name in _USUAL if name not in ("data", "network") and name in options}
 
 
 def method_choices(options: Mapping[str, Any]) -> dict[str, Any]:
     """What `method_options` say, by argument."""
     chosen = {name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, "entropy_temperature")}
-    return {"method": options["method"], "fixed_weights": numbers(options["fixed_weights"]), **chosen}
+    fixed = numbers(options["fixed_weights"], "--fixed-weights")
+    return {"method": options["method"], "fixed_weights": fixed, **chosen}
 
 
 def _number_or_kd(text: str | None) -> float | str | None:
@@ -320,14 +373,14 @@ def _number_or_kd(text: str | None) -> float | str | None:
         raise click.BadParameter(f"{text!r} is neither a number nor kd") from None
 
 
-def numbers(text: str | None) -> tuple[float, ...] | None:
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """`0.5,0.25,0.25` as numbers."""
     if text is None:
         return None
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint="--fixed-weights") from None
+        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from None
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from demkd.benchmarks.bench import FULL, QUICK
 from demkd.benchmarks.growth import SIZES, measure_growth
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.precision import measure_precision
-from demkd.dataset import load_images
+from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
 
@@ -51,6 +52,8 @@ def main() -> None:
     else:
         kind = "quick" if arguments.quick else "full"
         pictures = None if arguments.quick else load_images(arguments.data, split="train")
+        if not isinstance(pictures, MemoryImages | None):
+            sys.exit("the ten lines are of small pictures of one size, such as CIFAR's: give those (--data)")
         rows = _targets(measure_all(scale, arguments.device, pictures=pictures, only=arguments.only))
     result = {
         "kind": kind,

@@ -69,7 +69,7 @@ class Bench:
 
     def plain(self, network: str) -> Trainer:
         """`train`: labels alone, independent views."""
-        plan = independent_views(self.pictures.default_policy, run_seed=0, samples=len(self.pictures))
+        plan = independent_views(self.pictures.default_policy, self.pictures, run_seed=0)
         return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
 
     def cached(self, network: str, *, teachers: int, method: str = "de-mkd-logits", views: int = _SLOTS) -> Trainer:
@@ -123,8 +123,7 @@ def bare_step(
 
 def bare_forward(bench: Bench, teachers: list[Teacher], *, steps: int = 20) -> Callable[[], object]:
     """The teachers' forward passes on one batch."""
-    indices = torch.arange(bench.scale.batch_size, device=bench.compute.device)
-    views = bench.pictures.plain(bench.compute.device)(indices)
+    views = bench.pictures.pixels[: bench.scale.batch_size].to(bench.compute.device).permute(0, 3, 1, 2)
 
     def run() -> None:
         for _ in range(steps):

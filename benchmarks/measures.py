@@ -19,12 +19,12 @@ from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, epoch_
 from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic_provenance, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
 from demkd.cache import CacheShape, open_cache
-from demkd.dataset import MemoryImages, seeded
+from demkd.dataset import MemoryImages, records_on, seeded
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.live_teachers import LiveTeachers
 from demkd.pipeline.methods import METHODS
-from demkd.pipeline.preparation import CachingJob, PreparedTeacher, records_on
+from demkd.pipeline.preparation import CachingJob, PreparedTeacher
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.stage_one import fill_files
 from demkd.pipeline.target_source import scheduled_views
@@ -66,7 +66,7 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
     small = bench.smaller(20 * bench.scale.batch_size)
     teachers = [random_teacher(name, bench.compute) for name in networks]
     policy = small.pictures.default_policy
-    table = policy.draw(view_seed=0, slots=range(4), indices=np.arange(small.scale.samples))
+    table = policy.draw(view_seed=0, slots=range(4), indices=np.arange(small.scale.samples), sizes=small.pictures.sizes)
     plan = scheduled_views(lambda slot: table[slot], slots=4, run_seed=0)
     method = METHODS["de-mkd-logits"]
     live = small.trainer("resnet8", LiveTeachers(teachers, small.labels, method, plan), method, teachers=3)
@@ -102,7 +102,7 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
     folders = (bench.folder / f"stage-one-{number}" for number in range(1_000))
     policy = pictures.default_policy
     device = bench.compute.device
-    render = policy.renderer(pictures.pixels.to(device))
+    render = pictures.renderer(policy, device)
     batches = torch.split(torch.arange(len(pictures), device=device), defaults.BATCH_SIZE)
     views = [render(indices, torch.zeros_like(indices)[:, None]) for indices in batches]
 
@@ -140,8 +140,9 @@ def batch_over_step(bench: Bench) -> Measurement:
     batch = 128
     policy, device = bench.pictures.default_policy, bench.compute.device
     render = bench.pictures.renderer(policy, device)
-    order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=1, samples=len(bench.pictures)))
-    records = records_on(device, policy.draw_epoch(run_seed=0, epoch=1, indices=np.arange(len(bench.pictures))))
+    everyone = np.arange(len(bench.pictures))
+    order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=1, samples=len(everyone)))
+    records = records_on(device, policy.draw_epoch(run_seed=0, epoch=1, indices=everyone, sizes=bench.pictures.sizes))
     chosen = [indices.to(bench.compute.device) for indices in torch.split(order, batch)[:20]]
     step = bare_step(bench.smaller(batch, batch_size=batch), steps=20)
 

@@ -1,6 +1,6 @@
 """What stage one's precision does to the answers: against float32, on real pictures and teachers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from demkd.dataset import as_normalisation, load_images
 from demkd.losses import entropy
 from demkd.losses.weights import entropy_weights
 from demkd.pipeline.compute import PRECISIONS, choose_compute
-from demkd.pipeline.loading import load_teacher, teacher_specs
+from demkd.pipeline.evaluation import evaluation_views
+from demkd.pipeline.loading import InputChoice, load_teacher, teacher_specs
 from demkd.teachers import Teacher
 
 
@@ -36,12 +37,14 @@ class WeightsEffect:
     largest_weight_change: float
 
 
+_BATCH = 250
+
+
 def measure_precision(
     data: str, teachers: Sequence[str], normalise: Sequence[str], *, device: str, samples: int = 5_000
 ) -> list[PrecisionEffect | WeightsEffect]:
     """Ask every teacher about evenly spread test pictures in every precision."""
     pictures = load_images(data, split="test")
-    plain = pictures.plain(choose_compute(device=device).device)
     indices = torch.arange(0, len(pictures), max(len(pictures) // samples, 1))[:samples]
     answers: dict[tuple[str, str], tuple[Tensor, float]] = {}
     specs = teacher_specs(teachers)
@@ -49,8 +52,10 @@ def measure_precision(
     for precision in PRECISIONS:
         compute = choose_compute(device=device, precision=precision)
         for spec in specs:
-            teacher, _ = load_teacher(spec, source=pictures, compute=compute, normalisation=normalisation)
-            answers[precision, spec.name] = _ask(teacher, plain, indices.to(compute.device))
+            choice = InputChoice(normalisation=normalisation)
+            teacher, network = load_teacher(spec, source=pictures, compute=compute, choice=choice)
+            views = list(evaluation_views(pictures, network.input, torch.split(indices, _BATCH), compute.device))
+            answers[precision, spec.name] = _ask(teacher, views)
     effects: list[PrecisionEffect | WeightsEffect] = []
     for precision in [name for name in PRECISIONS if name != "float32"]:
         effects.extend(
@@ -72,11 +77,11 @@ def measure_precision(
     return effects
 
 
-def _ask(teacher: Teacher, plain: Callable[[Tensor], Tensor], indices: Tensor) -> tuple[Tensor, float]:
+def _ask(teacher: Teacher, views: Sequence[Tensor]) -> tuple[Tensor, float]:
     """Logits (N, C) and the seconds that a second pass took."""
 
     def once() -> Tensor:
-        return torch.cat([teacher.answer(plain(some)).logits for some in torch.split(indices, 250)]).cpu()
+        return torch.cat([teacher.answer(some).logits for some in views]).cpu()
 
     logits = once()
     return logits, seconds(once)

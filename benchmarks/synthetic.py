@@ -42,7 +42,9 @@ def write_cache(
 ) -> None:
     """A whole, valid cache of random answers, written block by block by the real writer."""
     shape = CacheShape(num_views=views, samples=len(pictures), classes=pictures.classes, features=features or {})
-    table = pictures.default_policy.draw(view_seed=0, slots=range(views), indices=np.arange(len(pictures)))
+    table = pictures.default_policy.draw(
+        view_seed=0, slots=range(views), indices=np.arange(len(pictures)), sizes=pictures.sizes
+    )
     for number in range(teachers):
         generator = np.random.default_rng(number)
         # One block of answers again and again: what is in them changes no time, and drawing them would.

@@ -206,7 +206,7 @@ def _what_is_wrong(file: TeacherCache, name: str, slot: int, block: int) -> str:
     data = file.block(name, slot, block)
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         return "hold values that are not finite"
-    if name == "prediction" and data.max() >= file.shape.classes:
+    if name in ("prediction", "classes") and data.max() >= file.shape.classes:
         return f"name a class beyond the {file.shape.classes} there are"
     return ""
 

@@ -4,12 +4,13 @@
     HDF5          metadata and sealed data sets, which never change after creation and are covered by the SHA-256,
                   open data sets, which are filled block by block and covered by their ledgers' checksums    file.py
 
-V slots, N samples, C classes, R integers of a view's record; a block is `block_rows` consecutive samples of one slot.
+V slots, N samples, C classes, R integers of a view's record, k kept logits, T temperatures; a block is `block_rows`
+consecutive samples of one slot.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BLOCK_ROWS = 1024
 # A ledger entry is 0 for a block that nobody wrote, else this bit and the block's checksum: one 8-byte write says both.
 WRITTEN = 1 << 32
@@ -51,6 +52,8 @@ class CacheShape:
     Attributes:
         num_views: V.
         record_length: R, the integers of a view's record.
+        keep: k, the largest logits that are kept of every answer; None for all C.
+        rest_temperatures: at which the sum of the other logits is kept, if not all are.
         features: layer -> shape of one sample's features, (channels,) or (channels, height, width).
     """
 
@@ -58,6 +61,8 @@ class CacheShape:
     samples: int
     classes: int
     record_length: int = 1
+    keep: int | None = None
+    rest_temperatures: tuple[float, ...] = ()
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     block_rows: int = BLOCK_ROWS
 
@@ -73,10 +78,18 @@ class CacheShape:
     def answers(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The data sets that teachers fill, each (V, N, ...): name -> shape, type."""
         plane = (self.num_views, self.samples)
+        number = "<u2" if self.classes <= 1 << 16 else "<u4"
+        parts: dict[str, tuple[tuple[int, ...], str]] = {"logits": ((*plane, self.keep or self.classes), "<f2")}
+        if self.keep is not None:
+            parts |= {
+                "classes": ((*plane, self.keep), number),
+                "label_logit": (plane, "<f2"),
+                "rest": ((*plane, len(self.rest_temperatures)), "<f4"),
+            }
         return {
-            "logits": ((*plane, self.classes), "<f2"),
+            **parts,
             "entropy": (plane, "<f4"),
-            "prediction": (plane, "<u2"),
+            "prediction": (plane, number),
             "view": ((*plane, self.record_length), "<u2"),
             **{f"features/{layer}": ((*plane, *shape), "<f2") for layer, shape in self.features.items()},
         }
@@ -89,17 +102,17 @@ class CacheShape:
         """Bytes of the answers alone."""
         return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.answers().values())
 
+    def row_bytes(self) -> int:
+        """Bytes of the answers to one sample in one slot."""
+        return self.payload_bytes() // (self.num_views * self.samples)
+
     def union(self, other: "CacheShape") -> "CacheShape":
         """The smallest shape that covers both, in the other's blocks; all else must be the same."""
-        assert (self.samples, self.classes, self.record_length) == (other.samples, other.classes, other.record_length)
-        return CacheShape(
-            num_views=max(self.num_views, other.num_views),
-            samples=self.samples,
-            classes=self.classes,
-            record_length=self.record_length,
-            features={**self.features, **other.features},
-            block_rows=other.block_rows,
-        )
+        views = max(self.num_views, other.num_views)
+        features = {**self.features, **other.features}
+        covering = replace(self, num_views=views, features=features, block_rows=other.block_rows)
+        assert covering == replace(other, num_views=views, features=features)
+        return covering
 
     def covers(self, wanted: "CacheShape") -> bool:
         """Whether a file of this shape has everything that is wanted."""
@@ -120,8 +133,11 @@ class Header:
         answers = [name.removeprefix("ledger/") for name in self.contents if name.startswith("ledger/")]
         return sorted(extent for name, extent in self.contents.items() if name in answers or name.startswith("ledger/"))
 
-    def shape(self) -> CacheShape:
+    def shape(self, *, classes: int, rest_temperatures: tuple[float, ...]) -> CacheShape:
         """The shape of a teacher's file.
+
+        Args:
+            classes, rest_temperatures: as its provenance says.
 
         Raises:
             CacheDamagedError: if the contents are not those of a teacher's file.
@@ -134,12 +150,14 @@ class Header:
         dimensions = self.contents["logits"].shape if "logits" in self.contents else ()
         record = self.contents["view"].shape[2:] if "view" in self.contents else ()
         if len(dimensions) == 3 and len(record) == 1:
-            views, samples, classes = dimensions
+            views, samples, kept = dimensions
             shape = CacheShape(
                 num_views=views,
                 samples=samples,
                 classes=classes,
                 record_length=record[0],
+                keep=kept if "classes" in self.contents else None,
+                rest_temperatures=rest_temperatures,
                 features=features,
                 block_rows=self.block_rows,
             )

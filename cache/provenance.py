@@ -61,8 +61,13 @@ class Provenance:
             pass
         raise CacheDamagedError("the provenance of the cache file cannot be read: remove the file and make it again")
 
-    def require_teacher(self, *, samples: int, classes: int) -> None:
-        """Check that this is the provenance of a teacher's answers about so many samples and classes.
+    @property
+    def rest_temperatures(self) -> tuple[float, ...]:
+        """At which temperatures the sum of the logits that were not kept is there; none if all were."""
+        return tuple(_look_up(self.identity, ("answers", "rest_temperatures")) or ())
+
+    def require_teacher(self) -> None:
+        """Check that this is the provenance of a teacher's answers.
 
         Raises:
             CacheDamagedError: naming what is absent or of another kind.
@@ -73,9 +78,18 @@ class Provenance:
         for name, expected in _NOTES_TYPES.items():
             if name in self.notes and type(self.notes[name]) is not expected:
                 raise _nonsense(name)
-        names = self.identity["data"]["class_names"]
-        if len(names) != classes or not all(isinstance(name, str) for name in names):
+        if not all(isinstance(name, str) for name in self.identity["data"]["class_names"]):
             raise _nonsense("data.class_names")
+        temperatures = _look_up(self.identity, ("answers", "rest_temperatures")) or []
+        if not isinstance(temperatures, list) or not all(isinstance(one, float) and one > 0 for one in temperatures):
+            raise _nonsense("answers.rest_temperatures")
+
+    def require_samples(self, samples: int) -> None:
+        """Check that it is of so many samples.
+
+        Raises:
+            CacheDamagedError: if it is of others.
+        """
         if self.identity["data"]["samples"] != samples:
             raise _nonsense("data.samples")
 

@@ -1,10 +1,10 @@
-"""Reading a cache: the by_slot of K teachers side by side.
+"""Reading a cache: the answers of K teachers side by side.
 
 K teachers, V slots, N samples, C classes, R integers of a view's record.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,6 @@ class SlotAnswers:
     """What K teachers answered in one slot.
 
     Attributes:
-        logits: K arrays (N, C), float16, mapped.
         entropy: (K, N), float32, nats.
         prediction: (K, N), uint16.
         view: (N, R), uint16: the record of the view that every sample showed.
@@ -33,7 +32,6 @@ class SlotAnswers:
     """
 
     slot: int
-    logits: Sequence[Array]
     entropy: NDArray[np.float32]
     prediction: NDArray[np.uint16]
     view: NDArray[np.uint16]
@@ -89,8 +87,25 @@ class Cache:
         """The features of teacher `name` at `layers[name]`, for every teacher: K arrays (N, ...), float16."""
         return [teacher.read(f"features/{layers[teacher.name]}", slot) for teacher in self.teachers]
 
+    def require_logits(self, slot: int, *, temperatures: Iterable[float]) -> None:
+        """Check what `logits` will read of a slot.
+
+        Raises:
+            CacheDamagedError, CacheIncompleteError: as `TeacherCache.read`.
+            CacheMissingError: if the logits of a teacher are not all there, and not their sum at a temperature.
+        """
+        for teacher in self.teachers:
+            for name in ("logits", *(("classes", "label_logit", "rest") if teacher.shape.keep else ())):
+                teacher.read(name, slot)
+            for temperature in temperatures if teacher.shape.keep else ():
+                teacher.require_temperature(temperature)
+
+    def logits(self, slot: int, rows: slice | NDArray[np.int64], *, temperature: float) -> list[Array]:
+        """The K teachers' logits (B, C) of some samples, as `TeacherCache.logits`; `require_logits` checks them."""
+        return [teacher.logits(slot, rows, temperature=temperature) for teacher in self.teachers]
+
     def read_slot(self, slot: int) -> SlotAnswers:
-        """Everything but the features of one slot, checked.
+        """Everything but the logits and the features of one slot, checked.
 
         Raises:
             CacheDamagedError, CacheIncompleteError: as `TeacherCache.answers`.
@@ -102,7 +117,6 @@ class Cache:
             )
         return SlotAnswers(
             slot=slot,
-            logits=[teacher.read("logits", slot) for teacher in self.teachers],
             entropy=np.stack([teacher.read("entropy", slot) for teacher in self.teachers]),
             prediction=np.stack([teacher.read("prediction", slot) for teacher in self.teachers]),
             view=self.view(slot),

@@ -43,11 +43,15 @@ class TeacherCache:
         """
         self.path = path
         header = read_header(path)
-        self.shape: CacheShape = header.shape()
         self.header = header
         self._arrays = map_file(path, header)
         self.provenance = Provenance.from_json(self._arrays["provenance"].tobytes())
-        self.provenance.require_teacher(samples=self.shape.samples, classes=self.shape.classes)
+        self.provenance.require_teacher()
+        self.shape: CacheShape = header.shape(
+            classes=len(self.provenance.identity["data"]["class_names"]),
+            rest_temperatures=self.provenance.rest_temperatures,
+        )
+        self.provenance.require_samples(self.shape.samples)
         self._require_labels()
 
     def __reduce__(self) -> tuple[type["TeacherCache"], tuple[Path]]:
@@ -82,6 +86,44 @@ class TeacherCache:
             self._check(name, slot, block)
         answers: Array = self._arrays[name][slot]
         return answers
+
+    def logits(self, slot: int, rows: slice | NDArray[np.int64], *, temperature: float) -> Array:
+        """Logits (B, C) of some samples in a slot, unchecked, for a softmax at a temperature.
+
+        All of them as they were answered; or, where the k largest and the label's are kept, these, and for the others
+        one number that gives them together the share that they had, spread evenly.
+
+        Raises:
+            CacheMissingError: if the share of the others was not kept at this temperature.
+        """
+        kept: Array = self._arrays["logits"][slot, rows]
+        if self.shape.keep is None:
+            return kept
+        columns = self.require_temperature(temperature)
+        classes, labels = self._arrays["classes"][slot, rows], self.labels[rows]
+        label_logits = self._arrays["label_logit"][slot, rows]
+        outside = ~(classes == labels[:, None]).any(1)  # whether the label is kept beside the k largest
+        others = self.shape.classes - self.shape.keep - outside.astype(np.int64)  # (B,), how many
+        mean = temperature * (self._arrays["rest"][slot, rows][:, columns] - np.log(np.maximum(others, 1)))
+        logits = np.repeat(mean.astype(np.float32)[:, None], self.shape.classes, axis=1)
+        np.put_along_axis(logits, labels[:, None], label_logits[:, None], axis=1)
+        np.put_along_axis(logits, classes.astype(np.int64), kept, axis=1)
+        return logits
+
+    def require_temperature(self, temperature: float) -> int:
+        """Where the share of logits that were not kept is found at a temperature.
+
+        Raises:
+            CacheMissingError: if it is not there.
+        """
+        known = self.shape.rest_temperatures
+        if temperature not in known:
+            raise CacheMissingError(
+                f"teacher {self.name} was cached with its {self.shape.keep} largest logits, and the sum of the others "
+                f"at the temperatures {', '.join(map(str, known))}, but {temperature:g} is asked for: choose one of "
+                "these (`temperature`), or cache it anew with it (`rest_temperatures`) in another folder"
+            )
+        return known.index(temperature)
 
     def block(self, name: str, slot: int, block: int) -> Array:
         """A data set's answers for the samples of one block, unchecked."""

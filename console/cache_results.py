@@ -12,8 +12,7 @@ def show_caching(report: CachingReport) -> None:
     """What stage one did."""
     console = stdout()
     console.print(
-        f"{escape(str(report.folder))}: {report.views} of {report.num_distinct_views} views of "
-        f"{report.samples:,} samples"
+        f"{escape(str(report.folder))}: {_views(report.views, report.num_distinct_views)} of {report.samples:,} samples"
     )
     table = plain_table(left=("teacher", "network"), right=("top-1", "entropy", "answered", "time", "size"))
     for teacher in report.teachers:
@@ -35,7 +34,7 @@ def show_plan(plan: CachingPlan) -> None:
     """What stage one would cost."""
     console = stdout()
     console.print(
-        f"{escape(str(plan.folder))}: {plan.views} of {plan.num_distinct_views} views of {plan.samples:,} samples"
+        f"{escape(str(plan.folder))}: {_views(plan.views, plan.num_distinct_views)} of {plan.samples:,} samples"
     )
     table = plain_table(left=("teacher", "network"), right=("to answer", "time", "file", "new on disk"))
     for teacher in plan.teachers:
@@ -51,10 +50,29 @@ def show_plan(plan: CachingPlan) -> None:
     new = sum(teacher.new_bytes for teacher in plan.teachers)
     console.print(
         f"{decimal_bytes(new)} of {decimal_bytes(plan.free_bytes)} free on the disk; "
-        f"about {plan.seconds:,.0f} s of answering, by a short probe. It costs as many teacher passes as "
+        f"about {_duration(plan.seconds)}, by a short probe{_parts(plan)}. It costs as many teacher passes as "
         f"{plan.break_even_epochs:.3g} epochs of one online student, which is {plan.break_even_runs:.2g} runs of "
         f"{plan.student_epochs} epochs; every epoch after those is free. Nothing was written.",
         soft_wrap=True,
+    )
+
+
+def _views(views: int, num_distinct_views: int | None) -> str:
+    return f"{views} views" if num_distinct_views is None else f"{views} of {num_distinct_views} views"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def _parts(plan: CachingPlan) -> str:
+    """What the time goes to, where pictures are decoded, and what more of the same machine would do."""
+    if not plan.picture_seconds:
+        return ""
+    answers = sum(teacher.seconds for teacher in plan.teachers)
+    return (
+        f" ({_duration(plan.picture_seconds)} of decoding, {_duration(answers)} of answers; on eight such machines "
+        f"{_duration(plan.seconds / 8)})"
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from demkd.dataset import seeded
 from demkd.dataset.errors import ViewsError
-from demkd.dataset.views import Indices, Records, Renderer, ViewPolicy
+from demkd.dataset.views import Indices, Records, Renderer, Sizes, ViewPolicy
 
 _MOST_VIEWS = 1 << 16  # that a record of 16 bits can number
 
@@ -32,7 +32,6 @@ class CropFlip(ViewPolicy):
     """
 
     name: ClassVar[str] = "crop-flip"
-    record_length: ClassVar[int] = 1
 
     padding: int
     flip: bool
@@ -43,6 +42,10 @@ class CropFlip(ViewPolicy):
                 f"a padding of {self.padding} gives {self.num_distinct_views:,} views, and there may be "
                 f"{_MOST_VIEWS:,}: choose a padding from 0 to {90 if self.flip else 127}"
             )
+
+    @property
+    def record_length(self) -> int:
+        return 1
 
     @property
     def num_distinct_views(self) -> int:
@@ -57,20 +60,36 @@ class CropFlip(ViewPolicy):
     def _flips(self) -> int:
         return 2 if self.flip else 1
 
-    def draw(self, *, view_seed: int, slots: Sequence[int], indices: Indices) -> Records:
+    def draw(self, *, view_seed: int, slots: Sequence[int], indices: Indices, sizes: Sizes) -> Records:  # noqa: ARG002
         """Each sample meets all views in a random order of its own, so that none comes twice: (S, B, 1)."""
         length = max(slots) + 1
         self.require(length)
         keys = seeded.view_keys(view_seed=view_seed, indices=indices)
         return seeded.permutations(keys, size=self.num_distinct_views, length=length)[list(slots), :, None]
 
-    def draw_epoch(self, *, run_seed: int, epoch: int, indices: Indices) -> Records:
+    def draw_epoch(self, *, run_seed: int, epoch: int, indices: Indices, sizes: Sizes) -> Records:  # noqa: ARG002
         """Independent uniform views, as ordinary training draws them; repetitions are possible: (B, 1)."""
         keys = seeded.epoch_keys(run_seed=run_seed, epoch=epoch, indices=indices)
         return (keys % np.uint64(self.num_distinct_views)).astype(np.uint16)[:, None]
 
-    def render(self, pictures: Tensor, records: Tensor) -> Tensor:
-        return self.renderer(pictures)(torch.arange(len(pictures), device=pictures.device), records)
+    def require_pictures(self, sizes: Sizes) -> None:
+        """Refuse pictures of different sizes, which make no batch.
+
+        Raises:
+            ViewsError: with two of the sizes.
+        """
+        other = np.argmax((sizes != sizes[0]).any(1))
+        if other:
+            (height, width), (high, wide) = sizes[0], sizes[other]
+            raise ViewsError(
+                f"crop-flip keeps the pictures' own size, and picture 0 is {width} x {height} pixels, picture {other} "
+                f"{wide} x {high}: choose `view=resized-crop`, or resize all to one size"
+            )
+
+    def render(self, pictures: Sequence[Tensor], record: Sequence[int], size: int | None) -> Tensor:
+        if size is not None:
+            raise ViewsError(f"crop-flip keeps the pictures' own size and gives no {size} pixels: leave `size` out")
+        return self.renderer(pictures[0][None])(torch.zeros(1, dtype=torch.int64), torch.tensor([list(record)]))[0]
 
     def renderer(self, pixels: Tensor) -> Renderer:
         """Pads all pictures once, (N, H + 2 padding, W + 2 padding, 3) bytes; a batch is then one gather."""

@@ -3,7 +3,8 @@
 A new data set is one function and one line of `DATA_SETS`. Nothing is augmented here.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,45 @@ import torch
 
 from demkd.dataset.crop_flip import CropFlip
 from demkd.dataset.errors import DataError
-from demkd.dataset.folder import load_folder
+from demkd.dataset.folder import Reading, load_folder
+from demkd.dataset.manifest import Told
 from demkd.dataset.normalisation import NORMALISATIONS, Normalisation
-from demkd.dataset.source import MemoryImages
+from demkd.dataset.source import ImageSource, MemoryImages
 
 
-def load_images(data: str, *, split: str, downloads: Path = Path("data")) -> MemoryImages:
+class _Untold:
+    """Nobody who watches."""
+
+    @contextlib.contextmanager
+    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["_Untold"]:  # noqa: ARG002
+        yield self
+
+    def advance(self, count: int) -> None:
+        """Nothing to show."""
+
+    def warn(self, text: str) -> None:
+        """Nothing to show."""
+
+
+UNTOLD = _Untold()
+
+
+def load_images(
+    data: str,
+    *,
+    split: str,
+    downloads: Path = Path("data"),
+    reading: Reading | None = None,
+    told: Told = UNTOLD,
+) -> ImageSource:
     """Load one split.
 
     Args:
         data: a name in `DATA_SETS`, or a folder with `train/<class>/*` and `test/<class>/*`.
         split: "train" or "test".
         downloads: where CIFAR is kept, and downloaded to where the network allows it.
+        reading: how a folder's pictures are decoded.
+        told: where the first look at a folder's pictures is shown.
 
     Raises:
         DataError: if there is no such data set, or its pictures cannot be used; the message names the picture.
@@ -31,7 +59,7 @@ def load_images(data: str, *, split: str, downloads: Path = Path("data")) -> Mem
     if data in DATA_SETS:
         return DATA_SETS[data](split, downloads)
     if Path(data).is_dir():
-        return load_folder(Path(data), split)
+        return load_folder(Path(data), split, reading or Reading(), told)
     names = ", ".join(DATA_SETS)
     raise DataError(f"there is no data set or folder {data!r}: name one of {names}, or a folder with train/<class>/*")
 

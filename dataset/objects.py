@@ -4,9 +4,11 @@ What a `torch.utils.data.Dataset` gives must be the picture itself: views are dr
 random numbers is refused, and so is one that leaves no 8-bit pixels.
 """
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.dataset.errors import DataError
-from demkd.dataset.library import load_images
-from demkd.dataset.source import ImageSource, MemoryImages
+from demkd.dataset.folder import Reading
+from demkd.dataset.library import UNTOLD, load_images
+from demkd.dataset.manifest import Told
+from demkd.dataset.source import SMALL, ImageSource, MemoryImages, StreamedImages
+from demkd.dataset.workers import Workers
 
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "picture"), ("label", "labels", "fine_label")
 _TRIED = 4  # pictures that are asked for twice
@@ -31,10 +36,19 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+Item = Callable[[int], tuple[Any, Any]]  # number -> picture, label
+Watch = tuple[Reading, Told]
 Data = str | os.PathLike[str] | ImageSource | MapDataset | tuple[Any, Any]
 
 
-def as_source(data: Data, *, split: str, called: str = "data") -> ImageSource:
+def as_source(
+    data: Data,
+    *,
+    split: str,
+    called: str = "data",
+    reading: Reading | None = None,
+    told: Told = UNTOLD,
+) -> ImageSource:
     """Whatever the user has as a source of pictures.
 
     Args:
@@ -43,6 +57,7 @@ def as_source(data: Data, *, split: str, called: str = "data") -> ImageSource:
             Hugging Face data set with an image and a label column.
         split: "train" or "test".
         called: the argument's name, for messages.
+        reading, told: as `load_images` takes them.
 
     Raises:
         DataError: naming the argument or the sample that cannot be used.
@@ -50,13 +65,13 @@ def as_source(data: Data, *, split: str, called: str = "data") -> ImageSource:
     if isinstance(data, ImageSource):
         return data
     if isinstance(data, str | Path | os.PathLike):
-        return load_images(os.fspath(data), split=split)
+        return load_images(os.fspath(data), split=split, reading=reading, told=told)
     if isinstance(data, tuple | list) and len(data) == 2 and all(map(_is_array, data)):
         return _from_arrays(*data, split=split, called=called)
     if hasattr(data, "features") and hasattr(data, "column_names"):
-        return _from_columns(data, split=split, called=called)
+        return _from_columns(data, split=split, called=called, watch=(reading or Reading(), told))
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return _from_items(data, split=split, called=called)
+        return _from_items(data, split=split, called=called, watch=(reading or Reading(), told))
     raise DataError(
         f"`{called}` is a {type(data).__name__}, which has no pictures by number: give a folder, a pair of tensors "
         "(pictures, labels), or a map-style data set of (picture, label)"
@@ -116,7 +131,7 @@ def _from_arrays(pictures: Any, labels: Any, *, split: str, called: str) -> Memo
     )
 
 
-def _from_items(data: MapDataset, *, split: str, called: str) -> MemoryImages:
+def _from_items(data: MapDataset, *, split: str, called: str, watch: Watch) -> ImageSource:
     name = f"`{called}`, a {type(data).__name__}"
     known = getattr(data, "classes", None) or getattr(getattr(data, "dataset", None), "classes", None)
 
@@ -126,10 +141,10 @@ def _from_items(data: MapDataset, *, split: str, called: str) -> MemoryImages:
             raise DataError(f"{name} gives a {type(found).__name__} as item {index}: let it give (picture, label)")
         return found[0], found[1]
 
-    return _decoded(len(data), item, known, name=name, split=split)
+    return _from_calls(len(data), item, known, name=name, split=split, watch=watch)
 
 
-def _from_columns(data: Any, *, split: str, called: str) -> MemoryImages:
+def _from_columns(data: Any, *, split: str, called: str, watch: Watch) -> ImageSource:
     """A Hugging Face data set: the image and label columns by their types, or else by their usual names."""
     name = f"`{called}`, a Hugging Face data set"
     features = data.features
@@ -141,7 +156,7 @@ def _from_columns(data: Any, *, split: str, called: str) -> MemoryImages:
         row = data[index]
         return row[image], row[label]
 
-    return _decoded(len(data), item, known, name=name, split=split)
+    return _from_calls(len(data), item, known, name=name, split=split, watch=watch)
 
 
 def _column(features: Any, kind: str, usual: Sequence[str], name: str) -> str:
@@ -152,43 +167,86 @@ def _column(features: Any, kind: str, usual: Sequence[str], name: str) -> str:
     return (named if named and (not typed or named[0] in typed) else typed)[0]
 
 
-def _decoded(count: int, item: Callable[[int], tuple[Any, Any]], known: Any, *, name: str, split: str) -> MemoryImages:
-    """Every item once, and a few of them twice."""
+def _from_calls(count: int, item: Item, known: Any, *, name: str, split: str, watch: Watch) -> ImageSource:
+    """Small equal pictures into memory; of others every one is looked at once, and read again when it is needed."""
     if not count:
         raise DataError(f"{name} has no pictures: nothing to do with it")
-    pictures: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
-    for index, (picture, label) in enumerate(_items(count, item, name)):
-        pixels = _pixels(picture, index, name)
-        if index < _TRIED and not np.array_equal(pixels, _pixels(item(index)[0], index, name)):
+    for index in range(min(_TRIED, count)):
+        if not np.array_equal(_read_item(item, name, index)[0], _read_item(item, name, index)[0]):
             raise DataError(
                 f"{name} gives another picture each time it is asked for item {index}: leave random transforms out, "
                 "views are drawn here and must be the same for teachers and students"
             )
+    if max(_read_item(item, name, 0)[0].shape[:2]) <= SMALL:
+        kept = _small_items(count, item, name)
+        if kept is not None:
+            labels = torch.tensor(kept[1], dtype=torch.int64)
+            names = _class_names(labels, known, name)
+            return MemoryImages(name=name, split=split, pixels=kept[0], labels=labels, class_names=names)
+    return _streamed_items(count, item, known, name=name, split=split, watch=watch)
+
+
+def _small_items(count: int, item: Item, name: str) -> tuple[Tensor, list[int]] | None:
+    pictures: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for index in range(count):
+        pixels, label = _read_item(item, name, index)
         if pictures and pixels.shape != pictures[0].shape:
-            raise DataError(
-                f"item {index} of {name} is {_size(pixels)}, and item 0 is {_size(pictures[0])}: resize all to one size"
-            )
+            return None
         pictures.append(pixels)
-        labels.append(_label(label, index, name))
-    numbers = torch.tensor(labels, dtype=torch.int64)
-    return MemoryImages(
+        labels.append(label)
+    return torch.from_numpy(np.stack(pictures)), labels
+
+
+def _streamed_items(count: int, item: Item, known: Any, *, name: str, split: str, watch: Watch) -> StreamedImages:
+    reading, told = watch
+    pool = Workers(partial(_examine_item, item, name), reading.processes)
+    digests, sizes = np.empty((count, 32), np.uint8), np.empty((count, 2), np.int32)
+    labels = torch.empty(count, dtype=torch.int64)
+    with told.task(f"looking at the pictures of {name}", total=count, unit="pictures") as task:
+        for index, (digest, size, label) in enumerate(pool.map(range(count))):
+            digests[index], sizes[index], labels[index] = np.frombuffer(digest, np.uint8), size, label
+            task.advance(1)
+    return StreamedImages(
         name=name,
         split=split,
-        pixels=torch.from_numpy(np.stack(pictures)),
-        labels=numbers,
-        class_names=_class_names(numbers, known, name),
+        labels=labels,
+        class_names=_class_names(labels, known, name),
+        reader=partial(_read_same, item, name, digests),
+        picture_sizes=sizes,
+        digests=digests,
+        workers=reading.processes,
     )
 
 
-def _items(count: int, item: Callable[[int], tuple[Any, Any]], name: str) -> Iterator[tuple[Any, Any]]:
-    for index in range(count):
-        try:
-            yield item(index)
-        except (DataError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            raise DataError(f"{name} cannot give item {index} ({type(error).__name__}: {error}): repair it") from error
+def _examine_item(item: Item, name: str, index: int) -> tuple[bytes, tuple[int, int], int]:
+    pixels, label = _read_item(item, name, index)
+    return _digest(pixels), (pixels.shape[0], pixels.shape[1]), label
+
+
+def _read_same(item: Item, name: str, digests: NDArray[np.uint8], index: int) -> Tensor:
+    pixels, _ = _read_item(item, name, index)
+    if _digest(pixels) != digests[index].tobytes():
+        raise DataError(
+            f"{name} gives another picture than before for item {index}: leave random transforms out, views are drawn "
+            "here and must be the same for teachers and students"
+        )
+    return torch.from_numpy(pixels)
+
+
+def _digest(pixels: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+
+
+def _read_item(item: Item, name: str, index: int) -> tuple[NDArray[np.uint8], int]:
+    """One item's picture (H, W, 3) and label."""
+    try:
+        picture, label = item(index)
+    except (DataError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise DataError(f"{name} cannot give item {index} ({type(error).__name__}: {error}): repair it") from error
+    return _pixels(picture, index, name), _label(label, index, name)
 
 
 def _pixels(picture: Any, index: int, name: str) -> NDArray[np.uint8]:
@@ -252,7 +310,3 @@ def _class_names(labels: Tensor, known: Any, name: str) -> tuple[str, ...]:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray)
-
-
-def _size(pixels: NDArray[np.uint8]) -> str:
-    return f"{pixels.shape[1]} x {pixels.shape[0]} pixels"

@@ -16,6 +16,7 @@ UInt64 = NDArray[np.uint64]
 _VIEW_OF_SLOT, _SLOT_OF_EPOCH, _RANDOM_VIEW, _SAMPLE_ORDER, _EPOCH_SEED, _SAMPLE_SWAP, _TEACHER_SWAP, _LABEL = range(
     1, 9
 )
+BOX, OPERATIONS, MIXTURE = range(9, 12)
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of 16 bits
 
@@ -28,6 +29,16 @@ def view_keys(*, view_seed: int, indices: NDArray[np.int64]) -> UInt64:
 def epoch_keys(*, run_seed: int, epoch: int, indices: NDArray[np.int64]) -> UInt64:
     """What the views of samples (B,) are drawn from in one epoch of training without slots: (B,)."""
     return _hash(_RANDOM_VIEW, run_seed, epoch, indices)
+
+
+def uniforms(
+    purpose: int, *, view_seed: int, slot: int, indices: NDArray[np.int64], count: int, first: int = 0
+) -> NDArray[np.float64]:
+    """Numbers (B, count) in [0, 1) for samples (B,) in a slot: the `first` and following of an endless row each."""
+    keys = _hash(purpose, view_seed, slot, indices)
+    bits = np.stack([_mix(keys + np.uint64(place)) for place in range(first, first + count)], axis=1)
+    numbers: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def permutations(keys: UInt64, *, size: int, length: int) -> NDArray[np.uint16]:

@@ -1,23 +1,39 @@
 """A source of pictures: sample i is the same picture with the same label for ever, and a digest says which.
 
-N samples, C classes, B in a batch, H and W pixels.
+N samples, C classes, B in a batch, S slots, H and W pixels.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from demkd.dataset.crop_flip import CropFlip
 from demkd.dataset.errors import DataError
-from demkd.dataset.normalisation import Normalisation
-from demkd.dataset.views import Renderer, ViewPolicy
+from demkd.dataset.normalisation import NORMALISATIONS, Normalisation
+from demkd.dataset.resized_crop import ResizedCrop
+from demkd.dataset.views import Renderer, Sizes, ViewPolicy
+from demkd.dataset.workers import Workers
 
-_LARGEST_PADDING = 64
+SMALL = 64  # pixels a side, up to which equal pictures are kept in memory, and cropped as small ones are
+
+Views = Mapping[int | None, Sequence[Tensor]]  # by size: S times (B, 3, H, W), uint8, channels last in memory
+ReadPicture = Callable[[int], Tensor]  # number of a sample -> (H, W, 3), uint8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewTask:
+    """Some samples (B,) in the views of records (S, B, R), at some sizes; None is the pictures' own."""
+
+    indices: Tensor
+    records: Tensor
+    sizes: tuple[int | None, ...] = (None,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +47,7 @@ class ImageSource(ABC):
         class_names: C names; the position is the label.
         origin: what `load_images` loads it by; None for a Python object.
         normalisation: what was published with the data set, or None.
+        policy: its default views, or None for what is usual for its pictures.
     """
 
     name: str
@@ -39,6 +56,7 @@ class ImageSource(ABC):
     class_names: tuple[str, ...]
     origin: str | None = None
     normalisation: Normalisation | None = None
+    policy: ViewPolicy | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,41 +68,54 @@ class ImageSource(ABC):
 
     @property
     @abstractmethod
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width of every picture."""
+    def sizes(self) -> Sizes:
+        """Height and width of every picture: (N, 2), int32."""
+
+    @cached_property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width, if all pictures have the same."""
+        height, width = self.sizes[0]
+        return None if (self.sizes != self.sizes[0]).any() else (int(height), int(width))
 
     @property
-    @abstractmethod
     def default_policy(self) -> ViewPolicy:
         """The views that a network is trained on unless told otherwise."""
+        size = self.picture_size
+        if self.policy is None and size is not None and max(size) <= SMALL:
+            return CropFlip(padding=max(size[0] // 8, 1), flip=True)
+        return self.policy or ResizedCrop()
 
     @abstractmethod
-    def fetch(self, indices: Tensor) -> Tensor:
-        """The pictures (B, H, W, 3), uint8, of samples (B,)."""
+    def read(self, index: int) -> Tensor:
+        """The picture (H, W, 3), uint8, of one sample."""
+
+    def fetch(self, indices: Iterable[int]) -> list[Tensor]:
+        """The pictures of some samples."""
+        return [self.read(int(index)) for index in indices]
 
     @abstractmethod
-    def renderer(self, policy: ViewPolicy, device: torch.device) -> Renderer:
-        """What makes views of this source's pictures on a device, from indices (B,) and records (B, R)."""
-
-    def block(self, indices: Tensor, policy: ViewPolicy, device: torch.device) -> Renderer:
-        """What makes views of some samples (B,), whose pictures are read once, from positions 0..B-1 and records."""
-        return policy.renderer(self.fetch(indices).to(device))
+    def is_resident(self, policy: ViewPolicy) -> bool:
+        """Whether views are made from pictures in the device's memory; then tasks are best given there."""
 
     @abstractmethod
-    def plain(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """What gives the pictures as they are, (B, 3, H, W), uint8, on a device, from indices (B,)."""
+    def views(self, policy: ViewPolicy, tasks: Iterable[ViewTask], device: torch.device) -> Iterator[Views]:
+        """The views of some tasks on a device, in their order; tasks are taken some ahead.
+
+        Raises:
+            DataError: if a picture is not what it was.
+        """
 
     @abstractmethod
-    def measured_normalisation(self) -> Normalisation:
-        """Mean and standard deviation of these pictures."""
+    def usual_normalisation(self) -> Normalisation:
+        """What a network trained on this split expects: the published values, or those that are usual."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What identifies the pictures, whatever they are called and wherever they lie."""
 
-    def usual_normalisation(self) -> Normalisation:
-        """What a network trained on this split expects: the published values, else those of these pictures."""
-        return self.normalisation or self.measured_normalisation()
+    def notes(self) -> dict[str, Any]:
+        """What provenances keep of it for people."""
+        return {"data": self.name}
 
     def labels_sha256(self) -> str:
         """Digest of the labels in sample order, as little-endian 64-bit integers."""
@@ -107,11 +138,9 @@ class MemoryImages(ImageSource):
 
     Attributes:
         pixels: (N, H, W, 3), uint8.
-        policy: the default views, or None for crop and flip with an eighth of the height as padding.
     """
 
     pixels: Tensor
-    policy: ViewPolicy | None = None
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _renderers: dict[tuple[ViewPolicy, torch.device], Renderer] = field(default_factory=dict, repr=False, compare=False)
 
@@ -122,40 +151,125 @@ class MemoryImages(ImageSource):
         assert self.pixels.shape[0] == len(self.labels)
 
     @property
-    def picture_size(self) -> tuple[int, int]:
-        return self.pixels.shape[1], self.pixels.shape[2]
+    def sizes(self) -> Sizes:
+        return np.broadcast_to(np.array(self.pixels.shape[1:3], np.int32), (len(self), 2))
 
-    @property
-    def default_policy(self) -> ViewPolicy:
-        padding = min(max(self.picture_size[0] // 8, 1), _LARGEST_PADDING)
-        return self.policy or CropFlip(padding=padding, flip=True)
+    def read(self, index: int) -> Tensor:
+        return self.pixels[index]
 
-    def fetch(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices]
+    def is_resident(self, policy: ViewPolicy) -> bool:
+        return policy.renderer(self.pixels[:1]) is not None
 
     def renderer(self, policy: ViewPolicy, device: torch.device) -> Renderer:
-        """Made once for a policy, because a policy may keep a copy of all pictures."""
+        """How views of all pictures are made; once for a policy, because one may keep a copy of all pictures."""
         key = (policy, device)
         if key not in self._renderers:
             self._renderers.clear()
-            self._renderers[key] = policy.renderer(self.pixels.to(device))
+            made = policy.renderer(self.pixels.to(device))
+            assert made is not None
+            self._renderers[key] = made
         return self._renderers[key]
 
-    def block(self, indices: Tensor, policy: ViewPolicy, device: torch.device) -> Renderer:
-        render, samples = self.renderer(policy, device), indices.to(device)
-        return lambda positions, records: render(samples[positions], records)
+    def views(self, policy: ViewPolicy, tasks: Iterable[ViewTask], device: torch.device) -> Iterator[Views]:
+        if not self.is_resident(policy):
+            render = partial(render_task, self.read, policy)
+            yield from ({size: some.to(device).unbind() for size, some in render(task).items()} for task in tasks)
+            return
+        make = self.renderer(policy, device)
+        for task in tasks:
+            indices, records = task.indices.to(device), task.records.to(device)
+            yield {None: [make(indices, of_slot) for of_slot in records]}
 
-    def plain(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        pixels = self.pixels.to(device)
-        return lambda indices: pixels[indices].permute(0, 3, 1, 2)
-
-    def measured_normalisation(self) -> Normalisation:
-        return Normalisation.of(self.pixels)
+    def usual_normalisation(self) -> Normalisation:
+        """The published values, else those of these pictures."""
+        return self.normalisation or Normalisation.of(self.pixels)
 
     def identity(self) -> dict[str, Any]:
         """The size, and a digest of every pixel in sample order; taken once, because pixels do not change."""
         if "pixels" not in self._digests:
-            digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+            shape = tuple(self.pixels.shape)
+            digest = hashlib.sha256(repr(shape).encode())
             digest.update(self.pixels.contiguous().numpy().data)
             self._digests["pixels"] = digest.hexdigest()
-        return {"picture_size": list(self.picture_size), "pixels_sha256": self._digests["pixels"]}
+        return {"picture_size": list(self.pixels.shape[1:3]), "pixels_sha256": self._digests["pixels"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedImages(ImageSource):
+    """Pictures of any sizes that are read when they are needed, by worker processes, and checked against a digest.
+
+    Attributes:
+        reader: gives a picture by its number, or says that it is not what it was.
+        picture_sizes: (N, 2), int32.
+        digests: (N, 32), uint8: SHA-256 of each picture, as the reader compares it.
+        identity_facts, extra_notes: how pictures are decoded: what changes pixels, and what hardly does.
+        workers: processes that read; 0 for none.
+    """
+
+    reader: ReadPicture
+    picture_sizes: Sizes
+    digests: np.ndarray[Any, np.dtype[np.uint8]]
+    identity_facts: Mapping[str, Any] = field(default_factory=dict)
+    extra_notes: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 0
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.picture_sizes
+
+    def read(self, index: int) -> Tensor:
+        return self.reader(index)
+
+    def is_resident(self, policy: ViewPolicy) -> bool:  # noqa: ARG002 - never
+        return False
+
+    @cached_property
+    def _pool(self) -> Workers[tuple[ViewPolicy, ViewTask], dict[int | None, Tensor]]:
+        return Workers(partial(_render_of_policy, self.reader), self.workers)
+
+    def views(self, policy: ViewPolicy, tasks: Iterable[ViewTask], device: torch.device) -> Iterator[Views]:
+        on_gpu = device.type == "cuda"
+        for found in self._pool.map(((policy, task) for task in tasks), pin=on_gpu):
+            yield {size: some.to(device, non_blocking=on_gpu).unbind() for size, some in found.items()}
+
+    def usual_normalisation(self) -> Normalisation:
+        """The published values, else ImageNet's, with which networks for photos are trained."""
+        return self.normalisation or NORMALISATIONS["imagenet"]
+
+    def identity(self) -> dict[str, Any]:
+        """A digest of the pictures' digests in sample order."""
+        return {"files_sha256": hashlib.sha256(self.digests.tobytes()).hexdigest(), **self.identity_facts}
+
+    def notes(self) -> dict[str, Any]:
+        return {**super().notes(), **self.extra_notes}
+
+
+def render_task(read: ReadPicture, policy: ViewPolicy, task: ViewTask) -> dict[int | None, Tensor]:
+    """Every view of a task, a sample's picture being read once: by size, (S, B, 3, H, W), channels last."""
+    records = task.records.tolist()
+    found: dict[int | None, Tensor] = {}
+    for place, index in enumerate(task.indices.tolist()):
+        own = read(index)
+        for slot, of_slot in enumerate(records):
+            record = of_slot[place]
+            pictures = [own, *(read(other) for other in policy.others(record))]
+            for size in task.sizes:
+                view = policy.render(pictures, record, size)
+                if size not in found:
+                    found[size] = _empty(len(records), len(task.indices), view)
+                found[size][slot, place] = view
+    return found
+
+
+def _render_of_policy(read: ReadPicture, asked: tuple[ViewPolicy, ViewTask]) -> dict[int | None, Tensor]:
+    return render_task(read, *asked)
+
+
+def _empty(slots: int, samples: int, view: Tensor) -> Tensor:
+    _, height, width = view.shape
+    return torch.empty(slots, samples, height, width, 3, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+
+
+def tasks_of(batches: Sequence[Tensor], records: Tensor, sizes: tuple[int | None, ...]) -> Iterator[ViewTask]:
+    """A task for every batch of samples, whose records are rows of (N, R)."""
+    return (ViewTask(indices=batch, records=records[batch][None], sizes=sizes) for batch in batches)

@@ -35,11 +35,16 @@ class PublishedWeights:
     Attributes:
         state: tensor by name.
         mean, std: of the input that they were trained with, for pixels in [0, 1].
+        input_size, crop_ratio, interpolation: how they were evaluated: the side of the input, and as a share of the
+            shorter side that a picture is resized to before.
     """
 
     state: Mapping[str, Tensor]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    input_size: int
+    crop_ratio: float
+    interpolation: str
 
 
 def is_own_code(name: str) -> bool:
@@ -93,7 +98,14 @@ def _fetch_torchvision(name: str, weights: str, classes: int) -> PublishedWeight
         f"torchvision:{name}@{weights}",
         lambda: entry.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True),
     )
-    return PublishedWeights(state=state, mean=tuple(figures.mean), std=tuple(figures.std))
+    return PublishedWeights(
+        state=state,
+        mean=tuple(figures.mean),
+        std=tuple(figures.std),
+        input_size=figures.crop_size[0],
+        crop_ratio=min(figures.crop_size[0] / figures.resize_size[0], 1.0),
+        interpolation=figures.interpolation.value,
+    )
 
 
 def _build_timm(name: str, classes: int) -> nn.Module:
@@ -113,7 +125,14 @@ def _fetch_timm(name: str, weights: str, classes: int) -> PublishedWeights:
     network = _download(
         f"timm:{name}@{weights}", lambda: timm.create_model(f"{name}.{weights}", pretrained=True).state_dict()
     )
-    return PublishedWeights(state=network, mean=tuple(figures.mean), std=tuple(figures.std))
+    return PublishedWeights(
+        state=network,
+        mean=tuple(figures.mean),
+        std=tuple(figures.std),
+        input_size=figures.input_size[-1],
+        crop_ratio=figures.crop_pct,
+        interpolation=figures.interpolation,
+    )
 
 
 def _build_own(name: str, classes: int) -> nn.Module:

@@ -9,7 +9,7 @@ from demkd.pipeline.methods import Method, MethodError, choose_method
 from demkd.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from demkd.dataset import Normalisation, ViewPolicy
+    from demkd.dataset import Normalisation, PolicyLike, Reading
 
 Value = TypeVar("Value")
 # One value for all teachers, or values by their names.
@@ -49,7 +49,8 @@ class CachingOptions(TypedDict, total=False):
 
     Attributes:
         views: views per sample; 16 by default, or all there are if fewer.
-        policy: which views; by default crop and flip as is usual for the data.
+        policy: which views, or a name of them: "crop-flip" (the default for equal pictures of at most 64 pixels) or
+            "resized-crop" (for others), either with "+randaugment".
         view_seed: which of them come first.
         features: whose features to keep: "last" (the last map before pooling) or layers by name; () for none.
         feature_grid: average maps down to this side.
@@ -57,20 +58,26 @@ class CachingOptions(TypedDict, total=False):
         normalise: mean and standard deviation that a teacher was trained with, of all or by name: "cifar10",
             "cifar100", "imagenet", "none", "m,m,m/s,s,s" or a pair; by default what its checkpoint says, else the
             data's.
-        input_size: resize the views to this side, of all or by name.
+        input_size: the side of a teacher's input, of all or by name: views are cut at this size, or resized to it.
+        keep: only so many of the largest logits of each answer, and the sum of the others; all by default.
+        rest_temperatures: at which that sum is kept.
+        reading: how pictures are decoded.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "float32" or "bfloat16".
         progress: bars on stderr, or none, or your own.
     """
 
     views: int | None
-    policy: "ViewPolicy | None"
+    policy: "PolicyLike"
     view_seed: int
     features: Sequence[str]
     feature_grid: int
     batch_size: int
     normalise: ByTeacher[NormaliseLike]
     input_size: ByTeacher[int]
+    keep: int | None
+    rest_temperatures: Sequence[float]
+    reading: "Reading | None"
     device: str
     precision: str
     progress: bool | Progress
@@ -85,6 +92,8 @@ class TrainingKeywords(TypedDict, total=False):
         momentum, nesterov: of SGD.
         label_smoothing: share of the label's target that is spread over all classes.
         label_noise: share of the training labels to replace by wrong ones.
+        size: height and width of the network's input, where views are resized; the views' by default.
+        crop_ratio: what an evaluation shows of a picture's shorter side, where views are resized; 0.875 by default.
     """
 
     seed: int
@@ -97,6 +106,8 @@ class TrainingKeywords(TypedDict, total=False):
     weight_decay: float
     label_smoothing: float
     label_noise: float
+    size: int | None
+    crop_ratio: float | None
 
 
 class DistillKeywords(TrainingKeywords, MethodOptions, total=False):
@@ -148,3 +159,15 @@ def sizes_by_teacher(value: ByTeacher[int]) -> dict[str, int]:
                 f"`input_size={named}{size}` is not understood: give pixels, 1 to {defaults.LARGEST_INPUT}, such as 224"
             )
     return sizes
+
+
+def require_crop_ratio(ratio: float | None) -> None:
+    """Refuse a ratio that cannot be.
+
+    Raises:
+        ArgumentError: saying what can.
+    """
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ArgumentError(
+            f"`crop_ratio` is {ratio}: give what is shown of a picture's shorter side, above 0 and to 1"
+        )

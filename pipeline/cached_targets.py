@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from demkd.cache import open_cache
-from demkd.dataset import Data, ViewsError, as_source, seeded
+from demkd.dataset import Data, Reading, ViewsError, as_source, seeded, tasks_of
 from demkd.pipeline.arguments import (
     ByTeacher,
     MethodOptions,
@@ -23,8 +23,8 @@ from demkd.pipeline.arguments import (
 )
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.methods import Method, MethodError, require_teacher_count
-from demkd.pipeline.objective import Objective
+from demkd.pipeline.methods import Method, MethodError, require_mixable, require_teacher_count
+from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.stage_two import cached_policy, require_same_data
@@ -38,6 +38,7 @@ class TargetBatch:
     Attributes:
         views: (B, 3, H, W), float32, normalised: the student's input, in the views that the teachers saw.
         labels: (B,), int64.
+        mixture: the same, and what is mixed into these views, where it is.
         indices: (B,), the numbers of the samples.
         epoch: 1, 2, ...
         targets: what the teachers say about these views.
@@ -45,6 +46,7 @@ class TargetBatch:
 
     views: Tensor
     labels: Tensor
+    mixture: Labels
     indices: Tensor
     epoch: int
     targets: BatchTargets
@@ -75,6 +77,8 @@ class CachedTargets:
         seed: int = TrainingOptions.seed,
         normalise: NormaliseLike | None = None,
         hint_layer: ByTeacher[str] = None,
+        size: int | None = None,
+        workers: int | None = None,
         label_smoothing: float = TrainingOptions.label_smoothing,
         device: str = "auto",
         **method_options: Unpack[MethodOptions],
@@ -90,6 +94,8 @@ class CachedTargets:
             seed: of the order of slots and samples, as `distill`'s.
             normalise: of the student's input; the data's by default.
             hint_layer: whose features a student matches, of all teachers or by name; their last maps by default.
+            size: height and width of the student's input, where views are resized; the cache's by default.
+            workers: processes that decode pictures; one for each core but one by default.
 
         Raises:
             CacheMismatchError: if they are not.
@@ -97,12 +103,15 @@ class CachedTargets:
             MethodError: if the method has no teachers.
         """
         chosen, device_ = resolve_method(method, method_options), choose_compute(device=device).device
-        source, opened = as_source(train, split="train", called="train"), open_cache(cache, tuple(teachers) or None)
+        opened = open_cache(cache, tuple(teachers) or None)
+        source = as_source(train, split="train", called="train", reading=Reading(workers=workers))
         require_same_data(opened.teachers[0], source)
         if not chosen.needs_teachers:
             raise MethodError(f"the method {chosen.name} has no teachers, so there are no targets: choose another")
         require_teacher_count(chosen, opened.names)
         policy, _ = cached_policy(opened.teachers[0])
+        if policy.mixes:
+            require_mixable(chosen)
         self.classes = source.classes
         self.num_views = opened.num_views if views is None else views
         if not 1 <= self.num_views <= opened.num_views:
@@ -111,7 +120,7 @@ class CachedTargets:
             )
         self._normalisation = normalisations_by_teacher(normalise).get("") or source.usual_normalisation()
         self._labels = source.labels.to(device_)
-        self._render = source.renderer(policy, device_)
+        self._source, self._policy, self._size = source, policy, policy.side_for(size)
         self._seed, self._device = seed, device_
         self._teachers = CachedTeachers(
             opened,
@@ -123,7 +132,7 @@ class CachedTargets:
             hint_layer=by_teacher(hint_layer),
         )
         self._begun = object()
-        self.hint_shapes = self._teachers.hint_shapes(torch.empty(0))
+        self.hint_shapes = self._teachers.hint_shapes({})
         self._objective = Objective(chosen, epochs=epochs, teachers=len(opened.names), label_smoothing=label_smoothing)
 
     def epoch(self, epoch: int, *, batch_size: int = 64) -> Iterator[TargetBatch]:
@@ -134,21 +143,25 @@ class CachedTargets:
         Raises:
             RuntimeError: if another epoch was begun meanwhile, whose targets are of other views.
         """
-        records = self._teachers.start_epoch(epoch).records.to(self._device)
+        home = self._device if self._source.is_resident(self._policy) else torch.device("cpu")
+        records = self._teachers.start_epoch(epoch).records.to(home)
         self._begun = begun = object()
         order = torch.from_numpy(seeded.sample_order(run_seed=self._seed, epoch=epoch, samples=len(self._labels)))
-        for indices in torch.split(order.to(self._device), batch_size):
+        batches = [some for some in torch.split(order.to(home), batch_size) if len(some) > 1]
+        stream = self._source.views(self._policy, tasks_of(batches, records, (self._size,)), self._device)
+        for on_home, views in zip(batches, stream, strict=True):
             if self._begun is not begun:
                 raise RuntimeError(f"epoch {epoch} cannot go on, because another one was begun: take one at a time")
-            if len(indices) > 1:
-                views = self._render(indices, records[indices])
-                yield TargetBatch(
-                    views=self._normalisation.apply(views),
-                    labels=self._labels[indices],
-                    indices=indices,
-                    epoch=epoch,
-                    targets=self._teachers.batch_targets(indices, views),
-                )
+            indices = on_home.to(self._device)
+            labels = Labels.of(self._labels, indices, self._policy, records[on_home].to(self._device))
+            yield TargetBatch(
+                views=self._normalisation.apply(views[self._size][0]),
+                labels=labels.own,
+                mixture=labels,
+                indices=indices,
+                epoch=epoch,
+                targets=self._teachers.batch_targets(indices, {}),
+            )
 
     def terms(self, logits: Tensor, batch: TargetBatch, guesses: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """Every term of the loss of logits (B, C), mean over the batch, before it is weighted.
@@ -163,7 +176,7 @@ class CachedTargets:
             raise ValueError(
                 f"the method matches features of {len(self.hint_shapes)} teachers, and {len(guesses)} came"
             )
-        terms = self._objective.terms(logits.float(), batch.labels, batch.targets, guesses)
+        terms = self._objective.terms(logits.float(), batch.mixture, batch.targets, guesses)
         return dict(zip(self._objective.names, terms, strict=True))
 
     def loss(self, logits: Tensor, batch: TargetBatch, guesses: Sequence[Tensor] = ()) -> Tensor:

@@ -1,4 +1,7 @@
-"""Cached teachers: an epoch is one slot, read and fused once; no teacher is loaded.
+"""Cached teachers: an epoch is one slot; no teacher is loaded.
+
+Where the fused targets of a slot fit into memory, they are made at the start of the epoch, and batches are rows of
+them; where they do not, each batch's are fused from the mapped files when it comes. Both give the same numbers.
 
 N samples, K teachers, B in a batch, C classes.
 """
@@ -14,7 +17,15 @@ from demkd.cache import Cache, SlotAnswers
 from demkd.dataset import seeded
 from demkd.pipeline.methods import Method
 from demkd.pipeline.results import TeacherStatistics
-from demkd.pipeline.target_source import BatchTargets, EpochViews, SoftTargets, as_tensor, cached_hint_layers, fuse
+from demkd.pipeline.target_source import (
+    BatchTargets,
+    BatchViews,
+    EpochViews,
+    SoftTargets,
+    as_tensor,
+    cached_hint_layers,
+    fuse,
+)
 from demkd.pipeline.weighing import (
     DEFAULT_WEIGHTING,
     Shuffle,
@@ -30,10 +41,11 @@ from demkd.pipeline.weighing import (
 )
 
 _ROWS_AT_ONCE = 4096  # bounds what fusing a slot needs beside its result
+TARGET_BYTES = 1 << 30  # of a slot's fused targets that are kept in memory; with more, batches are fused one by one
 
 
 class CachedTeachers:
-    """Stage two's source: an epoch reads one slot, fuses its targets once, and batches are rows of them."""
+    """Stage two's source: an epoch reads one slot, and a batch's targets are those of its rows."""
 
     def __init__(
         self,
@@ -45,6 +57,7 @@ class CachedTeachers:
         run_seed: int,
         device: torch.device,
         hint_layer: Mapping[str, str] | None = None,
+        target_bytes: int = TARGET_BYTES,
     ) -> None:
         """Prepare to read.
 
@@ -52,39 +65,52 @@ class CachedTeachers:
             labels: (N,), on the device: those of the data, or corrupted ones.
             views: train on the first `views` slots.
             hint_layer: as `cached_hint_layers` takes it.
+            target_bytes: how large a slot's fused targets may be to be kept in memory.
 
         Raises:
-            CacheMissingError: if the method needs features that there are not.
+            CacheMissingError: if the method needs features, or a temperature, that there are not.
         """
+        for teacher in cache.teachers:
+            for temperature in _temperatures(method) if teacher.shape.keep else ():
+                teacher.require_temperature(temperature)
         self._cache, self._labels, self._method = cache, labels, method
         self._views, self._run_seed, self._device = views, run_seed, device
         self._layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
+        self._fuses_whole_slots = 4 * cache.samples * (cache.classes + 4) <= target_bytes
+        self._slot = -1
+        self._weights: TeacherWeights | None = None
         self._targets: SoftTargets | None = None
         self._hints: list[NDArray[np.float16] | Tensor] = []
-        self._hint_weights: Tensor | None = None
         self._measures: Tensor | None = None
 
-    def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:  # noqa: ARG002
+    @property
+    def view_sizes(self) -> tuple[int | None, ...]:
+        return ()
+
+    def hint_shapes(self, views: BatchViews) -> list[tuple[int, ...]]:  # noqa: ARG002
         return [teacher.shape.features[self._layers[teacher.name]] for teacher in self._cache.teachers if self._layers]
 
     def start_epoch(self, epoch: int) -> EpochViews:
         slot = seeded.slot_of_epoch(run_seed=self._run_seed, epoch=epoch, slots=self._views)
+        self._slot = slot
+        self._cache.require_logits(slot, temperatures=_temperatures(self._method))
         answers = self._cache.read_slot(slot)
-        weights = self._weigh(answers)
-        self._targets = self._fuse(answers, weights)
+        self._weights = weights = self._weigh(answers)
+        self._targets = self._fuse_slot(slot, weights) if self._fuses_whole_slots else None
         if self._method.needs_features:
             self._hints = [self._resident(answers) for answers in self._cache.features(slot, self._layers)]
-            self._hint_weights = weights.hint
         entropy = as_tensor(answers.entropy).to(self._device)
         self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
         return EpochViews(records=as_tensor(answers.view), slot=slot)
 
-    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:  # noqa: ARG002 - the teachers saw them already
-        assert self._targets is not None, "start_epoch comes first"
+    def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:  # noqa: ARG002 - teachers saw them already
+        assert self._weights is not None, "start_epoch comes first"
         return BatchTargets(
-            targets=self._targets.rows(indices),
+            targets=self._fuse(self._slot, indices, self._weights)
+            if self._targets is None
+            else self._targets.rows(indices),
             hints=[self._take(hint, indices) for hint in self._hints],
-            hint_weights=None if self._hint_weights is None else self._hint_weights[:, indices],
+            hint_weights=self._weights.hint[:, indices] if self._hints else None,
         )
 
     def statistics(self) -> TeacherStatistics | None:
@@ -103,7 +129,11 @@ class CachedTeachers:
             uncertainty = Uncertainty(tckd=entropy, nckd=entropy)
         else:
             parts = [
-                measure_uncertainty(self._logits(answers, rows), self._labels[rows], self._method)
+                measure_uncertainty(
+                    self._logits(answers.slot, rows, temperature=self._method.entropy_temperature),
+                    self._labels[rows],
+                    self._method,
+                )
                 for rows in self._blocks()
             ]
             tckd = torch.cat([part.tckd for part in parts], dim=1)
@@ -115,30 +145,29 @@ class CachedTeachers:
             self._method,
             seed=self._run_seed,
             slot=answers.slot,
-            teachers=len(answers.logits),
+            teachers=len(self._cache.names),
             samples=self._cache.samples,
         )
         return weigh(uncertainty, self._predictions(answers), self._labels, self._method, shuffle=shuffle)
 
-    def _fuse(self, answers: SlotAnswers, weights: TeacherWeights) -> SoftTargets:
-        parts = [
-            fuse(
-                self._logits(answers, rows),
-                self._labels[rows],
-                self._method,
-                TeacherWeights(tckd=weights.tckd[:, rows], nckd=weights.nckd[:, rows], hint=weights.hint[:, rows]),
-            )
-            for rows in self._blocks()
-        ]
+    def _fuse(self, slot: int, rows: slice | Tensor, weights: TeacherWeights) -> SoftTargets:
+        """The soft targets of some samples."""
+        logits = self._logits(slot, rows, temperature=self._method.temperature)
+        return fuse(logits, self._labels[rows], self._method, weights.of_samples(rows))
+
+    def _fuse_slot(self, slot: int, weights: TeacherWeights) -> SoftTargets:
+        parts = [self._fuse(slot, rows, weights) for rows in self._blocks()]
         return type(parts[0]).concatenate(parts)  # type: ignore[arg-type]
 
     def _blocks(self) -> list[slice]:
         samples = self._cache.samples
         return [slice(start, min(start + _ROWS_AT_ONCE, samples)) for start in range(0, samples, _ROWS_AT_ONCE)]
 
-    def _logits(self, answers: SlotAnswers, rows: slice) -> list[Tensor]:
-        """Some rows of the K teachers' logits as float32."""
-        return [as_tensor(logits[rows]).to(self._device).float() for logits in answers.logits]
+    def _logits(self, slot: int, rows: slice | Tensor, *, temperature: float) -> list[Tensor]:
+        """Some rows of the K teachers' logits as float32, for a softmax at a temperature."""
+        chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        found = self._cache.logits(slot, chosen, temperature=temperature)
+        return [as_tensor(logits).to(self._device).float() for logits in found]
 
     def _predictions(self, answers: SlotAnswers) -> Tensor:
         return as_tensor(answers.prediction).to(self._device)
@@ -151,3 +180,9 @@ class CachedTeachers:
         if isinstance(features, Tensor):
             return features[indices].float()
         return torch.from_numpy(features[indices.numpy()]).float()
+
+
+def _temperatures(method: Method) -> tuple[float, ...]:
+    """Those at which a method looks at cached logits."""
+    looks_again = not uses_cached_entropy(method) and method.weight_source not in ("uniform", "fixed")
+    return (method.temperature, *((method.entropy_temperature,) if looks_again else ()))

@@ -6,4 +6,7 @@ LAYERS = ("last",)
 GRID = 1
 BATCH_SIZE = 256  # of stage one; a student's is in `recipe.TrainingOptions`
 EPOCHS = 240  # of a student, as in the literature
+REST_TEMPERATURES = (1.0, 2.0, 4.0)
+SIZE = 224  # pixels a side, of a network for photos where nothing says another
+CROP_RATIO = 0.875  # what an evaluation shows of a photo's shorter side: 224 of 256
 LARGEST_INPUT = 4096  # pixels a side

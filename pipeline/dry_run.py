@@ -1,6 +1,7 @@
 """The dry run: what stage one would cost, without writing anything."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import CachingPlan, TeacherPlan
-from demkd.pipeline.stage_one import ask
+from demkd.pipeline.stage_one import ask, joined
 
 _PROBE_SECONDS = 1.0
 _MOST_PROBES = 8
+_PROBE_VIEWS = 16  # of each picture
+_PROBE_PICTURES = 1024
 
 
 def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) -> CachingPlan:
@@ -29,6 +32,8 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
     free = require_space(request.folder, plans)
     teachers = tuple(_plan(job, teacher, plan, progress) for teacher, plan in zip(job.teachers, plans, strict=True))
     samples = len(job.source)
+    pictures = _picture_seconds(job, plans, progress)
+    answers = sum(teacher.seconds for teacher in teachers)
     epochs = sum(plan.pending for plan in plans) / (samples * len(plans))
     return CachingPlan(
         folder=request.folder,
@@ -38,7 +43,9 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
         precision=compute.precision,
         teachers=teachers,
         free_bytes=free,
-        seconds=sum(teacher.seconds for teacher in teachers),
+        picture_seconds=pictures,
+        # Pictures are made ready beside the teachers' work; on the CPU both need the same cores.
+        seconds=max(pictures, answers) if compute.device.type == "cuda" else pictures + answers,
         break_even_epochs=epochs,
         student_epochs=defaults.EPOCHS,
         break_even_runs=epochs / defaults.EPOCHS,
@@ -60,13 +67,33 @@ def _plan(job: CachingJob, prepared: PreparedTeacher, plan: FilePlan, progress: 
 
 
 def _seconds_per_view(job: CachingJob, prepared: PreparedTeacher) -> float:
-    """The median over a few batches, after one that only warms up."""
+    """The median over a few batches of views that are there already, after one that only warms up."""
     some = torch.arange(min(job.batch_size, len(job.source)))
+    labels = job.source.labels[some].to(job.compute.device)
     names = tuple(prepared.shape.answers())
+    (views,) = job.views(job.tasks(some, job.draw([0], some)))
     seconds: list[float] = []
     while len(seconds) <= 1 or (len(seconds) <= _MOST_PROBES and sum(seconds) < _PROBE_SECONDS):
         started = time.perf_counter()
-        for _, _, views in job.views([0], some):
-            ask(prepared.teacher, views, names)
+        joined([ask(prepared.teacher, views[prepared.view_size][0], names, labels, prepared.shape)])
         seconds.append(time.perf_counter() - started)
     return float(np.median(seconds[1:])) / len(some)
+
+
+def _picture_seconds(job: CachingJob, plans: Sequence[FilePlan], progress: Progress) -> float:
+    """Reading every picture that some teacher lacks, and cutting its views, by all workers at once."""
+    if job.source.is_resident(job.policy) or not any(plan.pending for plan in plans):
+        return 0.0
+    progress.note("timing the pictures")
+    slots = list(range(min(job.num_views, _PROBE_VIEWS)))
+    some = torch.arange(len(job.source))[:: max(len(job.source) // _PROBE_PICTURES, 1)]
+    batches = job.tasks(some, job.draw(slots, some))
+    warm, *timed = batches if len(batches) > 1 else [batches[0], batches[0]]
+    list(job.views([warm]))  # starts the workers
+    started = time.perf_counter()
+    for _ in job.views(timed):
+        pass
+    pictures = sum(len(task.indices) for task in timed)
+    passes = -(-job.num_views // _PROBE_VIEWS)
+    share = max(plan.pending for plan in plans) / (len(job.source) * job.num_views)
+    return (time.perf_counter() - started) / pictures * passes * len(job.source) * share

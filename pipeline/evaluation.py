@@ -1,20 +1,21 @@
 """How often a network is right about pictures as they are."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import ImageSource, Normalisation
+from demkd.dataset import ImageSource, no_records, tasks_of
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.loading import LoadedNetwork, class_name, load_network, usual_normalisation, wrap
+from demkd.pipeline.loading import InputChoice, NetworkInput, class_name, load_network, wrapped
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import EvaluationReport
 
-_BATCH = 500
+_BATCH = 500  # of pictures in memory
+_STREAMED_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,24 +31,27 @@ class Accuracy:
 def evaluate(
     network: nn.Module,
     source: ImageSource,
-    prepare: Callable[[Tensor], Tensor],
+    expected: NetworkInput,
     compute: Compute,
     task: Task | None = None,
 ) -> Accuracy:
     """Top-1 and top-5 of a network on every sample of a source, without augmentation.
 
     Args:
-        prepare: turns pictures (B, 3, H, W), uint8, into the network's input.
+        expected: what the network takes as input.
         task: where to tell how far it is, in samples.
     """
     started = time.perf_counter()
     network.eval()
-    plain, labels = source.plain(compute.device), source.labels.to(compute.device)
+    labels = source.labels.to(compute.device)
+    in_memory = source.is_resident(expected.evaluation_views())
+    batches = torch.split(torch.arange(len(source)), _BATCH if in_memory else _STREAMED_BATCH)
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
-    for indices in torch.split(torch.arange(len(source), device=compute.device), _BATCH):
+    stream = evaluation_views(source, expected, batches, compute.device)
+    for indices, views in zip(batches, stream, strict=True):
         with compute.autocast():
-            logits: Tensor = network(prepare(plain(indices)))
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[indices][:, None]  # (B, 5)
+            logits: Tensor = network(expected.prepare(views))
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[indices.to(labels.device)][:, None]  # (B, 5)
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
         if task:
             task.advance(len(indices))
@@ -55,13 +59,27 @@ def evaluate(
     return Accuracy(top1=top1, top5=top5, seconds=time.perf_counter() - started)
 
 
+def evaluation_views(
+    source: ImageSource, expected: NetworkInput, batches: Sequence[Tensor], device: torch.device
+) -> Iterator[Tensor]:
+    """What a network is shown of some batches of samples: (B, 3, H, W), uint8, each.
+
+    Raises:
+        ViewsError: if pictures of different sizes would be shown as they are.
+    """
+    policy = expected.evaluation_views()
+    policy.require_pictures(source.sizes)
+    size = policy.view_size
+    for views in source.views(policy, tasks_of(batches, no_records(len(source)), (size,)), device):
+        yield views[size][0]
+
+
 def evaluate_network(
     what: Path | nn.Module,
     *,
     test: ImageSource,
     network: str | None,
-    normalisation: Normalisation | None,
-    input_size: int | None = None,
+    choice: InputChoice,
     compute: Compute,
     progress: Progress,
 ) -> EvaluationReport:
@@ -71,17 +89,12 @@ def evaluate_network(
         CheckpointError: if there is nothing to evaluate, or it was trained on other classes.
     """
     if isinstance(what, nn.Module):
-        loaded = LoadedNetwork(
-            network=wrap(what, test, name="the network", input_size=input_size),
-            name=class_name(what),
-            normalisation=normalisation or usual_normalisation(test),
-            input_size=input_size,
-        )
+        loaded = wrapped(what, class_name(what), "the network", test, choice)
     else:
-        loaded = load_network(what, name=network, source=test, normalisation=normalisation, input_size=input_size)
+        loaded = load_network(what, name=network, source=test, choice=choice)
     was_training = loaded.network.training
     with progress.task(f"evaluating {loaded.name}", total=len(test), unit="pictures") as task:
-        accuracy = evaluate(compute.place(loaded.network), test, loaded.prepare, compute, task)
+        accuracy = evaluate(compute.place(loaded.network), test, loaded.input, compute, task)
     loaded.network.train(was_training)
     return EvaluationReport(
         folder=Path() if isinstance(what, nn.Module) else what,

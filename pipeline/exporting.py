@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from demkd.dataset import ImageSource, load_images
+from demkd.dataset import ImageSource, Reading, load_images
 from demkd.errors import UserError
 from demkd.pipeline.child_process import child_environment, python_module
+from demkd.pipeline.evaluation import evaluation_views
 from demkd.pipeline.export_check import FACTS, LOGITS, VIEWS
 from demkd.pipeline.loading import LoadedNetwork, load_network
 from demkd.pipeline.progress import Progress
@@ -59,6 +60,7 @@ class ExportRequest:
         run: a finished run folder, or a checkpoint.
         network: the network's name, for a checkpoint that does not have it.
         data: where the test pictures come from; None for the data of the run's recipe.
+        reading: how they are decoded.
     """
 
     run: Path
@@ -66,6 +68,7 @@ class ExportRequest:
     data: str | None
     format: str
     out: Path
+    reading: Reading | None = None
 
 
 def export(request: ExportRequest, progress: Progress) -> ExportReport:
@@ -79,15 +82,17 @@ def export(request: ExportRequest, progress: Progress) -> ExportReport:
     _require_format(request.format)
     data = request.data or _data_of(request.run)
     progress.note(f"reading the test pictures of {data}")
-    test = load_images(data, split="test")
+    test = load_images(data, split="test", reading=request.reading, told=progress)
     loaded = load_network(request.run, name=request.network, source=test)
     network = loaded.network.eval().requires_grad_(requires_grad=False)
     views = _prepared_pictures(loaded, test)
     facts = {
         "network": loaded.name,
         "class_names": test.class_names,
-        "mean": loaded.normalisation.mean,
-        "std": loaded.normalisation.std,
+        "mean": loaded.input.normalisation.mean,
+        "std": loaded.input.normalisation.std,
+        "input_size": loaded.input.size,
+        "crop_ratio": loaded.input.crop_ratio,
         "input": f"(B, {', '.join(str(side) for side in views.shape[1:])}) float32: (pixels / 255 - mean) / std",
     }
     with _beside(request.out) as draft:
@@ -132,8 +137,9 @@ def _data_of(run: Path) -> str:
 
 def _prepared_pictures(loaded: LoadedNetwork, test: ImageSource) -> Tensor:
     """The first 256 test pictures as the network's input: (256, 3, H, W), contiguous."""
-    indices = torch.arange(min(_PICTURES, len(test)))
-    return loaded.prepare(test.plain(torch.device("cpu"))(indices)).contiguous()
+    batches = torch.split(torch.arange(min(_PICTURES, len(test))), _BATCH)
+    stream = evaluation_views(test, loaded.input, batches, torch.device("cpu"))
+    return torch.cat([loaded.input.prepare(views) for views in stream]).contiguous()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 from demkd.losses import entropy
 from demkd.pipeline.methods import Method, MethodError
 from demkd.pipeline.results import TeacherStatistics
-from demkd.pipeline.target_source import BatchTargets, EpochViews, ViewPlan, fuse
+from demkd.pipeline.target_source import BatchTargets, BatchViews, EpochViews, ViewPlan, fuse
 from demkd.pipeline.weighing import (
     Shuffle,
     measure_teachers,
@@ -55,10 +55,12 @@ class LiveTeachers:
         *,
         run_seed: int = 0,
         hint_layer: Mapping[str, str] | None = None,
+        view_sizes: Sequence[int | None] | None = None,
     ) -> None:
         """Prepare to ask.
 
         Args:
+            view_sizes: of the views that each teacher is shown; None for the pictures' own.
             hint_layer: by teacher, whose features a student matches; "" stands for all others, which is else the last
                 map.
             labels: (N,), on the device.
@@ -66,13 +68,18 @@ class LiveTeachers:
         """
         self._teachers, self._labels, self._method, self._plan = teachers, labels, method, plan
         self._run_seed = run_seed
+        self._sizes = tuple(view_sizes or (None,) * len(teachers))
         chosen = hint_layer or {}
         self._layers = [chosen.get(one.name, chosen.get("", one.hint_layer)) for one in teachers]
         self._shuffle = Shuffle()
         self._measured: list[Tensor] = []
         self._samples = 0
 
-    def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:
+    @property
+    def view_sizes(self) -> tuple[int | None, ...]:
+        return self._sizes
+
+    def hint_shapes(self, views: BatchViews) -> list[tuple[int, ...]]:
         return [tuple(hint.shape[1:]) for hint in self._ask(views)[1]]
 
     def start_epoch(self, epoch: int) -> EpochViews:
@@ -85,7 +92,7 @@ class LiveTeachers:
             )
         return views
 
-    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:
+    def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:
         labels = self._labels[indices]
         logits, hints = self._ask(views)
         predictions = torch.stack([z.argmax(1) for z in logits])
@@ -102,10 +109,10 @@ class LiveTeachers:
         names = tuple(teacher.name for teacher in self._teachers)
         return teacher_statistics(names, torch.stack(self._measured).sum(0) / self._samples)
 
-    def _ask(self, views: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _ask(self, views: BatchViews) -> tuple[list[Tensor], list[Tensor]]:
         """The K teachers' logits (B, C), and their features if the method matches any."""
         answers = [
-            teacher.answer(views, features=[layer] if self._method.needs_features else ())
-            for teacher, layer in zip(self._teachers, self._layers, strict=True)
+            teacher.answer(views[size], features=[layer] if self._method.needs_features else ())
+            for teacher, layer, size in zip(self._teachers, self._layers, self._sizes, strict=True)
         ]
         return [answer.logits for answer in answers], [hint for answer in answers for hint in answer.features.values()]

@@ -7,22 +7,34 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demkd.cache.weights import WEIGHTS_NAME
-from demkd.dataset import ImageSource, Normalisation, load_images
+from demkd.dataset import (
+    AsTheyAre,
+    CentreCrop,
+    CropFlip,
+    ImageSource,
+    MemoryImages,
+    Normalisation,
+    ViewPolicy,
+    load_images,
+)
+from demkd.dataset.resized_crop import INTERPOLATIONS
 from demkd.errors import UserError
 from demkd.networks import (
     Classifier,
     Network,
+    PictureSizeError,
     WrappedNetwork,
     build_network,
     fetch_published,
     is_own_code,
 )
+from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.recipe import RecipeError
 from demkd.teachers import Checkpoint, CheckpointError, Teacher, load_weights, read_checkpoint, trained_classes
@@ -112,39 +124,100 @@ def class_name(module: nn.Module) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedNetwork:
-    """A trained network, and what it expects as input.
+class NetworkInput:
+    """What a network expects as input.
 
     Attributes:
-        input_size: height and width in pixels to which views are resized for it; None to leave them as they are.
+        size: height and width in pixels; None for the pictures' own.
+        crop_ratio: for evaluation, `size` as a share of the shorter side that a picture is resized to before its middle
+            is cut out; None to show the whole picture.
     """
+
+    normalisation: Normalisation
+    size: int | None = None
+    crop_ratio: float | None = None
+    interpolation: str = "bilinear"
+
+    def prepare(self, views: Tensor) -> Tensor:
+        """Views (B, 3, H, W), uint8, as the network's input: normalised, then resized if they are of another size.
+
+        Bilinear, in float32, without antialiasing: this enlarges small pictures, where it would change nothing.
+        """
+        normalised = self.normalisation.apply(views)
+        if self.size is None or views.shape[2:] == (self.size, self.size):
+            return normalised
+        return F.interpolate(normalised, (self.size,) * 2, mode="bilinear", align_corners=False, antialias=False)
+
+    def evaluation_views(self) -> ViewPolicy:
+        """What it is shown to be evaluated."""
+        if self.crop_ratio is None:
+            return AsTheyAre()
+        assert self.size is not None
+        return CentreCrop(size=self.size, crop_ratio=self.crop_ratio, interpolation=self.interpolation)
+
+    def side(self, source: ImageSource) -> tuple[int, int]:
+        """Height and width of what it gets.
+
+        Raises:
+            PictureSizeError: if nothing says so, and the pictures are of different sizes.
+        """
+        size = source.picture_size if self.size is None else (self.size, self.size)
+        if size is None:
+            raise PictureSizeError(
+                f"the pictures of {source.name} are of different sizes, and nothing says which size the network takes: "
+                "give `input_size`"
+            )
+        return size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedNetwork:
+    """A trained network, and what it expects as input."""
 
     network: Network
     name: str
-    normalisation: Normalisation
-    input_size: int | None = None
-
-    def prepare(self, views: Tensor) -> Tensor:
-        """Views (B, 3, H, W), uint8, as the network's input: normalised, then resized bilinearly, in float32.
-
-        Without antialiasing: teachers' inputs are usually larger than the views, where it would change nothing.
-        """
-        normalised = self.normalisation.apply(views)
-        if self.input_size is None:
-            return normalised
-        return F.interpolate(normalised, (self.input_size,) * 2, mode="bilinear", align_corners=False, antialias=False)
+    input: NetworkInput
 
 
-def wrap(module: nn.Module, source: ImageSource, *, name: str, input_size: int | None = None) -> Network:
-    """A module of the user's as a network of this project.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputChoice:
+    """What the user says of a network's input; None leaves it to its checkpoint, its publisher and the data.
+
+    Attributes:
+        view_size: of the views that it will see, where nothing else says a size; None for the pictures' own.
+    """
+
+    normalisation: Normalisation | None = None
+    size: int | None = None
+    crop_ratio: float | None = None
+    view_size: int | None = None
+
+    def resolve(self, facts: Mapping[str, Any], source: ImageSource) -> NetworkInput:
+        """The input of a network of which a checkpoint says some facts."""
+        interpolation = facts.get("interpolation")
+        size = self.size or facts.get("input_size") or self.view_size
+        ratio = self.crop_ratio or facts.get("crop_ratio")
+        if ratio is None and "crop_ratio" not in facts and not isinstance(source.default_policy, CropFlip):
+            ratio = defaults.CROP_RATIO
+        if ratio is not None and size is None:
+            size = source.default_policy.side_for(None) or defaults.SIZE
+        return NetworkInput(
+            normalisation=self.normalisation or _own_normalisation(facts) or usual_normalisation(source),
+            size=size,
+            crop_ratio=ratio,
+            interpolation=interpolation if interpolation in INTERPOLATIONS else "bilinear",
+        )
+
+
+def wrap(module: nn.Module, *, classes: int, size: tuple[int, int], name: str) -> Network:
+    """A module of the user's as a network of this project, for pictures of a size (H, W).
 
     Raises:
         NetworkSourceError: if it cannot take such pictures, or does not answer with a logit for each class.
     """
     if isinstance(module, Classifier | WrappedNetwork):
         return module
-    size = source.picture_size if input_size is None else (input_size, input_size)
-    return WrappedNetwork(module, name=name, classes=source.classes, size=size)
+    return WrappedNetwork(module, name=name, classes=classes, size=size)
 
 
 def load_network(
@@ -152,8 +225,7 @@ def load_network(
     *,
     name: str | None,
     source: ImageSource,
-    normalisation: Normalisation | None = None,
-    input_size: int | None = None,
+    choice: InputChoice | None = None,
 ) -> LoadedNetwork:
     """Build a network and read its weights.
 
@@ -161,8 +233,7 @@ def load_network(
         path: a checkpoint file, a finished run folder, or the name of published weights.
         name: the network's; a run folder knows its own.
         source: what it shall classify.
-        normalisation: what it was trained with; by default what its run folder or publisher says, else the data's.
-        input_size: to which the pictures are resized for it.
+        choice: its input; by default what its run folder or publisher says, else the data's.
 
     Raises:
         CheckpointError, UnknownNetworkError, NetworkSourceError: if there is no such network, or its weights do not
@@ -170,12 +241,11 @@ def load_network(
     """
     checkpoint = _read_or_fetch(path, name, source)
     name = name or _own_name(checkpoint, path)
-    size = source.picture_size if input_size is None else (input_size, input_size)
-    network = build_network(name, classes=source.classes, size=size)
+    expected = (choice or InputChoice()).resolve(checkpoint.facts, source)
+    network = build_network(name, classes=source.classes, size=expected.side(source))
     _require_classes(checkpoint, network, source)
     load_weights(network, checkpoint)
-    normalisation = normalisation or _own_normalisation(checkpoint) or usual_normalisation(source)
-    return LoadedNetwork(network=network, name=name, normalisation=normalisation, input_size=input_size)
+    return LoadedNetwork(network=network, name=name, input=expected)
 
 
 def load_teacher(
@@ -183,25 +253,28 @@ def load_teacher(
     *,
     source: ImageSource,
     compute: Compute,
-    normalisation: Normalisation | None = None,
-    input_size: int | None = None,
+    choice: InputChoice,
 ) -> tuple[Teacher, LoadedNetwork]:
     """A network as `load_network` gives it, or a copy of the user's module, frozen."""
     if spec.module is None:
-        loaded = load_network(
-            spec.checkpoint, name=spec.network, source=source, normalisation=normalisation, input_size=input_size
-        )
+        loaded = load_network(spec.checkpoint, name=spec.network, source=source, choice=choice)
     else:
         # A copy: to freeze and to move the user's own module would change it under their hands.
-        network = wrap(copy.deepcopy(spec.module), source, name=f"teacher {spec.name}", input_size=input_size)
-        loaded = LoadedNetwork(
-            network=network,
-            name=str(spec.network),
-            normalisation=normalisation or usual_normalisation(source),
-            input_size=input_size,
-        )
-    teacher = Teacher(spec.name, compute.place(loaded.network), prepare=loaded.prepare, autocast=compute.autocast)
+        loaded = wrapped(copy.deepcopy(spec.module), str(spec.network), f"teacher {spec.name}", source, choice)
+    teacher = Teacher(spec.name, compute.place(loaded.network), prepare=loaded.input.prepare, autocast=compute.autocast)
     return teacher, loaded
+
+
+def wrapped(module: nn.Module, name: str, called: str, source: ImageSource, choice: InputChoice) -> LoadedNetwork:
+    """A module of the user's that is trained already.
+
+    Args:
+        name: for recipes and provenances.
+        called: in messages.
+    """
+    expected = choice.resolve({}, source)
+    network = wrap(module, classes=source.classes, size=expected.side(source), name=called)
+    return LoadedNetwork(network=network, name=name, input=expected)
 
 
 def chosen_for(choices: Mapping[str, Choice], name: str) -> Choice | None:
@@ -241,7 +314,7 @@ def usual_normalisation(source: ImageSource) -> Normalisation:
     Raises:
         CheckpointError: if only the test pictures are at hand.
     """
-    if source.normalisation is not None or source.split == "train":
+    if source.normalisation is not None or source.split == "train" or not isinstance(source, MemoryImages):
         return source.usual_normalisation()
     if source.origin is None:
         raise CheckpointError(
@@ -256,7 +329,10 @@ def _read_or_fetch(path: Path, name: str | None, source: ImageSource) -> Checkpo
     if path.exists() or not name or ":" not in name or path.name != str(path):
         return read_checkpoint(path)
     published = fetch_published(name, str(path), classes=source.classes)
-    facts = {"mean": published.mean, "std": published.std}
+    names = ("mean", "std", "input_size", "crop_ratio", "interpolation")
+    facts = {name: getattr(published, name) for name in names}
+    if isinstance(source.default_policy, CropFlip):
+        facts["crop_ratio"] = None  # of pictures smaller than its input nothing is cut off
     return Checkpoint(path=Path(f"{name}@{path}"), state=published.state, facts=facts)
 
 
@@ -273,11 +349,10 @@ def _own_name(checkpoint: Checkpoint, path: Path) -> str:
     return str(name)
 
 
-def _own_normalisation(checkpoint: Checkpoint) -> Normalisation | None:
-    if "mean" not in checkpoint.facts:
+def _own_normalisation(facts: Mapping[str, Any]) -> Normalisation | None:
+    if "mean" not in facts:
         return None
-    mean, std = checkpoint.facts["mean"], checkpoint.facts["std"]
-    return Normalisation(mean=tuple(mean), std=tuple(std))
+    return Normalisation(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
 
 def _require_classes(checkpoint: Checkpoint, network: Network, source: ImageSource) -> None:

@@ -140,6 +140,24 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
         )
 
 
+def require_mixable(method: Method) -> None:
+    """Refuse what needs one label a sample, where views are mixed of two samples.
+
+    Raises:
+        MethodError: with the reason.
+    """
+    reason = "needs one label a picture, and mixed pictures have two"
+    if method.decouple == "dkd":
+        raise MethodError(
+            f"the decoupled loss of {method.name} {reason}: choose kd, ebkd or another with `decouple=coupled`, or "
+            "leave `mix` out"
+        )
+    if method.needs_teachers and method.weight_source == "cross_entropy":
+        raise MethodError(f"`weight_source=cross_entropy` {reason}: choose entropy, or leave `mix` out")
+    if method.wrong_teacher == "mask":
+        raise MethodError(f"`wrong_teacher=mask` {reason}: choose keep, or leave `mix` out")
+
+
 def _require_known_value(key: str, value: Any) -> None:
     if key in CHOICES and value not in (words := _words(key)):
         raise MethodError(f"`{key}` cannot be {value!r}: choose one of {', '.join(words)}")

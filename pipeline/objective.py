@@ -4,13 +4,32 @@ B in a batch, C classes, K teachers, L terms of the loss.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from demkd.dataset import ViewPolicy
 from demkd.losses import CoupledTargets, decoupled_kd_loss, hint_loss, kd_loss, label_loss
 from demkd.pipeline.methods import RELEASED_SCALES, Method
 from demkd.pipeline.target_source import BatchTargets, SoftTargets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """The labels (B,) of a batch; where two samples were mixed, also the other's, and the share (B,) of one's own."""
+
+    own: Tensor
+    other: Tensor | None = None
+    share: Tensor | None = None
+
+    @classmethod
+    def of(cls, labels: Tensor, indices: Tensor, policy: ViewPolicy, records: Tensor) -> "Labels":
+        """Those of samples (B,) in views of records (B, R), out of all (N,)."""
+        if not policy.mixes:
+            return cls(own=labels[indices])
+        mixture = policy.mixture(records)
+        return cls(own=labels[indices], other=labels[mixture.partners], share=mixture.share.to(torch.float32))
 
 
 class Objective:
@@ -43,16 +62,16 @@ class Objective:
         """What each term counts for in epoch 1, 2, ...: (L,), float64."""
         return torch.tensor(list(self._factors(epoch=epoch).values()), dtype=torch.float64)
 
-    def terms(self, logits: Tensor, labels: Tensor, batch_targets: BatchTargets, guesses: Sequence[Tensor]) -> Tensor:
+    def terms(self, logits: Tensor, labels: Labels, batch_targets: BatchTargets, guesses: Sequence[Tensor]) -> Tensor:
         """Every term's mean over the batch, not yet weighted: (L,).
 
         Args:
             logits: (B, C), the student's.
             guesses: the student's features by teacher, adapted to the teacher's shape.
         """
-        terms = {"label_loss": label_loss(logits, labels, smoothing=self._label_smoothing)}
+        terms = {"label_loss": self._label_loss(logits, labels)}
         if batch_targets.targets is not None:
-            terms |= self._logit_terms(logits, labels, batch_targets.targets)
+            terms |= self._logit_terms(logits, labels.own, batch_targets.targets)
         if guesses:
             assert batch_targets.hint_weights is not None
             distances = torch.stack(
@@ -60,6 +79,13 @@ class Objective:
             )  # (K, B)
             terms["hint_loss"] = (batch_targets.hint_weights * distances).sum(0)
         return torch.stack([terms[name] for name in self.names]).mean(1)
+
+    def _label_loss(self, logits: Tensor, labels: Labels) -> Tensor:
+        """(B,); of two labels the mean, by their shares."""
+        own = label_loss(logits, labels.own, smoothing=self._label_smoothing)
+        if labels.other is None or labels.share is None:
+            return own
+        return torch.lerp(label_loss(logits, labels.other, smoothing=self._label_smoothing), own, labels.share)
 
     def _factors(self, *, epoch: int) -> dict[str, float]:
         method, factors = self._method, {"label_loss": 1.0}

@@ -3,8 +3,9 @@
 B in a batch, N samples, V slots, R integers of a view's record.
 """
 
+import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from torch import Tensor
 from demkd.cache import CacheShape, CacheValueError, Provenance
 from demkd.cache.layout import BLOCK_ROWS
 from demkd.cache.space import FilePlan, plan_file
-from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy
+from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy, Views, ViewTask, records_on
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.loading import LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
+from demkd.pipeline.loading import InputChoice, LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
 from demkd.teachers import Teacher, feature_key
+
+_TRIED = 64  # samples that a teacher is tried on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +34,8 @@ class CachingRequest:
         policy: None for the data's own.
         features: the layers whose features are kept; "last" is each teacher's hint layer.
         normalise, input_size: by teacher name; "" stands for all others.
+        keep: how many of the largest logits; None for all.
+        rest_temperatures: at which the sum of the other logits is kept.
     """
 
     source: ImageSource
@@ -44,16 +49,23 @@ class CachingRequest:
     batch_size: int = defaults.BATCH_SIZE
     normalise: Mapping[str, Normalisation] = field(default_factory=dict)
     input_size: Mapping[str, int] = field(default_factory=dict)
+    keep: int | None = None
+    rest_temperatures: tuple[float, ...] = defaults.REST_TEMPERATURES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedTeacher:
-    """A teacher that passed every check, and what is asked of it."""
+    """A teacher that passed every check, and what is asked of it.
+
+    Attributes:
+        view_size: of the views that it is shown; None for the pictures' own size.
+    """
 
     teacher: Teacher
     network: str
     shape: CacheShape
     provenance: Provenance
+    view_size: int | None = None
 
     @property
     def name(self) -> str:
@@ -73,19 +85,34 @@ class CachingJob:
     compute: Compute
     teachers: tuple[PreparedTeacher, ...]
 
-    def views(self, slots: Sequence[int], indices: Tensor) -> Iterator[tuple[int, Records, list[Tensor]]]:
-        """Some samples (B,) in every slot: the slot, the records (B, R), and their views in batches, (b, 3, H, W).
+    def draw(self, slots: Sequence[int], indices: Tensor) -> Records:
+        """The records (S, B, R) of samples (B,)."""
+        sizes = self.source.sizes
+        return self.policy.draw(view_seed=self.view_seed, slots=slots, indices=indices.numpy(), sizes=sizes)
 
-        The pictures are read once. Batches begin at the first sample, so that a resumed file is the same.
+    def tasks(self, indices: Tensor, records: Records) -> list[ViewTask]:
+        """Samples (B,) in the views of records (S, B, R), batch by batch; each reads its pictures once.
+
+        Batches begin at the first sample, whatever slots there are, so that a resumed file is the same.
         """
-        device = self.compute.device
-        render = self.source.block(indices, self.policy, device)
-        positions = torch.arange(len(indices), device=device)
-        drawn = self.policy.draw(view_seed=self.view_seed, slots=slots, indices=indices.numpy())  # (S, B, R)
-        for slot, records in zip(slots, drawn, strict=True):
-            on_device = records_on(device, records)
-            batches = torch.split(positions, self.batch_size)
-            yield slot, records, [render(batch, on_device[batch]) for batch in batches]
+        device = self.compute.device if self.source.is_resident(self.policy) else torch.device("cpu")
+        all_records, sizes = records_on(device, records), self.view_sizes
+        return [
+            ViewTask(indices=some, records=all_records[:, start : start + len(some)], sizes=sizes)
+            for start, some in zip(range(0, len(indices), self.batch_size), self._batches(indices, device), strict=True)
+        ]
+
+    def views(self, tasks: Iterable[ViewTask]) -> Iterator[Views]:
+        """What the teachers are shown."""
+        return self.source.views(self.policy, tasks, self.compute.device)
+
+    @property
+    def view_sizes(self) -> tuple[int | None, ...]:
+        """Those that some teacher is shown."""
+        return tuple(dict.fromkeys(one.view_size for one in self.teachers))
+
+    def _batches(self, indices: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        return torch.split(indices.to(device), self.batch_size)
 
     def plans(self) -> list[FilePlan]:
         """What remains to be done for every teacher's file.
@@ -112,29 +139,42 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
             f"`batch_size` is {request.batch_size}: choose 1 to {BLOCK_ROWS}, because answers are written in blocks of "
             f"{BLOCK_ROWS} samples"
         )
-    policy = request.policy or request.source.default_policy
+    _require_answers(request)
+    source, policy = request.source, request.policy or request.source.default_policy
+    policy.require_pictures(source.sizes)
     most = policy.num_distinct_views
     num_views = request.views or min(defaults.VIEWS, most or defaults.VIEWS)
     policy.require(num_views if request.views is None else request.views)
-    some = torch.arange(min(64, len(request.source)))
-    records = policy.draw(view_seed=request.view_seed, slots=[0], indices=some.numpy())[0]
-    render = request.source.block(some, policy, compute.device)
-    views = render(some.to(compute.device), records_on(compute.device, records))
     return CachingJob(
-        source=request.source,
+        source=source,
         policy=policy,
         view_seed=request.view_seed,
         num_views=num_views,
         batch_size=request.batch_size,
         folder=request.folder,
         compute=compute,
-        teachers=tuple(_prepare_teacher(request, spec, policy, num_views, views, compute) for spec in request.teachers),
+        teachers=tuple(_prepare_teacher(request, spec, policy, num_views, compute) for spec in request.teachers),
     )
 
 
-def records_on(device: torch.device, records: Records) -> Tensor:
-    """Records (B, R) as a tensor."""
-    return torch.from_numpy(records.astype(np.int32)).to(device)
+def _answer_facts(request: CachingRequest) -> dict[str, object]:
+    """What is kept of an answer, if not all."""
+    if request.keep is None:
+        return {}
+    return {"answers": {"keep": request.keep, "rest_temperatures": list(map(float, request.rest_temperatures))}}
+
+
+def _require_answers(request: CachingRequest) -> None:
+    keep, classes = request.keep, request.source.classes
+    if keep is not None and not 1 <= keep < classes:
+        raise CacheValueError(
+            f"`keep` is {keep}, and {request.source.name} has {classes} classes: choose 1 to {classes - 1}, or leave "
+            "it out to keep all logits"
+        )
+    if not request.rest_temperatures or not all(0 < one < math.inf for one in request.rest_temperatures):
+        raise CacheValueError(
+            f"`rest_temperatures` are {request.rest_temperatures}: give numbers above 0, such as 1,2,4"
+        )
 
 
 def view_facts(policy: ViewPolicy, seed: int) -> dict[str, object]:
@@ -143,17 +183,18 @@ def view_facts(policy: ViewPolicy, seed: int) -> dict[str, object]:
 
 
 def _prepare_teacher(
-    request: CachingRequest, spec: TeacherSpec, policy: ViewPolicy, num_views: int, views: Tensor, compute: Compute
+    request: CachingRequest, spec: TeacherSpec, policy: ViewPolicy, num_views: int, compute: Compute
 ) -> PreparedTeacher:
-    """Load a teacher, and try it on some views (B, 3, H, W)."""
+    """Load a teacher, and try it on some views."""
     source = request.source
-    teacher, network = load_teacher(
-        spec,
-        source=source,
-        compute=compute,
+    choice = InputChoice(
         normalisation=chosen_for(request.normalise, spec.name),
-        input_size=chosen_for(request.input_size, spec.name),
+        size=chosen_for(request.input_size, spec.name),
+        view_size=policy.view_size,
     )
+    teacher, network = load_teacher(spec, source=source, compute=compute, choice=choice)
+    view_size = policy.side_for(network.input.size)
+    views = _some_views(request, policy, view_size, compute)
     teacher.require_deterministic(views)
     layers = [teacher.hint_layer if layer == "last" else layer for layer in request.features]
     keys = [feature_key(layer, request.feature_grid) for layer in layers]
@@ -163,10 +204,24 @@ def _prepare_teacher(
         samples=len(source),
         classes=source.classes,
         record_length=policy.record_length,
+        keep=request.keep,
+        rest_temperatures=tuple(map(float, request.rest_temperatures)) if request.keep else (),
         features={key: tuple(summary.shape[1:]) for key, summary in features.items()},
     )
     provenance = _provenance(request, policy, teacher, network, compute)
-    return PreparedTeacher(teacher=teacher, network=network.name, shape=shape, provenance=provenance)
+    return PreparedTeacher(
+        teacher=teacher, network=network.name, shape=shape, provenance=provenance, view_size=view_size
+    )
+
+
+def _some_views(request: CachingRequest, policy: ViewPolicy, size: int | None, compute: Compute) -> Tensor:
+    """The first views (B, 3, H, W) of some samples."""
+    source = request.source
+    some = torch.arange(min(_TRIED, len(source)))
+    records = policy.draw(view_seed=request.view_seed, slots=[0], indices=some.numpy(), sizes=source.sizes)
+    task = ViewTask(indices=some, records=records_on(torch.device("cpu"), records), sizes=(size,))
+    (found,) = source.views(policy, [task], compute.device)
+    return found[size][0]
 
 
 def _provenance(
@@ -178,16 +233,17 @@ def _provenance(
             "teacher": {
                 "network": network.name,
                 "state_sha256": teacher.state_sha256(),
-                "mean": list(network.normalisation.mean),
-                "std": list(network.normalisation.std),
-                **({"input_size": network.input_size} if network.input_size else {}),
+                "mean": list(network.input.normalisation.mean),
+                "std": list(network.input.normalisation.std),
+                **({"input_size": network.input.size} if network.input.size else {}),
             },
             "data": request.source.facts(),
             "views": view_facts(policy, request.view_seed),
             "precision": compute.precision,
+            **_answer_facts(request),
         },
         notes={
-            "data": request.source.name,
+            **request.source.notes(),
             "parameters": teacher.parameters,
             "hint_layer": teacher.hint_layer,
             "num_distinct_views": policy.num_distinct_views,

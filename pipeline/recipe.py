@@ -28,6 +28,8 @@ class TrainingOptions:
         momentum, nesterov: of SGD.
         label_smoothing: the share of the label's target that is spread over all classes.
         label_noise: the share of the training labels that is replaced by wrong ones, drawn with the seed.
+        size: height and width of the network's input, where views are resized; None for the views' own.
+        crop_ratio: what an evaluation shows of a picture's shorter side, where views are resized.
     """
 
     data: str
@@ -43,6 +45,8 @@ class TrainingOptions:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     label_noise: float = 0.0
+    size: int | None = None
+    crop_ratio: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,7 @@ class Recipe:
     sources: Mapping[str, str]
 
     def to_toml(self) -> str:
-        tables: dict[str, Any] = asdict(self.training)
+        tables: dict[str, Any] = {name: value for name, value in asdict(self.training).items() if value is not None}
         if self.teaching:
             teaching = asdict(self.teaching)
             method = teaching.pop("method")
@@ -128,6 +132,8 @@ def option_values(tables: Mapping[str, Any], *, repeatable: Collection[str]) -> 
         repeatable: the options that are lists themselves.
     """
     values = {key: value for key, value in tables.items() if key not in ("sources", "view_policy")}
+    if isinstance(policy := tables.get("view_policy"), Mapping):
+        values = {**view_words(policy), **values}
     if isinstance(values.get("mean"), list) and isinstance(values.get("std"), list):
         values.setdefault("normalise", [f"{in_words(values.pop('mean'))}/{in_words(values.pop('std'))}"])
     if values.get("online"):
@@ -136,6 +142,19 @@ def option_values(tables: Mapping[str, Any], *, repeatable: Collection[str]) -> 
         key: in_words(value) or None if isinstance(value, list) and key not in repeatable else value
         for key, value in values.items()
     }
+
+
+def view_words(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that choose the views of a recipe's table, without the size; none for crop and flip."""
+    name, base = str(facts.get("policy")), facts.get("base")
+    if name in ("mixup", "cutmix") and isinstance(base, Mapping):
+        return {**view_words(base), "mix": name, "mix_alpha": facts.get("alpha")}
+    if name == "randaugment" and isinstance(base, Mapping):
+        numbers = {"randaugment_ops": facts.get("num_ops"), "magnitude": facts.get("magnitude")}
+        return {**view_words(base), "view": f"{base.get('policy')}+{name}", **numbers}
+    if name == "resized-crop":
+        return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}}
+    return {}
 
 
 def in_words(value: Any) -> str:

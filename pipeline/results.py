@@ -153,6 +153,7 @@ class CachingPlan:
     Attributes:
         break_even_epochs: epochs of one online student that cost as many teacher passes as this run of stage one.
         student_epochs: of the online run that `break_even_runs` counts.
+        picture_seconds: of decoding, by all workers; `seconds` counts them, and what the teachers take.
     """
 
     folder: Path
@@ -162,6 +163,7 @@ class CachingPlan:
     precision: str
     teachers: tuple[TeacherPlan, ...]
     free_bytes: int
+    picture_seconds: float
     seconds: float
     break_even_epochs: float
     student_epochs: int

@@ -1,7 +1,7 @@
 """Stage one: every teacher looks once at every view, and its answers go to the cache.
 
-    dataset   a block of samples     -> pictures, read once for all slots and teachers
-    dataset   slot, pictures         -> views (B, 3, H, W): the same crops and flips, today and tomorrow
+    dataset   a batch of samples     -> pictures, read once for all slots and teachers
+    dataset   slot, pictures         -> views (B, 3, H, W): the same boxes and flips, today and tomorrow
     teachers  views                  -> logits (B, C), features
     losses    logits                 -> entropy (B,)
     cache     slot, block of rows    -> bytes at their place in <teacher>.h5
@@ -11,8 +11,10 @@ B in a batch, N samples, C classes, K teachers, V slots.
 """
 
 import contextlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch import Tensor
 from demkd.cache import (
     CacheDamagedError,
     CacheMismatchError,
+    CacheShape,
     CacheWriter,
     TeacherCache,
     open_cache,
@@ -32,20 +35,24 @@ from demkd.cache import (
 )
 from demkd.cache.space import require_space
 from demkd.cache.teacher_file import cache_file
-from demkd.dataset import Records
+from demkd.dataset import Records, Views, ViewTask
 from demkd.losses import entropy, entropy_weights
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
-from demkd.pipeline.progress import Progress, Task
+from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import CachingReport, TeacherCachingReport
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
 from demkd.teachers import Teacher
 
 Array = NDArray[Any]
+Answers = Mapping[str, Tensor]  # data set -> (B, ...)
 
 # As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
 RECOMPUTE_TOLERANCE = 0.05
 _SECONDS_BETWEEN_SYNCS = 10.0
+# What is made ahead is bounded by these, times the workers and what each has in hand.
+VIEW_BYTES = 1 << 26  # of a batch's views in all its slots
+_ANSWER_BYTES = 1 << 28  # to a block in all its slots, before they are written
 
 
 def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
@@ -76,19 +83,30 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
 class _Filling:
     """A teacher, its file, the (slot, block) pairs that the file lacks, and what filling them took so far."""
 
-    teacher: Teacher
+    prepared: PreparedTeacher
     writer: CacheWriter
     pending: frozenset[tuple[int, int]]
     answered: int = 0
     seconds: float = 0.0
 
-    def fill(self, slot: int, block: int, views: Sequence[Tensor], records: Records) -> None:
-        """Answer one block of one slot."""
+    @property
+    def name(self) -> str:
+        return self.prepared.name
+
+    def write(self, slot: int, block: int, parts: Sequence[Answers], records: Records) -> None:
+        """Put what was answered to the batches of a block in one slot."""
         started = time.perf_counter()
-        names = self.writer.blocks.missing(slot, block)
-        self.writer.blocks.write(slot, block, {**ask(self.teacher, views, names), "view": records})
+        self.writer.blocks.write(slot, block, {**joined(parts), "view": records})
         self.answered += len(records)
         self.seconds += time.perf_counter() - started
+
+    def ask(self, views: Views, place: int, slot: int, block: int, labels: Tensor) -> Answers:
+        """Answers to one batch, in the slot at a place of a task."""
+        started = time.perf_counter()
+        batch = views[self.prepared.view_size][place]
+        answers = ask(self.prepared.teacher, batch, self.writer.blocks.missing(slot, block), labels, self.writer.shape)
+        self.seconds += time.perf_counter() - started
+        return answers
 
 
 def fill_files(job: CachingJob, progress: Progress) -> dict[str, tuple[int, float]]:
@@ -103,11 +121,12 @@ def fill_files(job: CachingJob, progress: Progress) -> dict[str, tuple[int, floa
         for one in job.teachers:
             writer = CacheWriter(job.folder, one.name, shape=one.shape, provenance=one.provenance, labels=labels)
             files.enter_context(writer)
-            fillings.append(_Filling(teacher=one.teacher, writer=writer, pending=frozenset(writer.pending())))
-        _fill(job, [filling for filling in fillings if filling.pending], progress)
+            fillings.append(_Filling(prepared=one, writer=writer, pending=frozenset(writer.pending())))
+        if any(filling.pending for filling in fillings):
+            _fill(job, [filling for filling in fillings if filling.pending], progress)
         for filling in fillings:
             filling.writer.finish()
-    return {filling.teacher.name: (filling.answered, filling.seconds) for filling in fillings}
+    return {filling.name: (filling.answered, filling.seconds) for filling in fillings}
 
 
 def _fill(job: CachingJob, fillings: Sequence[_Filling], progress: Progress) -> None:
@@ -117,25 +136,77 @@ def _fill(job: CachingJob, fillings: Sequence[_Filling], progress: Progress) -> 
     blocks = sorted({block for filling in fillings for _, block in filling.pending})
     total = sum(filling.writer.shape.num_views for filling in fillings) * len(job.source)
     missing = sum(len(_samples(filling, block)) for filling in fillings for _, block in filling.pending)
-    names = ", ".join(filling.teacher.name for filling in fillings)
+    names = ", ".join(filling.name for filling in fillings)
     with progress.task(f"asking {names}", total=total, unit="views", done=total - missing) as task:
         synced = time.monotonic()
-        for block in blocks:
-            _fill_block(job, fillings, block, task)
+        for group, answers in _answered(job, fillings, _groups(job, fillings, blocks), task.advance):
+            for (number, slot), parts in answers.items():
+                fillings[number].write(slot, group.block, parts, group.records[group.slots.index(slot)])
             if time.monotonic() - synced > _SECONDS_BETWEEN_SYNCS:
                 for filling in fillings:
                     filling.writer.blocks.sync()
                 synced = time.monotonic()
 
 
-def _fill_block(job: CachingJob, fillings: Sequence[_Filling], block: int, task: Task) -> None:
-    slots = sorted({slot for filling in fillings for slot, of in filling.pending if of == block})
-    indices = _samples(fillings[0], block)
-    for slot, records, views in job.views(slots, indices):
-        for filling in fillings:
-            if (slot, block) in filling.pending:
-                filling.fill(slot, block, views, records)
-                task.advance(len(indices))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Group:
+    """A block of samples (B,) in some slots that some teacher lacks, with the records (S, B, R) of their views."""
+
+    block: int
+    slots: Sequence[int]
+    indices: Tensor
+    records: Records
+
+
+def _groups(job: CachingJob, fillings: Sequence[_Filling], blocks: Sequence[int]) -> Iterator[_Group]:
+    """Block after block, in as many slots at a time as memory allows: a picture is read once for all of them."""
+    at_once = _slots_at_once(job, fillings)
+    for block in blocks:
+        indices = _samples(fillings[0], block)
+        slots = sorted({slot for filling in fillings for slot, of in filling.pending if of == block})
+        for start in range(0, len(slots), at_once):
+            some = slots[start : start + at_once]
+            yield _Group(block=block, slots=some, indices=indices, records=job.draw(some, indices))
+
+
+def _slots_at_once(job: CachingJob, fillings: Sequence[_Filling]) -> int:
+    """So many that neither the views of a batch nor the answers to a block take more than the budget."""
+    pixels = sum(3 * _area(job, size) for size in job.view_sizes) * job.batch_size
+    answers = sum(one.writer.shape.row_bytes() * one.writer.shape.block_rows for one in fillings)
+    return max(1, min(VIEW_BYTES // pixels, _ANSWER_BYTES // answers))
+
+
+def _area(job: CachingJob, size: int | None) -> int:
+    height, width = (size, size) if size else job.source.picture_size or (0, 0)
+    return height * width
+
+
+def _answered(
+    job: CachingJob, fillings: Sequence[_Filling], groups: Iterator[_Group], advance: Callable[[int], None]
+) -> Iterator[tuple[_Group, dict[tuple[int, int], list[Answers]]]]:
+    """Each group with the answers to its batches, by filling and slot; views are made some batches ahead."""
+    started: deque[tuple[_Group, int]] = deque()  # groups whose batches are under way, and how many there are
+
+    def tasks() -> Iterator[ViewTask]:
+        for group in groups:
+            made = job.tasks(group.indices, group.records)
+            started.append((group, len(made)))
+            yield from made
+
+    labels = job.source.labels.to(job.compute.device)
+    shown = job.views(tasks())
+    for views in shown:
+        group, count = started.popleft()
+        answers: dict[tuple[int, int], list[Answers]] = {}
+        for number, batch in enumerate(itertools.chain([views], itertools.islice(shown, count - 1))):
+            some = labels[group.indices[number * job.batch_size : (number + 1) * job.batch_size].to(labels.device)]
+            for place, slot in enumerate(group.slots):
+                for filling, one in enumerate(fillings):
+                    if (slot, group.block) in one.pending:
+                        found = one.ask(batch, place, slot, group.block, some)
+                        answers.setdefault((filling, slot), []).append(found)
+                        advance(len(some))
+        yield group, answers
 
 
 def _samples(filling: _Filling, block: int) -> Tensor:
@@ -144,22 +215,63 @@ def _samples(filling: _Filling, block: int) -> Tensor:
     return torch.arange(rows.start, rows.stop)
 
 
-def ask(teacher: Teacher, views: Sequence[Tensor], names: Sequence[str]) -> dict[str, Array]:
-    """A teacher's answers to batches of views as a file's data sets; entropy and prediction are of unrounded logits.
+def ask(teacher: Teacher, views: Tensor, names: Sequence[str], labels: Tensor, shape: CacheShape) -> Answers:
+    """A teacher's answers to a batch of views (B, 3, H, W) as a file's data sets, on the device.
+
+    Entropy and prediction are of unrounded, complete logits.
 
     Args:
         names: of the data sets; of these only the features are chosen, the others always come.
+        labels: (B,).
+        shape: of the file: all logits, or the largest.
     """
     keys = [name.removeprefix("features/") for name in names if name.startswith("features/")]
-    parts = [teacher.answer(batch, features=keys) for batch in views]
-    logits = torch.cat([part.logits for part in parts])
-    answers = {
-        "logits": logits,
-        "entropy": entropy(logits),
-        "prediction": logits.argmax(1),
-        **{f"features/{key}": torch.cat([part.features[key] for part in parts]) for key in keys},
+    answer = teacher.answer(views, features=keys)
+    return {
+        **kept_logits(answer.logits, labels, shape),
+        "entropy": entropy(answer.logits),
+        "prediction": answer.logits.argmax(1),
+        **{f"features/{key}": answer.features[key] for key in keys},
     }
-    return {name: answer.cpu().numpy() for name, answer in answers.items()}
+
+
+def kept_logits(logits: Tensor, labels: Tensor, shape: CacheShape) -> Answers:
+    """What a file keeps of logits (B, C): all, or the k largest with their classes, the label's, and the others' sum.
+
+    The others are those beyond the k largest and the label: the logsumexp of their z / T at each temperature (B, T), 0
+    where there are none.
+    """
+    if shape.keep is None:
+        return {"logits": logits}
+    largest, classes = logits.topk(shape.keep, dim=1)
+    others = logits.scatter(1, classes, -torch.inf).scatter(1, labels[:, None], -torch.inf)
+    rest = torch.stack([torch.logsumexp(others / temperature, 1) for temperature in shape.rest_temperatures], dim=1)
+    return {
+        "logits": largest,
+        "classes": classes,
+        "label_logit": logits.gather(1, labels[:, None])[:, 0],
+        "rest": rest.masked_fill(rest == -torch.inf, 0.0),
+    }
+
+
+def joined(parts: Sequence[Answers]) -> dict[str, Array]:
+    """The answers to batches as those to all of them."""
+    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
+
+def answer_again(
+    job: CachingJob, prepared: PreparedTeacher, slot: int, indices: Tensor
+) -> tuple[Records, dict[str, Array]]:
+    """The records of samples (B,) in a slot, and what a teacher answers to them now."""
+    records = job.draw([slot], indices)
+    labels = job.source.labels.to(job.compute.device)
+    parts, start = [], 0
+    for views in job.views(job.tasks(indices, records)):
+        batch = views[prepared.view_size][0]
+        some = labels[indices[start : start + len(batch)].to(labels.device)]
+        parts.append(ask(prepared.teacher, batch, [], some, prepared.shape))
+        start += len(batch)
+    return records[0], joined(parts)
 
 
 def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
@@ -173,13 +285,13 @@ def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
         return
     slot, block = place
     earlier = filling.writer.blocks.written(slot, block)["logits"].astype(np.float32)
-    ((_, _, views),) = job.views([slot], _samples(filling, block))
-    now = ask(filling.teacher, views, [])["logits"]
+    _, answers = answer_again(job, filling.prepared, slot, _samples(filling, block))
+    now = answers["logits"]
     change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
     if change > RECOMPUTE_TOLERANCE * max(scale, 1.0):
         rows = filling.writer.shape.rows(block)
         raise CacheMismatchError(
-            f"teacher {filling.teacher.name} answers slot {slot}, rows {rows.start} to {rows.stop - 1}, otherwise than "
+            f"teacher {filling.name} answers slot {slot}, rows {rows.start} to {rows.stop - 1}, otherwise than "
             f"when the cache was started (logits differ by up to {change:.3g}): its network's code has changed since; "
             "choose another folder (`out`)"
         )

@@ -10,6 +10,7 @@ N samples, C classes, K teachers, R integers of a view's record.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,15 @@ from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.live_teachers import LiveTeachers
 from demkd.pipeline.loading import (
+    InputChoice,
     LoadedNetwork,
     chosen_for,
     load_teacher,
     require_teachers,
 )
-from demkd.pipeline.methods import require_teacher_count
+from demkd.pipeline.methods import require_mixable, require_teacher_count
 from demkd.pipeline.progress import Progress
-from demkd.pipeline.recipe import Recipe, Teaching, Training
+from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
 from demkd.pipeline.requests import DistillRequest, StudentRequest
 from demkd.pipeline.results import RunReport
 from demkd.pipeline.runs import open_run
@@ -51,7 +53,8 @@ def train(request: StudentRequest, compute: Compute, progress: Progress) -> RunR
         UserError: of any room; the run goes on when called again.
     """
     policy = request.policy or request.train.default_policy
-    plan = independent_views(policy, run_seed=request.options.seed, samples=len(request.train))
+    policy.require_pictures(request.train.sizes)
+    plan = independent_views(policy, request.train, run_seed=request.options.seed)
     recipe = Recipe(training=_training(request, policy, compute), teaching=None, sources=_digests(request.train))
     return _run(request, recipe, _training_labels(request), LabelsOnly(plan), compute, progress)
 
@@ -75,6 +78,8 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
         policy, views, view_seed = _cached_views(request, cache, folder)
         require_teachers(request.hint_layer, cache.names, option="hint_layer")
         method, seed = request.method, request.options.seed
+        if policy.mixes:
+            require_mixable(method)
         hint_layers: dict[str, str] = {}
         if method.needs_teachers:
             require_teacher_count(method, cache.names)
@@ -110,6 +115,9 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
 def _distill_live(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
     policy = request.policy or request.train.default_policy
     views = _live_view_count(request, policy)
+    policy.require_pictures(request.train.sizes)
+    if policy.mixes:
+        require_mixable(request.method)
     view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
     plan = _live_plan(request, policy, views, view_seed)
     loaded = [
@@ -117,8 +125,11 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
             spec,
             source=request.train,
             compute=compute,
-            normalisation=chosen_for(request.normalise, spec.name),
-            input_size=chosen_for(request.input_size, spec.name),
+            choice=InputChoice(
+                normalisation=chosen_for(request.normalise, spec.name),
+                size=chosen_for(request.input_size, spec.name),
+                view_size=policy.view_size,
+            ),
         )
         for spec in request.live_teachers
     ]
@@ -145,6 +156,7 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
             plan,
             run_seed=request.options.seed,
             hint_layer=hint_layers,
+            view_sizes=[policy.side_for(network.input.size) for _, network in loaded],
         )
     return _run(request, recipe, labels, target_source, compute, progress)
 
@@ -184,7 +196,7 @@ def _cached_views(request: DistillRequest, cache: Cache, folder: Path) -> tuple[
             f"`view_seed` is {request.view_seed}, but the views of the cache in {folder} were drawn with {seed}: leave "
             "it out, or cache the teachers with another `view_seed` in another folder"
         )
-    if request.policy not in (None, policy):
+    if request.policy is not None and not _same_views(request.policy, policy):
         raise ViewsError(
             f"`policy` is {request.policy}, but the views of the cache in {folder} are {policy}: leave it out, "
             "or cache the teachers with it in another folder"
@@ -205,10 +217,12 @@ def _live_plan(request: DistillRequest, policy: ViewPolicy, views: int | str, vi
     """The view plan of a run without a cache: the slots a cache would have, or independent views."""
     samples, seed = len(request.train), request.options.seed
     if isinstance(views, str):
-        return independent_views(policy, run_seed=seed, samples=samples)
-    everyone = torch.arange(samples).numpy()
+        return independent_views(policy, request.train, run_seed=seed)
+    everyone, sizes = torch.arange(samples).numpy(), request.train.sizes
     return scheduled_views(
-        lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone)[0], slots=views, run_seed=seed
+        lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone, sizes=sizes)[0],
+        slots=views,
+        run_seed=seed,
     )
 
 
@@ -241,13 +255,38 @@ def _recipe(
 def _training(request: StudentRequest, policy: ViewPolicy, compute: Compute) -> Training:
     """The options with everything resolved that depends on the data and the machine."""
     normalisation = request.normalise.get("") or request.train.usual_normalisation()
+    size, crop_ratio = _input_of(request.options, policy)
     return Training(
-        **asdict(request.options),
+        **{**asdict(request.options), "size": size, "crop_ratio": crop_ratio},
         precision=compute.precision,
         mean=normalisation.mean,
         std=normalisation.std,
         view_policy=policy.facts(),
     )
+
+
+def _input_of(options: TrainingOptions, policy: ViewPolicy) -> tuple[int | None, float | None]:
+    """The side of the student's input and its evaluation's crop; none where views keep the pictures' size."""
+    size = policy.side_for(options.size)
+    if size is None and (options.size or options.crop_ratio):
+        option = "size" if options.size else "crop_ratio"
+        raise ViewsError(
+            f"`{option}` is of `view=resized-crop`, and these views keep the pictures' own size: leave it out"
+        )
+    return size, None if size is None else options.crop_ratio or defaults.CROP_RATIO
+
+
+def _same_views(one: ViewPolicy, other: ViewPolicy) -> bool:
+    """Whether the same parts of pictures are shown, at whatever size."""
+
+    def without_size(facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: without_size(value) if isinstance(value, Mapping) else value
+            for name, value in facts.items()
+            if name != "size"
+        }
+
+    return without_size(one.facts()) == without_size(other.facts())
 
 
 def _training_labels(request: StudentRequest) -> Tensor:
@@ -269,9 +308,9 @@ def _live_digests(request: DistillRequest, loaded: Sequence[tuple[Teacher, Loade
     """Digests of the teachers' weights, and their input where it was chosen."""
     digests = {f"teacher_{teacher.name}": teacher.state_sha256() for teacher, _ in loaded}
     for teacher, network in loaded:
-        if chosen_for(request.normalise, teacher.name) or network.input_size:
-            values = [*network.normalisation.mean, *network.normalisation.std]
-            size = f" at {network.input_size} pixels" if network.input_size else ""
+        if chosen_for(request.normalise, teacher.name) or network.input.size:
+            values = [*network.input.normalisation.mean, *network.input.normalisation.std]
+            size = f" at {network.input.size} pixels" if network.input.size else ""
             digests[f"teacher_{teacher.name}_input"] = f"{', '.join(map(str, values))}{size}"
     return digests
 

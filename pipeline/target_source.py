@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import CacheMissingError, TeacherCache
-from demkd.dataset import Records, ViewPolicy, seeded
+from demkd.dataset import ImageSource, Records, ViewPolicy, seeded
 from demkd.losses import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
 from demkd.pipeline.methods import Method
 from demkd.pipeline.results import TeacherStatistics
@@ -46,17 +46,24 @@ class BatchTargets:
     hint_weights: Tensor | None = None
 
 
+BatchViews = Mapping[int | None, Tensor]  # by size, None being the pictures' own: (B, 3, H, W), uint8
+
+
 class TargetSource(Protocol):
     """Views and soft targets; the training loop knows no more of teachers."""
 
-    def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:
-        """The shape of one sample's features by teacher, for the adapters; some views (B, 3, H, W) to try."""
+    @property
+    def view_sizes(self) -> tuple[int | None, ...]:
+        """Of the views that its teachers must be shown, besides those of the student."""
+
+    def hint_shapes(self, views: BatchViews) -> list[tuple[int, ...]]:
+        """The shape of one sample's features by teacher, for the adapters; some views to try."""
 
     def start_epoch(self, epoch: int) -> EpochViews:
         """Prepare epoch 1, 2, ..."""
 
-    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:
-        """What the teachers say about samples (B,) in the epoch's views (B, 3, H, W), uint8."""
+    def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:
+        """What the teachers say about samples (B,) in the epoch's views."""
 
     def statistics(self) -> TeacherStatistics | None:
         """How the teachers were weighted in this epoch."""
@@ -75,11 +82,12 @@ def scheduled_views(records_of: Callable[[int], Records], *, slots: int, run_see
     return plan
 
 
-def independent_views(policy: ViewPolicy, *, run_seed: int, samples: int) -> ViewPlan:
+def independent_views(policy: ViewPolicy, source: ImageSource, *, run_seed: int) -> ViewPlan:
     """Every epoch draws every sample's view anew, as ordinary training does."""
 
     def plan(epoch: int) -> EpochViews:
-        records = policy.draw_epoch(run_seed=run_seed, epoch=epoch, indices=np.arange(samples))
+        everyone = np.arange(len(source))
+        records = policy.draw_epoch(run_seed=run_seed, epoch=epoch, indices=everyone, sizes=source.sizes)
         return EpochViews(records=as_tensor(records), slot=None)
 
     return plan
@@ -91,13 +99,17 @@ class LabelsOnly:
     def __init__(self, plan: ViewPlan) -> None:
         self._plan = plan
 
-    def hint_shapes(self, views: Tensor) -> list[tuple[int, ...]]:  # noqa: ARG002
+    @property
+    def view_sizes(self) -> tuple[int | None, ...]:
+        return ()
+
+    def hint_shapes(self, views: BatchViews) -> list[tuple[int, ...]]:  # noqa: ARG002
         return []
 
     def start_epoch(self, epoch: int) -> EpochViews:
         return self._plan(epoch)
 
-    def batch_targets(self, indices: Tensor, views: Tensor) -> BatchTargets:  # noqa: ARG002
+    def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:  # noqa: ARG002
         return BatchTargets()
 
     def statistics(self) -> None:
@@ -150,4 +162,6 @@ def _cached_hint_layer(file: TeacherCache, chosen: str | None) -> str:
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """A tensor of its own: maps of a file are read-only, which PyTorch tensors cannot be."""
-    return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype == np.uint16 else None))
+    return torch.from_numpy(
+        np.array(array, dtype={np.dtype("<u2"): np.int32, np.dtype("<u4"): np.int64}.get(array.dtype))
+    )

@@ -11,22 +11,22 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import ImageSource, Normalisation, policy_of, seeded
+from demkd.dataset import ImageSource, Normalisation, policy_of, seeded, tasks_of
 from demkd.errors import UserError
 from demkd.networks import Network, build_network
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import Accuracy, evaluate
 from demkd.pipeline.events import EventLog
-from demkd.pipeline.loading import wrap
+from demkd.pipeline.loading import NetworkInput, wrap
 from demkd.pipeline.methods import METHODS
-from demkd.pipeline.objective import Objective
+from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.student import StudentWithAdapters
-from demkd.pipeline.target_source import TargetSource
+from demkd.pipeline.target_source import BatchViews, TargetSource
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -71,22 +71,24 @@ class Trainer:
             student: the user's own module, trained in place; None to build the recipe's.
         """
         settings, method = recipe.training, recipe.teaching.method if recipe.teaching else METHODS["ce"]
-        self._target_source, self._compute = target_source, compute
-        self._normalisation = Normalisation(mean=settings.mean, std=settings.std)
+        self._source, self._target_source, self._compute = train, target_source, compute
+        self._policy, self.input = policy_of(settings.view_policy), network_input(settings)
+        self._normalisation = self.input.normalisation
         self._labels = labels.to(compute.device)
-        self._render = train.renderer(policy_of(settings.view_policy), compute.device)
+        self._sizes = tuple(dict.fromkeys((settings.size, *target_source.view_sizes)))
         torch.manual_seed(settings.seed)
+        side = self.input.side(train)
         if student is None:
-            network = build_network(settings.network, classes=train.classes, size=train.picture_size)
+            network = build_network(settings.network, classes=train.classes, size=side)
         else:
-            network = wrap(student, train, name=settings.network)
+            network = wrap(student, classes=train.classes, size=side, name=settings.network)
         compute.place(network)
-        some = train.plain(compute.device)(torch.zeros(2, dtype=torch.int64, device=compute.device))
+        some = {size: _blank((size, size) if size else side, compute.device) for size in self._sizes}
         hint_shapes = target_source.hint_shapes(some) if method.needs_features else []
         self.model = StudentWithAdapters(
             network,
             hint_shapes,
-            self._normalisation.apply(some),
+            self._normalisation.apply(some[settings.size]),
             layer=recipe.teaching.student_layer if recipe.teaching else "",
         )
         compute.place(self.model)
@@ -126,10 +128,13 @@ class Trainer:
         settings, device = self._settings, self._compute.device
         # Whatever the network draws in this epoch (dropout) depends on the seed and the epoch alone.
         torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch))
-        views = self._target_source.start_epoch(epoch)
-        records = views.records.to(device)
+        shown = self._target_source.start_epoch(epoch)
+        # Where pictures lie in the device's memory, everything else does too; else workers are told what to make.
+        home = device if self._source.is_resident(self._policy) else torch.device("cpu")
+        records = shown.records.to(home)
         order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
-        batches = torch.split(torch.from_numpy(order).to(device), settings.batch_size)[: self.steps]
+        batches = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
+        stream = self._source.views(self._policy, tasks_of(batches, records, self._sizes), device)
         self._compute.wait()
         prepared = time.perf_counter()
         factors = self._objective.factors(epoch=epoch).to(device, torch.float32)
@@ -138,9 +143,10 @@ class Trainer:
         self.model.train()
         self._set_learning_rate((epoch - 1) / settings.epochs)
         learning_rate = self.learning_rate
-        for step, indices in enumerate(batches):
+        for step, (indices, made) in enumerate(zip(batches, stream, strict=True)):
             self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
-            sums += self._step(indices, records[indices], factors) * len(indices)
+            views = {size: of_slots[0] for size, of_slots in made.items()}
+            sums += self._step(indices.to(device), views, records[indices].to(device), factors) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
@@ -155,7 +161,7 @@ class Trainer:
             learning_rate=learning_rate,
             seconds=time.perf_counter() - started,
             data_seconds=prepared - started,
-            slot=views.slot,
+            slot=shown.slot,
         )
 
     def teacher_statistics(self) -> TeacherStatistics | None:
@@ -179,23 +185,22 @@ class Trainer:
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])
 
-    def _step(self, indices: Tensor, records: Tensor, factors: Tensor) -> Tensor:
+    def _step(self, indices: Tensor, views: BatchViews, records: Tensor, factors: Tensor) -> Tensor:
         """Train on samples (B,) in the views of records (B, R), with the terms of the loss multiplied by factors (L,).
 
         Returns:
             (L + 2,): every term of the loss, the loss, and the share of right answers.
         """
-        views = self._render(indices, records)  # (B, 3, H, W)
-        labels = self._labels[indices]
+        labels = Labels.of(self._labels, indices, self._policy, records)
         batch_targets = self._target_source.batch_targets(indices, views)
         with self._compute.autocast():
-            logits, guesses = self.model(self._normalisation.apply(views))
+            logits, guesses = self.model(self._normalisation.apply(views[self._settings.size]))
         terms = self._objective.terms(logits, labels, batch_targets, guesses)
         loss = terms @ factors
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._optimizer.step()
-        right = (logits.argmax(1) == labels).float().mean()
+        right = (logits.argmax(1) == labels.own).float().mean()
         return torch.cat((terms.detach(), torch.stack((loss.detach(), right))))
 
     def _set_learning_rate(self, done: float) -> None:
@@ -206,10 +211,23 @@ class Trainer:
             )
 
 
+def network_input(settings: Training) -> NetworkInput:
+    """What the recipe's network takes."""
+    return NetworkInput(
+        normalisation=Normalisation(mean=settings.mean, std=settings.std),
+        size=settings.size,
+        crop_ratio=settings.crop_ratio,
+        interpolation=str(settings.view_policy.get("interpolation", "bilinear")),
+    )
+
+
+def _blank(size: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.zeros(2, 3, *size, dtype=torch.uint8, device=device)
+
+
 def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, progress: Progress) -> RunReport:
     """Train to the end of the recipe, going on from the run's checkpoint, and write the student."""
     recipe, settings = trainer.recipe, trainer.recipe.training
-    normalisation = Normalisation(mean=settings.mean, std=settings.std)
     resumed_after = _resume(trainer, run)
     events = EventLog(run.path, warn=progress.warn)
     events.restart(run.read_metrics())
@@ -218,7 +236,7 @@ def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, p
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = trainer.train_epoch(epoch, task)
-            tested = evaluate(trainer.student, test, normalisation.apply, compute)
+            tested = evaluate(trainer.student, test, trainer.input, compute)
             report = _epoch_report(epoch, settings, trainer, trained, tested)
             run.add_metrics(report)
             run.save_checkpoint({"epoch": epoch, **trainer.state()})
@@ -229,6 +247,8 @@ def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, p
         "class_names": test.class_names,
         "mean": settings.mean,
         "std": settings.std,
+        "input_size": settings.size,
+        "crop_ratio": settings.crop_ratio,
     }
     run.save_student(trainer.student.state_dict(), facts)
     return _summary(recipe, run, len(test), resumed_after)

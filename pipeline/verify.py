@@ -156,6 +156,8 @@ def _as_cached(folder: Path, spec: "TeacherSpec", asked: Asked) -> tuple["Cachin
         batch_size=max(1, notes.get("batch_size", defaults.BATCH_SIZE)),
         normalise={spec.name: chosen_for(asked.normalise, spec.name) or own},
         input_size={spec.name: size} if size else {},
+        keep=cached.shape.keep,
+        rest_temperatures=cached.shape.rest_temperatures or defaults.REST_TEMPERATURES,
     )
     precision = facts["precision"] if asked.precision == "auto" else asked.precision
     return request, choose_compute(device=asked.device, precision=precision)
@@ -186,14 +188,12 @@ def _compare(
     job: "CachingJob", file: TeacherCache, samples: Indices, slots: Indices, progress: Progress
 ) -> RecomputeReport:
     """Answer pairs (P,) again, in the views that the policy draws, and compare with what is stored."""
-    now = np.empty((len(samples), file.shape.classes), np.float32)
+    parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]] = []
     with progress.task(f"teacher {file.name}", total=len(samples), unit="views") as task:
         for slot in np.unique(slots):
-            chosen = slots == slot
-            now[chosen] = _answers(job, file, samples[chosen], int(slot))
-            task.advance(int(chosen.sum()))
-    cached = np.concatenate([file.read("logits", int(slot))[samples[slots == slot]] for slot in np.unique(slots)])
-    cached = cached.astype(np.float32)
+            parts.append(_both_answers(job, file, samples[slots == slot], int(slot)))
+            task.advance(len(parts[-1][0]))
+    now, cached, same_class = (np.concatenate(column) for column in zip(*parts, strict=True))
     differences = np.abs(now - cached).max(axis=1)
     differences[np.isnan(differences)] = np.inf
     worst = int(differences.argmax())
@@ -208,18 +208,20 @@ def _compare(
         slot=int(slots[worst]),
         tolerance=tolerance,
         agrees=bool(differences[worst] <= tolerance),
-        top1_agreement=float((now.argmax(axis=1) == cached.argmax(axis=1)).mean()),
+        top1_agreement=float(same_class.mean()),
     )
 
 
-def _answers(job: "CachingJob", file: TeacherCache, samples: Indices, slot: int) -> NDArray[np.float32]:
-    """Logits (P, C) of samples (P,) in one slot, as the teacher answers now."""
+def _both_answers(
+    job: "CachingJob", file: TeacherCache, samples: Indices, slot: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Logits (P, C), or the k largest, of now and as they are stored; and whether the class is the same."""
     import torch
 
-    from demkd.pipeline.stage_one import ask
+    from demkd.pipeline.stage_one import answer_again
 
-    ((_, records, views),) = job.views([slot], torch.from_numpy(samples))
+    records, answers = answer_again(job, job.teachers[0], slot, torch.from_numpy(samples))
     if not np.array_equal(records, file.read("view", slot)[samples]):
         raise CacheDamagedError(f"{file.path} has other views than its view seed says: remove it and make it again")
-    logits: NDArray[np.float32] = ask(job.teachers[0].teacher, views, [])["logits"]
-    return logits
+    stored = file.read("logits", slot)[samples].astype(np.float32)
+    return answers["logits"], stored, answers["prediction"] == file.read("prediction", slot)[samples]

@@ -58,6 +58,9 @@ class TeacherWeights:
     nckd: Tensor
     hint: Tensor
 
+    def of_samples(self, rows: slice | Tensor) -> "TeacherWeights":
+        return TeacherWeights(tckd=self.tckd[:, rows], nckd=self.nckd[:, rows], hint=self.hint[:, rows])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shuffle:

@@ -20,7 +20,7 @@ from demkd.report.cache_figures import (
 )
 from demkd.report.classes import ClassSummary, by_class
 from demkd.report.figures import Illustration
-from demkd.report.gallery import LARGEST_SIDE, Gallery, gallery
+from demkd.report.gallery import Gallery, Picture, gallery
 from demkd.report.rendering import render
 from demkd.report.statistics import CacheStatistics
 from demkd.report.summary import Agreement, CacheSummary, TeacherSummary, summarise
@@ -31,12 +31,9 @@ MOST_CLASSES = 120
 _STEPS = 6
 
 
-def cache_page(statistics: CacheStatistics, *, pixels: NDArray[np.uint8] | None) -> str:
-    """The page of a cache, as HTML.
-
-    Args:
-        pixels: of its samples, (N, H, W, 3), to show in the galleries.
-    """
+def cache_page(statistics: CacheStatistics, *, picture: Picture | None) -> str:
+    """The page of a cache, as HTML; with the pictures of some samples in the galleries, where they can be had."""
+    galleries = _galleries(statistics, picture)
     summary = summarise(statistics)
     classes = by_class(statistics)
     figures = [entropy_figure(statistics), reliability_figure(statistics)]
@@ -54,9 +51,9 @@ def cache_page(statistics: CacheStatistics, *, pixels: NDArray[np.uint8] | None)
         agreement=_agreement_table(summary.agreement) if pairs else None,
         heat_maps=_heat_maps(classes, statistics.cache.names),
         classes=_class_table(classes, statistics.cache.names),
-        galleries=_galleries(statistics, pixels),
-        has_pictures=pixels is not None,
-        shrunk=pixels is not None and max(pixels.shape[1:3]) > LARGEST_SIDE,
+        galleries=galleries,
+        has_pictures=picture is not None,
+        shrunk=any(exhibit.shrunk for each in galleries for exhibit in each.exhibits),
     )
 
 
@@ -221,11 +218,11 @@ def _level(value: float | None, highest: float) -> float | None:
     return None if value is None or highest <= 0 else value / highest
 
 
-def _galleries(statistics: CacheStatistics, pixels: NDArray[np.uint8] | None) -> list[Gallery]:
+def _galleries(statistics: CacheStatistics, picture: Picture | None) -> list[Gallery]:
     found = [
         gallery(
             samples.uncertain(statistics, GALLERY_SIZE),
-            pixels,
+            picture,
             key="uncertain",
             title="Most uncertain",
             caption="Highest entropy, averaged over teachers and views.",
@@ -234,9 +231,9 @@ def _galleries(statistics: CacheStatistics, pixels: NDArray[np.uint8] | None) ->
     if statistics.disagreement is not None:
         text = "The largest share of views and pairs of teachers with different answers."
         listing = samples.disputed(statistics, GALLERY_SIZE)
-        found.append(gallery(listing, pixels, key="disputed", title="Most disputed", caption=text))
+        found.append(gallery(listing, picture, key="disputed", title="Most disputed", caption=text))
     if statistics.weights is not None:
         text = "Where a wrong teacher weighs most above 1/K, averaged over views: what entropy cannot know."
         listing = samples.wrong_and_trusted(statistics, GALLERY_SIZE)
-        found.append(gallery(listing, pixels, key="trusted", title="Wrong but trusted", caption=text))
+        found.append(gallery(listing, picture, key="trusted", title="Wrong but trusted", caption=text))
     return [each for each in found if each.table.rows]

@@ -5,7 +5,7 @@ N samples, H and W pixels.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,16 @@ from demkd.report.samples import SampleListing, SampleRow
 from demkd.report.tables import Cell, Column, Table, number, word
 
 LARGEST_SIDE = 64
+Picture = Callable[[int], NDArray[np.uint8]]  # number of a sample -> (H, W, 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exhibit:
-    """A sample with its picture as a data URI."""
+    """A sample with its picture as a data URI, and whether it was made smaller."""
 
     row: SampleRow
     picture: str
+    shrunk: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +40,15 @@ class Gallery:
     table: Table
 
 
-def gallery(listing: SampleListing, pixels: NDArray[np.uint8] | None, *, key: str, title: str, caption: str) -> Gallery:
-    """Show a listing.
-
-    Args:
-        pixels: of all samples, (N, H, W, 3).
-    """
-    exhibits = (
-        () if pixels is None else [Exhibit(row=row, picture=_data_uri(pixels[row.index])) for row in listing.rows]
-    )
+def gallery(listing: SampleListing, picture: Picture | None, *, key: str, title: str, caption: str) -> Gallery:
+    """Show a listing, with pictures where there are some."""
+    exhibits = () if picture is None else [_exhibit(row, picture(row.index)) for row in listing.rows]
     table = _table(listing, key=f"{key}-table", title=title, caption=caption)
     return Gallery(key=key, title=title, caption=caption, exhibits=exhibits, table=table)
+
+
+def _exhibit(row: SampleRow, picture: NDArray[np.uint8]) -> Exhibit:
+    return Exhibit(row=row, picture=_data_uri(picture), shrunk=max(picture.shape[:2]) > LARGEST_SIDE)
 
 
 def shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,24 +3,23 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from demkd.report.comparison import Comparison, FinishedRun
 from demkd.report.statistics import CacheStatistics
 from demkd.report.writing import PageError, WrittenFile, write_whole
 
+if TYPE_CHECKING:
+    from demkd.report.gallery import Picture
+
 _PLOT_FORMATS = {".svg": "svg", ".png": "png"}
 
 
-def write_cache_page(
-    statistics: CacheStatistics, path: Path, *, pixels: NDArray[np.uint8] | None = None
-) -> WrittenFile:
+def write_cache_page(statistics: CacheStatistics, path: Path, *, picture: "Picture | None" = None) -> WrittenFile:
     """Write the page of a cache.
 
     Args:
-        pixels: of its samples, (N, H, W, 3), to show in the galleries.
+        picture: gives those of samples, to show in the galleries.
 
     Raises:
         PageError: if a library is missing, or the file cannot be written.
@@ -28,7 +27,7 @@ def write_cache_page(
     require_page_libraries("a page")
     from demkd.report.cache_page import cache_page
 
-    return write_whole(path, _encoded(cache_page(statistics, pixels=pixels)))
+    return write_whole(path, _encoded(cache_page(statistics, picture=picture)))
 
 
 def write_runs_page(runs: Sequence[FinishedRun], comparison: Comparison, path: Path) -> WrittenFile:

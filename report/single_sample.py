@@ -89,9 +89,7 @@ def summarise_sample(cache: Cache, index: int, *, slot: int = 0) -> SampleSummar
     if not 0 <= slot < cache.num_views:
         raise CacheIncompleteError(f"slot {slot} is asked for, and {cache.folder} has slots 0 to {cache.num_views - 1}")
     answers = (
-        _teacher_answer(
-            teacher, np.asarray(_answer(teacher, "logits", slot, index), np.float64), said, cache.class_names
-        )
+        _teacher_answer(teacher, _logits(teacher, slot, index), said, cache.class_names)
         for teacher, said in zip(cache.teachers, views.rows[slot].teachers, strict=True)
     )
     return SampleSummary(
@@ -154,6 +152,15 @@ def _answer(teacher: TeacherCache, name: str, slot: int, index: int) -> Array:
         teacher.read(name, slot)  # says in words what is wrong with it
     answer: Array = teacher.block(name, slot, block)[row]
     return answer
+
+
+def _logits(teacher: TeacherCache, slot: int, index: int) -> Array:
+    """(C,), for a softmax at temperature 1; the smaller ones are evenly spread if they were not kept."""
+    for name in ("logits", *(("classes", "label_logit", "rest") if teacher.shape.keep else ())):
+        _answer(teacher, name, slot, index)  # checks the block
+    lowest = min(teacher.shape.rest_temperatures, default=1.0)
+    logits: Array = teacher.logits(slot, np.array([index]), temperature=lowest)[0].astype(np.float64)
+    return logits
 
 
 def _teacher_answer(

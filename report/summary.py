@@ -131,13 +131,11 @@ def summarise(statistics: CacheStatistics) -> CacheSummary:
         samples=cache.samples,
         classes=cache.classes,
         picture_size=tuple(int(side) for side in _numbers(data.get("picture_size"))),
-        pixels_sha256=_kept(data.get("pixels_sha256"), str),
+        pixels_sha256=_kept(data.get("pixels_sha256", data.get("files_sha256")), str),
         labels_sha256=data["labels_sha256"],
         views=cache.num_views,
         num_distinct_views=_kept(first.notes.get("num_distinct_views"), int),
-        policy=", ".join(
-            [views["policy"], *(f"{name} {value}" for name, value in views.items() if name not in ("policy", "seed"))]
-        ),
+        policy=_in_words(views),
         view_seed=views["seed"],
         precision=", ".join(dict.fromkeys(teacher.precision for teacher in teachers)),
         file_bytes=sum(teacher.file_bytes for teacher in teachers) + _weights_bytes(cache),
@@ -246,3 +244,13 @@ def _kept(value: Any, kind: type[Any]) -> Any:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) and all(type(item) in (int, float) for item in value) else ()
+
+
+def _in_words(views: Mapping[str, Any]) -> str:
+    """A policy and its parameters; that of the views below it in brackets."""
+    parameters = [
+        f"{name} ({_in_words(value)})" if isinstance(value, Mapping) else f"{name} {value}"
+        for name, value in views.items()
+        if name not in ("policy", "seed")
+    ]
+    return ", ".join([str(views.get("policy")), *parameters])

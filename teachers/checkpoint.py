@@ -142,6 +142,9 @@ def _facts(file: Path, text: str) -> dict[str, Any]:
         "class_names": _are_names,
         "mean": _are_figures,
         "std": _are_figures,
+        "input_size": lambda value: value is None or (type(value) is int and 1 <= value <= 4096),
+        "crop_ratio": lambda value: value is None or (isinstance(value, int | float) and 0 < value <= 1),
+        "interpolation": lambda value: isinstance(value, str),
     }
     try:
         facts = dict(json.loads(text))

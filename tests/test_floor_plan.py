@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "pipeline": {"errors", "cache", "dataset", "losses", "networks", "teachers"},
     "report": {"errors", "cache"},
     "console": {"pipeline", "cache", "report"},
-    "options": {"console", "pipeline"},
+    "options": {"console", "pipeline", "dataset"},
     "api": {"errors", "console", "pipeline", "cache", "dataset", "report"},
     "exports": set(),
     "cli": {"errors", "options", "api", "console", "pipeline", "cache", "dataset", "report"},

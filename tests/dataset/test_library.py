@@ -105,13 +105,7 @@ def test_a_class_that_one_split_lacks_is_named(broken: Path) -> None:
         load_images(str(broken), split="test")
 
 
-def test_a_picture_of_another_size_is_named(broken: Path) -> None:
-    Image.fromarray(counting_picture(1, 4, side=17)).save(broken / "train" / "bee" / "004.png")
-    with pytest.raises(DataError, match=r"bee/004\.png is 17 x 17 pixels, but .*ant/000\.png is 16 x 16"):
-        load_images(str(broken), split="train")
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", "truncated"])
+@pytest.mark.parametrize("content", [b"no picture", "truncated"])
 def test_an_unreadable_picture_is_named(broken: Path, content: bytes | str) -> None:
     file = broken / "train" / "cat" / "007.png"
     file.write_bytes(file.read_bytes()[:60] if isinstance(content, str) else content)

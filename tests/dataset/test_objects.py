@@ -40,10 +40,10 @@ def test_tensors_and_arrays_are_pictures_and_labels() -> None:
     for pictures in (PIXELS, expected, expected.movedim(3, 1)):
         for labels in (LABELS, torch.from_numpy(LABELS)):
             source = as_source((pictures, labels), split="train")
-            assert torch.equal(source.fetch(torch.arange(6)), expected)
+            assert torch.equal(torch.stack(source.fetch(range(6))), expected)
             assert source.labels.tolist() == LABELS.tolist()
     grey = as_source((PIXELS[..., 0], LABELS), split="train")
-    assert torch.equal(grey.fetch(torch.tensor([4])), expected[4:5, :, :, :1].expand(1, 16, 16, 3))
+    assert torch.equal(torch.stack(grey.fetch([4])), expected[4:5, :, :, :1].expand(1, 16, 16, 3))
 
 
 def test_a_later_change_of_the_users_array_does_not_reach_the_source() -> None:
@@ -51,7 +51,7 @@ def test_a_later_change_of_the_users_array_does_not_reach_the_source() -> None:
     source = as_source((pixels, LABELS), split="train")
     before = source.identity()
     pixels[:] = 0
-    assert torch.equal(source.fetch(torch.arange(6)), torch.from_numpy(PIXELS))
+    assert torch.equal(torch.stack(source.fetch(range(6))), torch.from_numpy(PIXELS))
     assert source.identity() == before
     assert as_source((pixels, LABELS), split="train").identity() != before
 
@@ -68,7 +68,7 @@ def test_a_later_change_of_the_users_array_does_not_reach_the_source() -> None:
 )
 def test_a_map_style_data_set_of_pictures_in_every_form(make: Callable[[int], Any]) -> None:
     source = as_source(Pairs(make), split="train", called="train")
-    assert torch.equal(source.fetch(torch.arange(6)), torch.from_numpy(PIXELS))
+    assert torch.equal(torch.stack(source.fetch(range(6))), torch.from_numpy(PIXELS))
     assert (source.labels.tolist(), source.class_names) == (LABELS.tolist(), ("ant", "bee", "cat"))
 
 
@@ -79,7 +79,7 @@ def test_the_same_pictures_have_one_identity_in_whatever_form(picture_folder: Pa
     assert as_source(own, split="train").facts() == folder.facts()
     part = as_source(Subset(own, range(30)), split="train")
     assert part.class_names == folder.class_names
-    assert torch.equal(part.fetch(torch.arange(30)), folder.fetch(torch.arange(30)))
+    assert torch.equal(torch.stack(part.fetch(range(30))), torch.stack(folder.fetch(range(30))))
     assert as_source(TensorDataset(folder.pixels, folder.labels), split="train").identity() == folder.identity()
 
 
@@ -90,7 +90,7 @@ def test_a_hugging_face_data_set() -> None:
     rows = {"id": list(range(6)), "img": [Image.fromarray(picture) for picture in PIXELS], "fine_label": LABELS}
     data = datasets.Dataset.from_dict(rows, features=features)
     source = as_source(data, split="train", called="train")
-    assert torch.equal(source.fetch(torch.arange(6)), torch.from_numpy(PIXELS))
+    assert torch.equal(torch.stack(source.fetch(range(6))), torch.from_numpy(PIXELS))
     assert (source.labels.tolist(), source.class_names) == (LABELS.tolist(), ("ant", "bee", "cat"))
     with pytest.raises(DataError, match="a Hugging Face data set has no Image column among id, fine_label"):
         as_source(data.remove_columns("img"), split="train")
@@ -120,7 +120,6 @@ def test_a_random_transform_is_refused() -> None:
         (Pairs(lambda i: (PIXELS[i], i)), "has labels from 0 to 5 for 3 classes"),
         (Pairs(lambda i: (PIXELS[i], "ant")), "item 0 of `train`, a Pairs has the label 'ant': give the number"),
         (Pairs(lambda i: (PIXELS[i], 0.5)), "has the label 0.5"),
-        (Pairs(lambda i: (PIXELS[i][: 16 - i], 0)), "item 1 of .* is 16 x 15 pixels, and item 0 is 16 x 16 pixels"),
         (Pairs(lambda i: (torch.full((3, 4, 4), i - 0.5), 0)), "no 8-bit pixels: leave Normalize out"),
         (Pairs(lambda i: (PIXELS[i // 0], 0)), "cannot give item 0 .ZeroDivisionError"),
         (Pairs(lambda i: ([1, 2][i], 0)), "type int64: give a PIL image"),

@@ -14,7 +14,8 @@ from demkd.errors import UserError
 from demkd.networks import build_network
 from demkd.pipeline.arguments import ArgumentError, sizes_by_teacher
 from demkd.pipeline.loading import (
-    LoadedNetwork,
+    InputChoice,
+    NetworkInput,
     TeacherSpec,
     TeacherSpecError,
     chosen_for,
@@ -114,34 +115,33 @@ def test_a_normalisation_is_a_name_a_text_or_a_pair() -> None:
 
 def test_views_are_normalised_then_resized_bilinearly(pictures: MemoryImages) -> None:
     normalisation = Normalisation(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    network = build_network("resnet8", classes=3)
     views = pictures.pixels.permute(0, 3, 1, 2)
-    loaded = LoadedNetwork(network=network, name="resnet8", normalisation=normalisation, input_size=24)
+    expects = NetworkInput(normalisation=normalisation, size=24)
     normalised = (views / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.4, 0.5, 0.6])[
         :, None, None
     ]
     expected = F.interpolate(normalised, (24, 24), mode="bilinear", align_corners=False, antialias=False)
-    assert loaded.prepare(views).dtype == torch.float32
-    torch.testing.assert_close(loaded.prepare(views), expected)
+    assert expects.prepare(views).dtype == torch.float32
+    torch.testing.assert_close(expects.prepare(views), expected)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_teacher_sees_views_of_its_own_size(pictures: MemoryImages, tmp_path: Path, precision: str) -> None:
     """resnet20's features say how large its input was; vgg8, which needs 8 pixels, is refused 4 by name."""
     spec = TeacherSpec(name="big", network="resnet8", checkpoint=saved_network(tmp_path, "resnet8"))
-    teacher, network = load_teacher(spec, source=pictures, compute=FLOAT32, input_size=40)
+    teacher, network = load_teacher(spec, source=pictures, compute=FLOAT32, choice=InputChoice(size=40))
     answer = teacher.answer(pictures.pixels.permute(0, 3, 1, 2), features=["stem@40x40"])
     assert answer.features["stem@40x40"].shape == (6, 16, 40, 40)
-    assert network.input_size == 40
+    assert network.input.size == 40
     spec = TeacherSpec(name="small", network="vgg8", checkpoint=saved_network(tmp_path, "vgg8"))
-    teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32, input_size=4)
+    teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32, choice=InputChoice(size=4))
     with pytest.raises(TeacherError, match="teacher small: VGG needs pictures of at least 8 x 8 pixels"):
         teacher.answer(pictures.pixels.permute(0, 3, 1, 2))
 
 
 def test_an_unknown_layer_is_answered_with_the_teacher_and_its_layers(pictures: MemoryImages, tmp_path: Path) -> None:
     spec = TeacherSpec(name="big", network="resnet8", checkpoint=saved_network(tmp_path, "resnet8"))
-    teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32)
+    teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32, choice=InputChoice())
     with pytest.raises(TeacherError, match="teacher big: there is no layer 'layer4'; name one of stem, stage1, stage2"):
         teacher.answer(pictures.pixels.permute(0, 3, 1, 2), features=["layer4"])
 
@@ -193,7 +193,7 @@ def test_a_run_folders_facts_are_used(pictures: MemoryImages, tmp_path: Path) ->
     network = build_network("torchvision:resnet18", classes=3, size=(16, 16))
     save_file(network.state_dict(), tmp_path / "student.safetensors", metadata={"demkd": json.dumps(facts)})
     loaded = load_network(tmp_path, name=None, source=pictures)
-    assert (loaded.name, loaded.normalisation.mean) == ("torchvision:resnet18", (0.1, 0.1, 0.1))
+    assert (loaded.name, loaded.input.normalisation.mean) == ("torchvision:resnet18", (0.1, 0.1, 0.1))
 
 
 def saved_network(folder: Path, name: str, *, classes: int = 3) -> Path:

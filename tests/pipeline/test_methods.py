@@ -11,7 +11,7 @@ from torch import Tensor
 
 from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
 from demkd.pipeline.methods import CHOICES, METHODS, Method, MethodError, choose_method, require_teacher_count
-from demkd.pipeline.objective import Objective
+from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.target_source import BatchTargets, fuse
 from demkd.pipeline.weighing import (
     NOT_ABOUT_WEIGHTS,
@@ -74,7 +74,7 @@ def loss_of(scene: dict[str, Any], method: Method, *, epoch: int = 240) -> dict[
     )
     adapted = scene["adapted"] if method.needs_features else []
     objective = Objective(method, epochs=240, teachers=K)
-    terms = objective.terms(scene["student"], scene["labels"], batch_targets, adapted)
+    terms = objective.terms(scene["student"], Labels(own=scene["labels"]), batch_targets, adapted)
     return {**dict(zip(objective.names, terms, strict=True)), "loss": terms @ objective.factors(epoch=epoch)}
 
 

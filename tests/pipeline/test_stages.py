@@ -15,7 +15,7 @@ from demkd.cache import CacheMismatchError, CacheMissingError, open_cache
 from demkd.dataset import CropFlip, Renderer, ViewsError, load_images, policy_of
 from demkd.losses import entropy
 from demkd.losses.weights import entropy_weights
-from demkd.pipeline.loading import TeacherSpec, load_teacher
+from demkd.pipeline.loading import InputChoice, TeacherSpec, load_teacher
 from demkd.pipeline.methods import METHODS, MethodError
 from demkd.pipeline.recipe import RecipeError
 from tests.pipeline.stages import FLOAT32, TEACHERS, Recorder, Workshop, cache_run, train_network
@@ -28,7 +28,7 @@ def test_every_slot_is_what_the_live_teacher_says(workshop: Workshop, network: s
     """Logits within float16's rounding, entropies and predictions from before it, features, for all slots."""
     pictures = load_images(str(workshop.data), split="train")
     spec = TeacherSpec(name=network, checkpoint=workshop.folder / network)
-    teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32)
+    teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32, choice=InputChoice())
     file = next(file for file in open_cache(workshop.cache).teachers if file.name == network)
     everyone = torch.arange(len(pictures))
     render = pictures.renderer(policy_of(file.provenance.identity["views"]), FLOAT32.device)

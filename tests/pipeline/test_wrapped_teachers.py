@@ -12,7 +12,7 @@ import demkd
 from demkd.cache import CacheMismatchError, open_cache
 from demkd.dataset import NORMALISATIONS, load_images
 from demkd.networks import build_network
-from demkd.pipeline.loading import TeacherSpec, TeacherSpecError, load_teacher
+from demkd.pipeline.loading import InputChoice, TeacherSpec, TeacherSpecError, load_teacher
 from demkd.pipeline.methods import choose_method
 from demkd.pipeline.preparation import CachingRequest
 from demkd.pipeline.progress import SilentProgress
@@ -80,7 +80,7 @@ def test_what_is_cached_is_what_the_network_says(
     pictures = load_images(str(large_pictures), split="train")
     render = pictures.renderer(pictures.default_policy, FLOAT32.device)
     for spec, size, layer in zip(specs, (None, 32), ("layer4", "stage3"), strict=True):
-        teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32, input_size=size)
+        teacher, _ = load_teacher(spec, source=pictures, compute=FLOAT32, choice=InputChoice(size=size))
         file = next(file for file in open_cache(cached).teachers if file.name == spec.name)
         for slot in range(2):
             numbers = torch.from_numpy(file.read("view", slot).astype(np.int64))

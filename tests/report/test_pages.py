@@ -165,7 +165,10 @@ def test_metrics_of_another_kind_are_refused(runs: list[Path], tmp_path: Path) -
 
 def test_pages_hold_together(cache: Path, runs: list[Path], tmp_path: Path) -> None:
     """No id comes twice, though a page has many figures, and every reference finds its own; nothing is fetched."""
-    for page in (cache_page(cache, tmp_path / "a.html", pixels=pixels()), runs_page(runs, tmp_path / "b.html")):
+    for page in (
+        cache_page(cache, tmp_path / "a.html", picture=pixels().__getitem__),
+        runs_page(runs, tmp_path / "b.html"),
+    ):
         values = PageValues.of(page)
         assert len(values.ids) == len(set(values.ids))
         assert set(values.references) <= set(values.ids)
@@ -178,7 +181,7 @@ def test_pages_hold_together(cache: Path, runs: list[Path], tmp_path: Path) -> N
 def test_names_are_text_and_never_code(tmp_path: Path) -> None:
     """Class names come from folders, and folders from anywhere."""
     folder = write_inspected(tmp_path / "<b>cache", data={**DATA, "class_names": HOSTILE})
-    page = cache_page(folder, tmp_path / "page.html", pixels=pixels())
+    page = cache_page(folder, tmp_path / "page.html", picture=pixels().__getitem__)
     values = PageValues.of(page)
     assert values.tags.count("script") == 1
     assert not {"b", "x"} & set(values.tags)
@@ -235,7 +238,7 @@ def test_a_page_of_many_classes_and_large_pictures_stays_small(tmp_path: Path) -
     labels = np.arange(400, dtype=np.int64) % 200
     data = {**DATA, "samples": 400, "class_names": names}
     folder = write_inspected(tmp_path / "cache", data=data, labels=labels)
-    page = cache_page(folder, tmp_path / "page.html", pixels=pixels(400, 160, 120))
+    page = cache_page(folder, tmp_path / "page.html", picture=pixels(400, 160, 120).__getitem__)
     assert 500_000 < len(page) < 5_000_000
     assert "The 60 hardest and 60 easiest of 200 classes." in page
     assert "Pictures are shown smaller than they are." in page

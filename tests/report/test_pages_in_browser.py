@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data = {**DATA, "samples": len(LABELS), "class_names": NAMES}
     with open_cache(write_inspected(folder / "cache", data=data, labels=LABELS)) as cache:
         statistics = read_statistics(cache)
-        write_cache_page(statistics, folder / "cache.html", pixels=PIXELS)
+        write_cache_page(statistics, folder / "cache.html", picture=PIXELS.__getitem__)
         write_cache_page(statistics, folder / "bare.html")
     runs = [read_run(run) for run in run_folders.write_runs(folder / "runs with a name of some length")]
     write_runs_page(runs, compare_runs(runs, baseline=str(runs[1].folder)), folder / "runs.html")
