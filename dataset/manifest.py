@@ -188,7 +188,10 @@ def _kept_file(root: Path, *, exif: bool) -> Path:
 def _read_kept(file: Path, root: Path) -> Manifest | None:
     """What was kept, if it can be read: whatever is wrong with it, the pictures are looked at again."""
     try:
-        with np.load(file, allow_pickle=False) as kept:  # a ZIP file, whose checksums are compared
+        with (
+            file.open("rb") as stream,
+            np.load(stream, allow_pickle=False) as kept,
+        ):  # a ZIP file, whose checksums are compared
             paths = PackedTexts(kept["joined"], kept["ends"])
             columns = {name: kept[name] for name in ("length", "modified", "sha256", "sizes")}
     except Exception:  # a cut or altered file raises nearly anything

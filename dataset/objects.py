@@ -267,7 +267,7 @@ def _pixels(picture: Any, index: int, name: str) -> NDArray[np.uint8]:
             f"item {index} of {name} has a picture of shape {array.shape} and type {array.dtype}: give a PIL image, or "
             "8-bit pixels (H, W, 3) or (3, H, W)"
         )
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))  # of its own, which may be written to
 
 
 def _as_bytes(array: NDArray[Any], index: int, name: str) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from demkd.dataset import seeded
@@ -75,14 +76,18 @@ class RandAugment(ViewPolicy):
             operation, negative = divmod(number, 2)
             if operation >= len(OPERATIONS):
                 raise ViewsError(f"a record names operation {operation}, and there are {len(OPERATIONS)}")
-            view = apply_operation(view, OPERATIONS[operation], self.magnitude / _STRONGEST, negative=bool(negative))
+            view = apply_operation(view, OPERATIONS[operation], self.magnitude, negative=bool(negative))
         return view
 
 
-def apply_operation(view: Tensor, operation: str, strength: float, *, negative: bool) -> Tensor:
-    """One of `OPERATIONS` on a view (3, H, W), uint8, at a strength of 0 to 1 of its largest magnitude."""
-    sign = -1 if negative else 1
-    return _APPLY[operation](view, strength, sign)
+def apply_operation(view: Tensor, operation: str, magnitude: int, *, negative: bool) -> Tensor:
+    """One of `OPERATIONS` on a view (3, H, W), uint8, at a magnitude of 0 to 30."""
+    return _APPLY[operation](view, magnitude, -1 if negative else 1)
+
+
+def _level(largest: float, magnitude: int) -> float:
+    """A share of the largest magnitude, in float32 as torchvision's table."""
+    return float(torch.linspace(0.0, largest, _STRONGEST + 1)[magnitude])
 
 
 def _affine(view: Tensor, *, shear: tuple[float, float] = (0.0, 0.0), move: tuple[float, float] = (0.0, 0.0)) -> Tensor:
@@ -106,24 +111,20 @@ def _function(name: str) -> Callable[..., Tensor]:
     return call
 
 
-def _enhance(name: str) -> Callable[[Tensor, float, int], Tensor]:
-    return lambda view, strength, sign: _function(name)(view, 1 + sign * 0.9 * strength)
+def _falling(largest: float, magnitude: int) -> float:
+    return largest * float(torch.linspace(1.0, 0.0, _STRONGEST + 1)[magnitude])
+
+
+def _enhance(name: str) -> Callable[[Tensor, int, int], Tensor]:
+    return lambda view, magnitude, sign: _function(name)(view, 1.0 + sign * _level(0.9, magnitude))
 
 
 _FARTHEST = 150 / 331  # of a translation, as a share of the side
-_APPLY: dict[str, Callable[[Tensor, float, int], Tensor]] = {
-    "Identity": lambda view, _strength, _sign: view,
-    "ShearX": lambda view, strength, sign: _affine(view, shear=(sign * 0.3 * strength, 0.0)),
-    "ShearY": lambda view, strength, sign: _affine(view, shear=(0.0, sign * 0.3 * strength)),
-    "TranslateX": lambda view, strength, sign: _affine(view, move=(sign * _FARTHEST * view.shape[2] * strength, 0.0)),
-    "TranslateY": lambda view, strength, sign: _affine(view, move=(0.0, sign * _FARTHEST * view.shape[1] * strength)),
-    "Rotate": lambda view, strength, sign: _function("rotate")(view, sign * 30.0 * strength),
-    "Brightness": _enhance("adjust_brightness"),
-    "Color": _enhance("adjust_saturation"),
-    "Contrast": _enhance("adjust_contrast"),
-    "Sharpness": _enhance("adjust_sharpness"),
-    "Posterize": lambda view, strength, _sign: _function("posterize")(view, 8 - round(4 * strength)),
-    "Solarize": lambda view, strength, _sign: _function("solarize")(view, 255.0 * (1 - strength)),
-    "AutoContrast": lambda view, _strength, _sign: _function("autocontrast")(view),
-    "Equalize": lambda view, _strength, _sign: _function("equalize")(view),
+_APPLY: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "Identity": lambda view, _magnitude, _sign: view,
+    "ShearX": lambda view, magnitude, sign: _affine(view, shear=(sign * _level(0.3, magnitude), 0.0)),
+    "ShearY": lambda view, magnitude, sign: _affine(view, shear=(0.0, sign * _level(0.3, magnitude))),
+    "TranslateX": lambda view, magnitude, sign: _affine(
+        view, move=(sign * _level(_FARTHEST * view.shape[2], magnitude), 0.0)
+    ),
 }

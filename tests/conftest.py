@@ -26,6 +26,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_manifests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept of folders under the user's cache directory is not the tests' to read or write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("kept")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real checkpoints and pictures, where the checkout has them beside it."""
