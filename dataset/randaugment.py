@@ -120,11 +120,20 @@ def _enhance(name: str) -> Callable[[Tensor, int, int], Tensor]:
 
 
 _FARTHEST = 150 / 331  # of a translation, as a share of the side
+# Of a view, a magnitude and a sign.
 _APPLY: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "Identity": lambda view, _magnitude, _sign: view,
-    "ShearX": lambda view, magnitude, sign: _affine(view, shear=(sign * _level(0.3, magnitude), 0.0)),
-    "ShearY": lambda view, magnitude, sign: _affine(view, shear=(0.0, sign * _level(0.3, magnitude))),
-    "TranslateX": lambda view, magnitude, sign: _affine(
-        view, move=(sign * _level(_FARTHEST * view.shape[2], magnitude), 0.0)
-    ),
+    "Identity": lambda view, _, __: view,
+    "ShearX": lambda view, level, sign: _affine(view, shear=(sign * _level(0.3, level), 0.0)),
+    "ShearY": lambda view, level, sign: _affine(view, shear=(0.0, sign * _level(0.3, level))),
+    "TranslateX": lambda view, level, sign: _affine(view, move=(sign * _level(_FARTHEST * view.shape[2], level), 0.0)),
+    "TranslateY": lambda view, level, sign: _affine(view, move=(0.0, sign * _level(_FARTHEST * view.shape[1], level))),
+    "Rotate": lambda view, level, sign: _function("rotate")(view, sign * _level(30.0, level)),
+    "Brightness": _enhance("adjust_brightness"),
+    "Color": _enhance("adjust_saturation"),
+    "Contrast": _enhance("adjust_contrast"),
+    "Sharpness": _enhance("adjust_sharpness"),
+    "Posterize": lambda view, level, _: _function("posterize")(view, 8 - round(4 * level / _STRONGEST)),
+    "Solarize": lambda view, level, _: _function("solarize")(view, _falling(255.0, level)),
+    "AutoContrast": lambda view, _, __: _function("autocontrast")(view),
+    "Equalize": lambda view, _, __: _function("equalize")(view),
 }
