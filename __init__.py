@@ -24,7 +24,21 @@ if TYPE_CHECKING:
         verify,
     )
     from demkd.cache import Cache, open_cache
-    from demkd.dataset import CropFlip, ImageSource, MemoryImages, Normalisation, ViewPolicy, load_images
+    from demkd.dataset import (
+        CropFlip,
+        CutMix,
+        ImageSource,
+        MemoryImages,
+        MixUp,
+        Normalisation,
+        RandAugment,
+        Reading,
+        ResizedCrop,
+        StreamedImages,
+        ViewChoice,
+        ViewPolicy,
+        load_images,
+    )
     from demkd.errors import UserError
     from demkd.pipeline.cached_targets import CachedTargets
     from demkd.pipeline.methods import Method, choose_method
@@ -33,11 +47,18 @@ __all__ = [
     "Cache",
     "CachedTargets",
     "CropFlip",
+    "CutMix",
     "ImageSource",
     "MemoryImages",
     "Method",
+    "MixUp",
     "Normalisation",
+    "RandAugment",
+    "Reading",
+    "ResizedCrop",
+    "StreamedImages",
     "UserError",
+    "ViewChoice",
     "ViewPolicy",
     "__dir__",
     "__getattr__",

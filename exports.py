@@ -9,7 +9,10 @@ EXPORTS = {
         *("recompute", "repair", "train", "verify"),
     ),
     "demkd.cache": ("Cache", "open_cache"),
-    "demkd.dataset": ("CropFlip", "ImageSource", "MemoryImages", "Normalisation", "ViewPolicy", "load_images"),
+    "demkd.dataset": (
+        *("CropFlip", "CutMix", "ImageSource", "MemoryImages", "MixUp", "Normalisation", "RandAugment", "Reading"),
+        *("ResizedCrop", "StreamedImages", "ViewChoice", "ViewPolicy", "load_images"),
+    ),
     "demkd.errors": ("UserError",),
     "demkd.pipeline.cached_targets": ("CachedTargets",),
     "demkd.pipeline.methods": ("Method", "choose_method"),

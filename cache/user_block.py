@@ -21,7 +21,7 @@ _SMALLEST = 4096
 _LARGEST_METADATA = 1 << 24
 _LARGEST_NUMBER = 1 << 62
 _MOST_DIMENSIONS = 8
-_TYPES = frozenset({"<f2", "<f4", "<u2", "<u8", "<i8", "|u1"})
+_TYPES = frozenset({"<f2", "<f4", "<u2", "<u4", "<u8", "<i8", "|u1"})
 LARGEST = 1 << 20
 
 

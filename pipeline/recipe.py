@@ -183,7 +183,7 @@ def require_same_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        flat |= value if isinstance(value, Mapping) else {key: value}
-    return flat
+    """Every choice by name; those of the views by dotted names, because a student may have a size of its own."""
+    views = {f"view_policy.{name}": value for name, value in dict(tables.get("view_policy", {})).items()}
+    others = {key: value for key, value in tables.items() if key not in ("view_policy", "sources")}
+    return {**others, **views, **dict(tables.get("sources", {}))}

@@ -1,0 +1,282 @@
+"""Both stages on photos of many sizes, from files: cached is online, whatever the views, and every box is shared."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2 as transforms
+
+import demkd
+from demkd.cache import CacheMismatchError, open_cache
+from demkd.dataset import DataError, Normalisation, Reading, ViewsError, load_images, policy_of, records_on
+from demkd.pipeline.evaluation import evaluation_views
+from demkd.pipeline.loading import NetworkInput, PictureSizeError
+from demkd.pipeline.methods import MethodError
+from demkd.pipeline.preparation import CachingRequest, prepare
+from demkd.pipeline.stage_one import VIEW_BYTES
+from tests.dataset.photos import write_photos
+from tests.pipeline.stages import FLOAT32, Recorder
+
+SILENT: dict[str, Any] = {"precision": "float32", "device": "cpu"}
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+VIEWS = {
+    "resized-crop": demkd.ResizedCrop(size=32, interpolation="bicubic"),
+    "randaugment": demkd.RandAugment(base=demkd.ResizedCrop(size=32), num_ops=2, magnitude=9),
+    "mixup": demkd.MixUp(base=demkd.ResizedCrop(size=32), alpha=0.4),
+    "cutmix": demkd.CutMix(base=demkd.ResizedCrop(size=32)),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def network(seed: int = 0, *, width: int = 8) -> nn.Module:
+    """Takes pictures of any size."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
+    )  # fmt: skip
+
+
+TEACHERS = {"a": network(1), "b": network(2)}
+SIZES = {"a": 48}  # b looks at the views' own 32 pixels, and the student at 24
+
+
+def cache_views(photos: Path, out: Path, policy: Any, **options: Any) -> Any:
+    settings = {"views": 3, "policy": policy, "input_size": SIZES, "progress": False, **SILENT, **options}
+    return demkd.cache_teachers(TEACHERS, photos, out=out, **settings)
+
+
+def student_losses(photos: Path, out: Path, **options: Any) -> list[dict[str, float]]:
+    told = Recorder()
+    settings = {"method": "ebkd", "epochs": 2, "batch_size": 30, "learning_rate": 1e-4, "size": 24, **SILENT, **options}
+    demkd.distill(network(3), train=photos, out=out, progress=told, **settings)
+    return [report.losses for report in told.reports]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", VIEWS)
+def test_cached_equals_online_from_files(photos: Path, tmp_path: Path, name: str, workers: int) -> None:
+    """Teachers of two sizes and a student of a third; the first epoch is one step, of all samples."""
+    reading, policy = Reading(workers=workers), VIEWS[name]
+    cache_views(photos, tmp_path / "cache", policy, reading=reading)
+    cached = student_losses(photos, tmp_path / "cached", cache=tmp_path / "cache", reading=reading)
+    online = student_losses(
+        photos, tmp_path / "online", live_teachers=TEACHERS, policy=policy, views=3, input_size=SIZES, reading=reading
+    )
+    assert cached[0] == pytest.approx(online[0], rel=5e-4)
+    assert cached[1] == pytest.approx(online[1], rel=1e-3)
+    other = student_losses(
+        photos, tmp_path / "other", live_teachers=TEACHERS, policy=policy, views=3, view_seed=1, input_size=SIZES
+    )
+    assert other[0] != pytest.approx(online[0], rel=1e-3), "other views give other losses: the comparison can fail"
+
+
+def test_features_and_the_decoupled_loss_from_files(photos: Path, tmp_path: Path) -> None:
+    cache_views(photos, tmp_path / "cache", VIEWS["randaugment"], features=("2",))
+    options: dict[str, Any] = {"method": "de-mkd", "hint_layer": "2", "student_layer": "2"}
+    cached = student_losses(photos, tmp_path / "cached", cache=tmp_path / "cache", **options)
+    options |= {"live_teachers": TEACHERS, "policy": VIEWS["randaugment"], "views": 3, "input_size": SIZES}
+    online = student_losses(photos, tmp_path / "online", **options)
+    assert cached[0] == pytest.approx(online[0], rel=5e-4)
+
+
+def test_the_cache_holds_what_torchvision_and_the_teachers_say(photos: Path, tmp_path: Path) -> None:
+    """From the records alone: crop, resize and flip by torchvision, then the module, at the teacher's own size."""
+    cache_views(photos, tmp_path, VIEWS["resized-crop"])
+    cache, source = open_cache(tmp_path), load_images(str(photos), split="train")
+    records = cache.view(2)
+    functional = transforms.functional
+    views = []
+    for index, (top, left, height, width, flipped) in enumerate(records.tolist()):
+        image = source.read(index).permute(2, 0, 1)
+        mode = transforms.InterpolationMode.BICUBIC
+        view = functional.resized_crop(image, top, left, height, width, [48, 48], interpolation=mode, antialias=True)
+        views.append(view.flip(2) if flipped else view)
+    with torch.no_grad():
+        expected = TEACHERS["a"].eval()(IMAGENET.apply(torch.stack(views)))
+    found = cache.logits(2, slice(None), temperature=1.0)[0].astype(np.float32)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=2e-3, atol=2e-3)
+    assert cache.teachers[0].provenance.identity["teacher"]["input_size"] == 48
+    assert cache.teachers[1].provenance.identity["teacher"]["input_size"] == 32
+
+
+def test_slots_are_answered_in_groups_that_fit_and_pictures_read_once_a_group(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes in one group or many, with other workers, or grown later."""
+    for name, views, budget, workers in (("whole", 5, VIEW_BYTES, 0), ("parts", 5, 40_000, 2)):
+        monkeypatch.setattr("demkd.pipeline.stage_one.VIEW_BYTES", budget)
+        options = {"views": views, "batch_size": 8, "reading": Reading(workers=workers)}
+        cache_views(photos, tmp_path / name, VIEWS["mixup"], **options)
+    for views in (2, 5):
+        cache_views(photos, tmp_path / "grown", VIEWS["mixup"], views=views, batch_size=8)
+    whole, *others = (open_cache(tmp_path / name) for name in ("whole", "parts", "grown"))
+    for other in others:
+        for mine, its in zip(whole.teachers, other.teachers, strict=True):
+            for data_set in mine.shape.answers():
+                for slot in range(5):
+                    assert np.array_equal(mine.read(data_set, slot), its.read(data_set, slot)), data_set
+
+
+def test_one_decode_is_for_all_views_and_teachers(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    source = load_images(str(photos), split="train", reading=Reading(workers=0))
+    reader = source.reader  # type: ignore[attr-defined]
+
+    def counted(index: int) -> Tensor:
+        read.append(index)
+        picture: Tensor = reader(index)
+        return picture
+
+    object.__setattr__(source, "reader", counted)
+    cache_views(source, tmp_path, VIEWS["resized-crop"], views=6)
+    assert sorted(read) == sorted([*range(30)] * 3), "once to try each of two teachers, and once for all 6 slots"
+
+
+def test_an_evaluation_is_torchvisions_resize_and_centre_crop(photos: Path) -> None:
+    source = load_images(str(photos), split="test")
+    expected = transforms.Compose([
+        transforms.Resize(36, antialias=True), transforms.CenterCrop(32),
+    ])  # fmt: skip
+    asked = NetworkInput(normalisation=IMAGENET, size=32, crop_ratio=32 / 36)
+    (views,) = evaluation_views(source, asked, [torch.arange(30)], torch.device("cpu"))
+    for index in range(30):
+        assert torch.equal(views[index], expected(source.read(index).permute(2, 0, 1)))
+
+
+def test_a_run_knows_its_size_and_goes_on_from_its_recipe(photos: Path, tmp_path: Path) -> None:
+    """`evaluate` of a run folder shows pictures as the run did, and a run of another size is another run."""
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "size": 40, "crop_ratio": 1.0, **SILENT}
+    report = demkd.train("resnet8", train=photos, out=run, progress=False, **options)
+    again = demkd.evaluate(run, photos, progress=False, **SILENT)
+    assert again.top1 == report.test_top1
+    with pytest.raises(demkd.UserError, match="size was 40 and is 32"):
+        demkd.train("resnet8", train=photos, out=run, progress=False, **{**options, "size": 32})
+    caching = demkd.cache_teachers({"t": str(run)}, photos, out=tmp_path / "cache", views=1, progress=False, **SILENT)
+    file = open_cache(caching.folder).teachers[0]
+    assert file.provenance.identity["teacher"]["input_size"] == 40
+
+
+def test_a_student_learns_from_photos(photos: Path, tmp_path: Path) -> None:
+    """The classes are brightest in channels of their own: a few epochs are enough to tell them apart."""
+    teacher = tmp_path / "teacher"
+    options: dict[str, Any] = {"batch_size": 8, "learning_rate": 0.02, "schedule": "one-cycle", **SILENT}
+    demkd.train("resnet8", train=photos, out=teacher, epochs=8, size=32, progress=False, **options)
+    demkd.cache_teachers({"t": str(teacher)}, photos, out=tmp_path / "cache", views=4, progress=False, **SILENT)
+    report = demkd.distill(
+        "resnet8", train=photos, cache=tmp_path / "cache", out=tmp_path / "run", epochs=8, progress=False, **options
+    )
+    assert report.test_top1 > 0.6
+
+
+def test_changed_data_are_found_in_both_stages(photos: Path, tmp_path: Path) -> None:
+    data = write_photos(tmp_path / "data")
+    cache_views(data, tmp_path / "cache", VIEWS["resized-crop"])
+    file = data / "train" / "cat" / "001.jpg"
+    Image.open(file).rotate(90).save(file)
+    with pytest.raises(CacheMismatchError, match=r"data\.files_sha256 is .* in the cache and .* now"):
+        student_losses(data, tmp_path / "run", cache=tmp_path / "cache")
+    with pytest.raises(CacheMismatchError, match=r"data\.exif is true in the cache and false now"):
+        student_losses(photos, tmp_path / "run", cache=tmp_path / "cache", reading=Reading(exif=False))
+
+
+def test_a_killed_worker_ends_the_command_in_a_sentence(photos: Path) -> None:
+    source = load_images(str(photos), split="train", reading=Reading(workers=1))
+    reader = source.reader  # type: ignore[attr-defined]
+
+    def killed(index: int) -> Tensor:
+        if index == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        picture: Tensor = reader(index)
+        return picture
+
+    object.__setattr__(source, "reader", killed)
+    with pytest.raises(DataError, match="a process that decodes pictures was ended from outside"):
+        cache_views(source, Path("/nonexistent"), VIEWS["resized-crop"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        ({"policy": "crop-flip"}, ViewsError, "crop-flip keeps the pictures' own size, and picture 0 is 90 x 70"),
+        ({"keep": 3}, demkd.UserError, "`keep` is 3, and photos.* has 3 classes: choose 1 to 2"),
+        ({"keep": 0}, demkd.UserError, "`keep` is 0"),
+        ({"keep": 1, "rest_temperatures": (0.0,)}, demkd.UserError, "`rest_temperatures` are"),
+        ({"reading": {"workers": -1}}, DataError, "`workers` is -1: choose 0 to 256"),
+    ],
+)
+def test_what_cannot_be_cached_is_said_before_anything_is_computed(
+    photos: Path, tmp_path: Path, call: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    def run() -> None:
+        reading = Reading(**call.pop("reading")) if "reading" in call else None
+        cache_views(photos, tmp_path / "cache", **{"policy": VIEWS["resized-crop"], "reading": reading, **call})
+
+    with pytest.raises(error, match=reason):
+        run()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"method": "de-mkd-logits"}, MethodError, "the decoupled loss of de-mkd-logits needs one label a picture"),
+        ({"method": "kd", "weight_source": "cross_entropy"}, MethodError, "`weight_source=cross_entropy` needs one"),
+        ({"method": "kd", "wrong_teacher": "mask"}, MethodError, "`wrong_teacher=mask` needs one label"),
+        ({"policy": VIEWS["resized-crop"]}, ViewsError, "but the views of the cache in"),
+        ({"crop_ratio": 2.0}, demkd.UserError, "`crop_ratio` is 2.0"),
+    ],
+)
+def test_what_mixed_views_cannot_teach_is_refused(
+    photos: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    cache_views(photos, tmp_path / "cache", VIEWS["mixup"], views=1, features=())
+    with pytest.raises(error, match=reason):
+        student_losses(photos, tmp_path / "run", **{"cache": tmp_path / "cache", **options})
+
+
+def test_a_network_that_does_not_take_the_size_is_named(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(demkd.UserError, match="at least 8 x 8 pixels"):
+        demkd.train("vgg8", train=photos, out=tmp_path, epochs=1, size=4, progress=False, **SILENT)
+    source = load_images(str(photos), split="train")
+    with pytest.raises(PictureSizeError, match="are of different sizes, and nothing says which size the network takes"):
+        NetworkInput(normalisation=IMAGENET).side(source)
+
+
+def test_targets_for_a_loop_of_ones_own(photos: Path, tmp_path: Path) -> None:
+    """Mixed labels come with their shares, and the views are the student's size."""
+    cache_views(photos, tmp_path, VIEWS["cutmix"], features=())
+    targets = demkd.CachedTargets(tmp_path, photos, method="kd", size=20, workers=0, device="cpu")
+    batches = list(targets.epoch(1, batch_size=10))
+    assert [tuple(batch.views.shape) for batch in batches] == [(10, 3, 20, 20)] * 3
+    assert batches[0].mixture.share is not None
+    assert batches[0].mixture.share.min() >= 0.49
+    assert torch.isfinite(targets.loss(torch.zeros(10, 3), batches[0]))
+
+
+def test_prepared_views_are_the_policys(photos: Path, tmp_path: Path) -> None:
+    """A provenance's policy draws the records that the file holds."""
+    cache_views(photos, tmp_path, VIEWS["cutmix"], features=())
+    file = open_cache(tmp_path).teachers[0]
+    facts = file.provenance.identity["views"]
+    source = load_images(str(photos), split="train")
+    drawn = policy_of(facts).draw(view_seed=facts["seed"], slots=[1], indices=np.arange(30), sizes=source.sizes)
+    assert np.array_equal(drawn[0], file.read("view", 1))
+    assert records_on(torch.device("cpu"), drawn).dtype == torch.int32
+    assert policy_of(facts) == VIEWS["cutmix"]
+    job = prepare(CachingRequest(source=source, teachers=(), folder=tmp_path, policy=policy_of(facts)), FLOAT32)
+    assert isinstance(job.views([]), Iterator)

@@ -1,0 +1,249 @@
+"""Of an answer only the largest logits: what must stay exact does, what is spread is spread as said, or is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import demkd
+from demkd.cache import CacheMismatchError, CacheMissingError, CacheShape, open_cache
+from demkd.dataset import seeded
+from demkd.losses import entropy
+from demkd.losses.decoupling import log_parts
+from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.pipeline.methods import METHODS, choose_method
+from demkd.pipeline.stage_one import kept_logits
+from tests.cache.counting import flip
+from tests.pipeline.stages import Recorder
+
+CLASSES, SAMPLES, KEEP = 12, 60, 4
+SILENT: dict[str, Any] = {"progress": False, "precision": "float32", "device": "cpu"}
+
+
+def network(seed: int, *, scale: float = 8.0) -> nn.Module:
+    torch.manual_seed(seed)
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
+    made[4].weight.data *= scale  # sure of something
+    return made
+
+
+def data() -> tuple[Tensor, Tensor]:
+    pixels = torch.randint(0, 256, (SAMPLES, 16, 16, 3), dtype=torch.uint8, generator=torch.manual_seed(7))
+    return pixels, torch.arange(SAMPLES) % CLASSES
+
+
+TEACHERS = {"a": network(1), "b": network(2)}
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same answers, all of them and the four largest."""
+    folder = tmp_path_factory.mktemp("caches")
+    for name, keep in (("all", None), ("top", KEEP)):
+        demkd.cache_teachers(TEACHERS, data(), out=folder / name, views=3, keep=keep, **SILENT)
+    return {name: folder / name for name in ("all", "top")}
+
+
+def full(cache: Path, slot: int, teacher: int = 0) -> Tensor:
+    return torch.from_numpy(open_cache(cache).logits(slot, slice(None), temperature=1.0)[teacher].astype(np.float32))
+
+
+def spread(cache: Path, slot: int, *, temperature: float, teacher: int = 0) -> Tensor:
+    return torch.from_numpy(open_cache(cache).logits(slot, slice(None), temperature=temperature)[teacher])
+
+
+def test_entropy_prediction_and_weights_are_those_of_all_logits(caches: dict[str, Path]) -> None:
+    dense, top = open_cache(caches["all"]), open_cache(caches["top"])
+    for slot in range(3):
+        one, other = dense.read_slot(slot), top.read_slot(slot)
+        assert np.array_equal(one.entropy, other.entropy)
+        assert np.array_equal(one.prediction, other.prediction)
+        assert np.array_equal(one.view, other.view)
+        assert one.teacher_weights is not None
+        assert other.teacher_weights is not None
+        assert np.array_equal(one.teacher_weights, other.teacher_weights)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_the_target_class_part_is_exact_and_the_tail_is_spread(caches: dict[str, Path], temperature: float) -> None:
+    """b and the kept logits as of all; the others together as probable as they were, and all alike."""
+    labels = data()[1]
+    for slot in range(3):
+        dense, found = full(caches["all"], slot), spread(caches["top"], slot, temperature=temperature)
+        exact = log_parts(dense, labels, temperature=temperature).binary
+        torch.testing.assert_close(log_parts(found, labels, temperature=temperature).binary, exact, rtol=0, atol=1e-3)
+        p, q = (torch.softmax(z / temperature, 1) for z in (dense, found))
+        kept = torch.zeros_like(p, dtype=torch.bool).scatter(1, dense.topk(KEEP).indices, value=True)
+        kept |= torch.nn.functional.one_hot(labels, CLASSES).bool()
+        torch.testing.assert_close(p[kept], q[kept], rtol=0, atol=1e-3)
+        torch.testing.assert_close(p.masked_fill(kept, 0).sum(1), q.masked_fill(kept, 0).sum(1), rtol=0, atol=2e-3)
+        tail = found.masked_fill(kept, torch.nan).numpy()
+        assert np.nanmax(tail, 1) == pytest.approx(np.nanmin(tail, 1))
+
+
+def test_kept_logits_are_the_definition() -> None:
+    """Also where the label is among the largest, where nothing is left, and for logits of any size."""
+    torch.manual_seed(0)
+    logits = torch.randn(200, CLASSES) * torch.tensor([1.0, 30.0, 1e4, 1e-3]).repeat(50)[:, None]
+    labels = torch.arange(200) % CLASSES
+    for keep in (1, 4, CLASSES - 1):
+        shape = CacheShape(num_views=1, samples=200, classes=CLASSES, keep=keep, rest_temperatures=(1.0, 4.0))
+        kept = kept_logits(logits, labels, shape)
+        assert {name: tuple(value.shape) for name, value in kept.items()} == {
+            "logits": (200, keep), "classes": (200, keep), "label_logit": (200,), "rest": (200, 2),
+        }  # fmt: skip
+        for row in range(200):
+            order = sorted(range(CLASSES), key=lambda c: -logits[row, c].item())[:keep]
+            assert kept["classes"][row].tolist() == order
+            others = [c for c in range(CLASSES) if c not in order and c != int(labels[row])]
+            for column, temperature in enumerate((1.0, 4.0)):
+                expected = torch.logsumexp(logits[row, others].double() / temperature, 0) if others else torch.zeros(())
+                assert kept["rest"][row, column].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    assert all(torch.isfinite(value.float()).all() for value in kept.values())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].needs_teachers])
+def test_every_method_learns_from_kept_logits(caches: dict[str, Path], tmp_path: Path, method: str) -> None:
+    """The target-class loss as from all logits; the others near."""
+    losses = {}
+    for name, cache in caches.items():
+        told = Recorder()
+        options = {**SILENT, "progress": told, "epochs": 1, "batch_size": SAMPLES, "test": data()}
+        demkd.distill(network(3, scale=1.0), train=data(), cache=cache, method=method, out=tmp_path / name, **options)
+        losses[name] = told.reports[0].losses
+        assert told.reports[0].teachers is not None
+    dense, top = losses["all"], losses["top"]
+    for name in {"label_loss", "target_class_kd", "hint_loss"} & dense.keys():
+        assert top[name] == pytest.approx(dense[name], rel=2e-3)
+    for name in ("kd_loss", "non_target_class_kd"):
+        if name in dense:
+            assert 0 < abs(top[name] - dense[name]) < 0.5 * dense[name]
+
+
+def test_more_logits_are_nearer_to_all_of_them(caches: dict[str, Path], tmp_path: Path) -> None:
+    distances = []
+    for keep in (2, 4, 8, CLASSES - 1):
+        demkd.cache_teachers(TEACHERS, data(), out=tmp_path / str(keep), views=1, keep=keep, features=(), **SILENT)
+        p = torch.softmax(full(caches["all"], 0) / 4, 1)
+        q = torch.softmax(spread(tmp_path / str(keep), 0, temperature=4.0) / 4, 1)
+        distances.append((p - q).abs().sum(1).mean().item())
+    assert distances[0] > distances[1] > distances[2] > distances[3]
+    assert distances[3] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 3.0},
+        {"entropy_temperature": 3.0},
+        {"weight_source": "cross_entropy", "entropy_temperature": 5.0},
+    ],
+)
+def test_a_temperature_that_the_file_lacks_is_refused_with_the_cure(
+    caches: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        CacheMissingError, match=r"at the temperatures 1\.0, 2\.0, 4\.0, but .* is asked for: choose one"
+    ):
+        demkd.distill(
+            network(3), train=data(), test=data(), cache=caches["top"], method="de-mkd-logits", out=tmp_path / "run",
+            **options, **SILENT,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_logits_is_another_file(caches: dict[str, Path]) -> None:
+    for keep in (None, KEEP + 1):
+        with pytest.raises(CacheMismatchError, match=r"answers(\.keep)? is"):
+            demkd.cache_teachers(TEACHERS, data(), out=caches["top"], views=3, keep=keep, **SILENT)
+
+
+def test_a_cache_of_kept_logits_is_inspected_verified_asked_again_and_repaired(
+    caches: dict[str, Path], tmp_path: Path
+) -> None:
+    demkd.cache_teachers(TEACHERS, data(), out=tmp_path, views=3, keep=KEEP, **SILENT)
+    found = demkd.inspect(tmp_path, sample=5, slot=1)
+    expected = torch.softmax(full(caches["all"], 1)[5], 0).sort(descending=True)
+    assert found.answers[0].probabilities[:KEEP] == pytest.approx(expected.values[:KEEP].tolist(), abs=1e-3)
+    assert demkd.inspect(tmp_path).teachers[0].mean_entropy == pytest.approx(
+        demkd.inspect(caches["all"]).teachers[0].mean_entropy
+    )
+    assert demkd.verify(tmp_path, progress=False).sound
+    report = demkd.recompute(tmp_path, TEACHERS, data(), pairs=40, **SILENT)
+    assert report.sound
+    assert [one.top1_agreement for one in report.recomputed] == [1.0, 1.0]
+    before = {name: open_cache(tmp_path).teachers[0].read(name, 2).copy() for name in ("classes", "rest", "logits")}
+    file = open_cache(tmp_path).teachers[0]
+    for name in ("classes", "rest"):
+        flip(file.path, file.header.contents[name].offset + file.header.contents[name].slot_bytes * 2 + 3)
+    assert not demkd.verify(tmp_path, progress=False).sound
+    repaired = demkd.repair(tmp_path, TEACHERS, data(), **SILENT)
+    assert repaired.sound
+    for name, values in before.items():
+        assert np.array_equal(open_cache(tmp_path).teachers[0].read(name, 2), values)
+
+
+def test_a_cache_grows_with_kept_logits(tmp_path: Path) -> None:
+    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    demkd.cache_teachers(TEACHERS, data(), out=whole, views=4, keep=KEEP, **SILENT)
+    for views in (2, 4):
+        demkd.cache_teachers(TEACHERS, data(), out=grown, views=views, keep=KEEP, **SILENT)
+    for name in "ab":
+        assert (whole / f"{name}.h5").read_bytes() == (grown / f"{name}.h5").read_bytes()
+
+
+def test_beyond_16_bits_classes_are_numbered_with_32() -> None:
+    for classes, kind in ((65_536, "<u2"), (65_537, "<u4")):
+        answers = CacheShape(num_views=1, samples=2, classes=classes, keep=8, rest_temperatures=(1.0,)).answers()
+        assert answers["classes"][1] == answers["prediction"][1] == kind
+
+
+def test_more_classes_than_16_bits_count_are_answered(tmp_path: Path) -> None:
+    """The last of 70,000 classes is predicted, kept and learnt from as any other."""
+    classes = 70_000
+    pixels, labels = torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.full((8,), classes - 1)
+    made = nn.Sequential(nn.Flatten(), nn.Linear(48, classes))
+    made[1].bias.data[classes - 1] = 9.0
+    demkd.cache_teachers({"a": made}, (pixels, labels), out=tmp_path, views=1, keep=3, features=(), policy="crop-flip",
+                         normalise="none", **SILENT)  # fmt: skip
+    file = open_cache(tmp_path).teachers[0]
+    assert (file.read("prediction", 0) == classes - 1).all()
+    logits = torch.from_numpy(file.logits(0, slice(None), temperature=4.0))
+    with torch.no_grad():
+        expected = made(torch.zeros(8, 3, 4, 4))
+    torch.testing.assert_close(
+        torch.softmax(logits / 4, 1)[:, -1], torch.softmax(expected / 4, 1)[:, -1], rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("method", ["kd", "ebkd", "de-mkd-logits", "ca-mkd"])
+@pytest.mark.parametrize("name", ["all", "top"])
+def test_targets_fused_batch_by_batch_are_those_of_the_whole_slot(
+    caches: dict[str, Path], method: str, name: str
+) -> None:
+    """For targets beyond what is kept in memory; every field of every row, to the bit."""
+    cache, labels = open_cache(caches[name]), data()[1]
+    options: dict[str, Any] = {"views": 3, "run_seed": 0, "device": torch.device("cpu")}
+    whole = CachedTeachers(cache, labels, choose_method(method, hint_weight=0.0), **options)
+    batched = CachedTeachers(cache, labels, choose_method(method, hint_weight=0.0), target_bytes=0, **options)
+    for epoch in (1, 2):
+        assert torch.equal(whole.start_epoch(epoch).records, batched.start_epoch(epoch).records)
+        order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=epoch, samples=SAMPLES))
+        for indices in torch.split(order, 16):
+            one, other = whole.batch_targets(indices, {}).targets, batched.batch_targets(indices, {}).targets
+            assert type(one) is type(other)
+            for field in one.__dataclass_fields__:  # type: ignore[union-attr]
+                assert torch.equal(getattr(one, field), getattr(other, field))
+
+
+def test_the_largest_logits_say_how_unsure_a_teacher_is_only_with_the_rest(caches: dict[str, Path]) -> None:
+    """The stored entropy is of all logits, and differs from that of the kept ones."""
+    stored = torch.from_numpy(np.array(open_cache(caches["top"]).read_slot(0).entropy[0]))
+    kept = torch.from_numpy(open_cache(caches["top"]).teachers[0].read("logits", 0).astype(np.float32))
+    torch.testing.assert_close(entropy(full(caches["all"], 0)), stored, rtol=0, atol=5e-3)
+    assert (entropy(kept) - stored).abs().mean() > 0.05
