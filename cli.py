@@ -161,7 +161,7 @@ def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **opti
     type=click.IntRange(min=1),
     help="Average maps down to this side.",
 )
-@click.option("--batch-size", default=defaults.BATCH_SIZE, show_default=True, type=int, help="At most 1,024.")
+@click.option("--batch-size", type=int, help="At most 1,024; 256 by default, or 64 for photos on a CPU.")
 @click.option(
     "--keep", type=int, metavar="K", help="Of every answer only the K largest logits, and the sum of the others."
 )

@@ -3,6 +3,8 @@
 python -m benchmarks --quick                      # 5 minutes on two cores
 python -m benchmarks --data cifar100              # all of it, 162 views: 15 minutes, 8 GB of disk
 python -m benchmarks --growth
+python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 5 minutes
+python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
 """
 
@@ -21,9 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from demkd.benchmarks.bench import FULL, QUICK
+from demkd.benchmarks.bench import FULL, QUICK, Scale
 from demkd.benchmarks.growth import SIZES, measure_growth
+from demkd.benchmarks.kept_logits import measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
+from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
@@ -42,19 +46,7 @@ def main() -> None:
         batch_size=arguments.batch_size or scale.batch_size,
     )
     compute = choose_compute(device=arguments.device)
-    if arguments.growth:
-        kind, rows = "growth", _growth(arguments.device)
-    elif arguments.precision:
-        effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
-        kind, rows = "precision", [asdict(effect) for effect in effects]
-        for row in rows:
-            print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
-    else:
-        kind = "quick" if arguments.quick else "full"
-        pictures = None if arguments.quick else load_images(arguments.data, split="train")
-        if not isinstance(pictures, MemoryImages | None):
-            sys.exit("the ten lines are of small pictures of one size, such as CIFAR's: give those (--data)")
-        rows = _targets(measure_all(scale, arguments.device, pictures=pictures, only=arguments.only))
+    kind, rows = _measure(arguments, scale)
     result = {
         "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -72,6 +64,33 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dict[str, Any]]]:
+    """What kind of table was asked for, and its rows, which are printed as they come."""
+    if arguments.growth:
+        return "growth", _growth(arguments.device)
+    if arguments.photos:
+        asked = {name: getattr(arguments, name) for name in ("device", "workers", "samples")}
+        return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
+    if arguments.kept_logits:
+        return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
+    if arguments.precision:
+        effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
+        return "precision", _plain(effects)
+    pictures = None if arguments.quick else load_images(arguments.data, split="train")
+    if not isinstance(pictures, MemoryImages | None):
+        sys.exit("the ten lines are of small pictures of one size, such as CIFAR's: give those (--data)")
+    measured = measure_all(scale, arguments.device, pictures=pictures, only=arguments.only)
+    return "quick" if arguments.quick else "full", _targets(measured)
+
+
+def _plain(effects: Iterable[Any]) -> list[dict[str, Any]]:
+    rows = []
+    for effect in effects:
+        rows.append(asdict(effect))
+        print("  ".join(f"{key} {_short(value)}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -82,6 +101,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, help="of every ratio; 13 with --quick, else 5")
     parser.add_argument("--batch-size", type=int, help="of students; 64")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
+    parser.add_argument("--photos", action="store_true", help="three lines about photos instead")
+    parser.add_argument("--samples", type=int, default=1_000, help="pictures of --photos")
+    parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
+    parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")
     parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
     parser.add_argument("--data", default="cifar100")
     parser.add_argument("--teacher", action="append", default=[])

@@ -54,7 +54,7 @@ class CachingOptions(TypedDict, total=False):
         view_seed: which of them come first.
         features: whose features to keep: "last" (the last map before pooling) or layers by name; () for none.
         feature_grid: average maps down to this side.
-        batch_size: of the forward passes, at most 1,024.
+        batch_size: of the forward passes, at most 1,024; 256 by default, or 64 for photos on a CPU.
         normalise: mean and standard deviation that a teacher was trained with, of all or by name: "cifar10",
             "cifar100", "imagenet", "none", "m,m,m/s,s,s" or a pair; by default what its checkpoint says, else the
             data's.
@@ -72,7 +72,7 @@ class CachingOptions(TypedDict, total=False):
     view_seed: int
     features: Sequence[str]
     feature_grid: int
-    batch_size: int
+    batch_size: int | None
     normalise: ByTeacher[NormaliseLike]
     input_size: ByTeacher[int]
     keep: int | None

@@ -17,6 +17,7 @@ from demkd.cache import CacheShape, CacheValueError, Provenance
 from demkd.cache.layout import BLOCK_ROWS
 from demkd.cache.space import FilePlan, plan_file
 from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy, Views, ViewTask, records_on
+from demkd.dataset.source import SMALL
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import InputChoice, LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
@@ -32,6 +33,7 @@ class CachingRequest:
     Attributes:
         views: V; None for `defaults.VIEWS`, or as many as there are.
         policy: None for the data's own.
+        batch_size: of the teachers; None for `defaults.BATCH_SIZE`, or fewer photos on a CPU.
         features: the layers whose features are kept; "last" is each teacher's hint layer.
         normalise, input_size: by teacher name; "" stands for all others.
         keep: how many of the largest logits; None for all.
@@ -46,7 +48,7 @@ class CachingRequest:
     view_seed: int = defaults.VIEW_SEED
     features: tuple[str, ...] = defaults.LAYERS
     feature_grid: int = defaults.GRID
-    batch_size: int = defaults.BATCH_SIZE
+    batch_size: int | None = None
     normalise: Mapping[str, Normalisation] = field(default_factory=dict)
     input_size: Mapping[str, int] = field(default_factory=dict)
     keep: int | None = None
@@ -134,7 +136,7 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
     names = [spec.name for spec in request.teachers]
     require_teachers(request.normalise, names, option="normalise")
     require_teachers(request.input_size, names, option="input_size")
-    if not 1 <= request.batch_size <= BLOCK_ROWS:
+    if request.batch_size is not None and not 1 <= request.batch_size <= BLOCK_ROWS:
         raise CacheValueError(
             f"`batch_size` is {request.batch_size}: choose 1 to {BLOCK_ROWS}, because answers are written in blocks of "
             f"{BLOCK_ROWS} samples"
@@ -150,11 +152,19 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
         policy=policy,
         view_seed=request.view_seed,
         num_views=num_views,
-        batch_size=request.batch_size,
+        batch_size=_batch_size(request, policy, compute),
         folder=request.folder,
         compute=compute,
         teachers=tuple(_prepare_teacher(request, spec, policy, num_views, compute) for spec in request.teachers),
     )
+
+
+def _batch_size(request: CachingRequest, policy: ViewPolicy, compute: Compute) -> int:
+    if request.batch_size is not None:
+        return request.batch_size
+    side = policy.view_size or max(request.source.picture_size or (0,))
+    small = side <= SMALL
+    return defaults.BATCH_SIZE if small or compute.device.type != "cpu" else defaults.BATCH_SIZE_ON_CPU
 
 
 def _answer_facts(request: CachingRequest) -> dict[str, object]:
@@ -247,7 +257,7 @@ def _provenance(
             "parameters": teacher.parameters,
             "hint_layer": teacher.hint_layer,
             "num_distinct_views": policy.num_distinct_views,
-            "batch_size": request.batch_size,
+            "batch_size": _batch_size(request, policy, compute),
             "device": device_name(compute),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
