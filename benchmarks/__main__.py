@@ -25,7 +25,7 @@ import torch
 
 from demkd.benchmarks.bench import FULL, QUICK, Scale
 from demkd.benchmarks.growth import SIZES, measure_growth
-from demkd.benchmarks.kept_logits import measure_kept_logits
+from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
@@ -71,6 +71,11 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     if arguments.photos:
         asked = {name: getattr(arguments, name) for name in ("device", "workers", "samples")}
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
+    if arguments.kept_logits and arguments.run:
+        asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
+        rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
+        print("\n".join(f"{row['run']}  {row['divergence']:.4f}" for row in rows))
+        return "kept-logits-students", rows
     if arguments.kept_logits:
         return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
     if arguments.precision:
@@ -105,6 +110,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1_000, help="pictures of --photos")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
     parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="with --kept-logits: students")
+    parser.add_argument("--temperature", type=float, default=1.0, help="with --run")
     parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
     parser.add_argument("--data", default="cifar100")
     parser.add_argument("--teacher", action="append", default=[])

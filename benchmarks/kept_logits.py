@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from demkd.cache import Cache, CacheShape, open_cache
+from demkd.dataset import load_images, records_on, tasks_of
 from demkd.losses import decoupled_kd_loss, fuse_coupled, fuse_decoupled, kd_loss, uniform_weights
+from demkd.pipeline.loading import load_network
 from demkd.pipeline.stage_one import kept_logits
+from demkd.pipeline.stage_two import cached_policy
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 NCKD_WEIGHT = 8.0  # DKD's beta, as the presets have it
@@ -98,3 +101,28 @@ def _gradients(student: Tensor, labels: Tensor, logits: Sequence[Tensor], temper
 def _degrees(one: Tensor, other: Tensor) -> Tensor:
     cosine = torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=1)
     return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+
+
+@torch.no_grad()
+def divergence_of(run: Path, cache: Path, data: str, *, temperature: float) -> float:
+    """Mean KL, in nats, of the teachers' mean soft targets (all logits) from a run's student, in the cache's last slot.
+
+    A student that was trained on the slots before it (`--views V-1`) saw none of these views.
+    """
+    opened, source = open_cache(cache), load_images(data, split="train")
+    policy, _ = cached_policy(opened.teachers[0])
+    student = load_network(run, name=None, source=source)
+    size, slot = policy.side_for(student.input.size), opened.num_views - 1
+    records = records_on(torch.device("cpu"), opened.view(slot))
+    batches = torch.split(torch.arange(len(source)), 50)
+    network, found = student.network.eval(), []
+    for indices, views in zip(
+        batches, source.views(policy, tasks_of(batches, records, (size,)), torch.device("cpu")), strict=True
+    ):
+        logits = opened.logits(slot, indices.numpy(), temperature=temperature)
+        p = torch.stack([torch.softmax(torch.from_numpy(z.astype(np.float32)) / temperature, 1) for z in logits]).mean(
+            0
+        )
+        log_q = torch.log_softmax(network(student.input.prepare(views[size][0])) / temperature, 1)
+        found.append((p * (p.clamp_min(1e-30).log() - log_q)).sum(1))
+    return float(torch.cat(found).mean())
