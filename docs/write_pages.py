@@ -1,5 +1,5 @@
-"""Runs every command of tutorial.md, then of library.md, in an empty folder, and writes what they say into the pages:
-`python -m docs.write_pages`.
+"""Runs every command of tutorial.md, then of library.md, in an empty folder, and those of photos.md in another, and
+writes what they say into the pages: `python -m docs.write_pages`.
 
 A block of the language `console` has commands after `$ ` (ending in a backslash where they go on) and what they say. A
 block of Python whose first line is a comment with a file's name is saved under that name.
@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from demkd.cli import main
 
-TUTORIAL, LIBRARY = (Path(__file__).with_name(name) for name in ("tutorial.md", "library.md"))
+TUTORIAL, LIBRARY, PHOTOS = (Path(__file__).with_name(name) for name in ("tutorial.md", "library.md", "photos.md"))
 PACKAGE = Path(__file__).parents[1]
 COLUMNS = "96"
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -89,7 +89,9 @@ def run_command(command: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
-        for page in (TUTORIAL, LIBRARY):
-            page.write_text(run_page(page.read_text(encoding="utf-8"), Path(name)), encoding="utf-8")
+    for pages in ((TUTORIAL, LIBRARY), (PHOTOS,)):
+        with tempfile.TemporaryDirectory() as name:
+            os.chdir(name)
+            os.environ["XDG_CACHE_HOME"] = name
+            for page in pages:
+                page.write_text(run_page(page.read_text(encoding="utf-8"), Path(name)), encoding="utf-8")

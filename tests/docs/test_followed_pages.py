@@ -1,4 +1,4 @@
-"""docs/tutorial.md and docs/library.md: their commands run in order, and say what the pages say they say."""
+"""docs/tutorial.md, docs/library.md and docs/photos.md: their commands run in order, and say what the pages say they say."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.write_pages import LIBRARY, TUTORIAL, PageError, run_command, run_page, steps
+from docs.write_pages import LIBRARY, PHOTOS, TUTORIAL, PageError, run_command, run_page, steps
 from tests.docs.shape import shape
 
 
@@ -31,6 +31,19 @@ def test_the_tutorial_says_what_happens(tutorial: tuple[Path, str]) -> None:
     accuracies = [float(share) for share in re.findall(r"test top-1 (\d+\.\d+)%", now)]
     assert len(accuracies) == 5
     assert min(accuracies) > 70, "a page to be proud of"
+
+
+@pytest.mark.slow
+def test_the_page_about_photos_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the page needs pip install 'demkd[onnx]'")
+    monkeypatch.chdir(tmp_path)
+    page = PHOTOS.read_text(encoding="utf-8")
+    now = run_page(page, tmp_path)
+    assert shape(now) == shape(page), "run python -m docs.write_pages"
+    accuracies = [float(share) for share in re.findall(r"test top-1 (\d+\.\d+)%", now)]
+    assert len(accuracies) == 3
+    assert min(accuracies) > 50, "four classes"
 
 
 @pytest.mark.slow
