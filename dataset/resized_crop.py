@@ -105,21 +105,20 @@ class ResizedCrop(ViewPolicy):
         return np.stack((top, left, high, wide), axis=1), fits
 
     def render(self, pictures: Sequence[Tensor], record: Sequence[int], size: int | None) -> Tensor:
-        """With torchvision's own crop, resize and flip."""
+        """With torchvision's resize, and so to its very pixels."""
         from torchvision.transforms.v2 import functional as F
 
         top, left, height, width, flipped = record
-        picture = pictures[0].permute(2, 0, 1)
-        if not (height > 0 and top + height <= picture.shape[1] and width > 0 and left + width <= picture.shape[2]):
+        picture, side = pictures[0], size or self.size
+        if not (height > 0 and top + height <= picture.shape[0] and width > 0 and left + width <= picture.shape[1]):
             raise ViewsError(
-                f"the box {width} x {height} at ({left}, {top}) lies outside a picture of {picture.shape[2]} x "
-                f"{picture.shape[1]} pixels: the pictures are not those that the views were drawn for"
+                f"the box {width} x {height} at ({left}, {top}) lies outside a picture of {picture.shape[1]} x "
+                f"{picture.shape[0]} pixels: the pictures are not those that the views were drawn for"
             )
-        side = size or self.size
-        box = F.crop(picture, top, left, height, width)
-        view = F.resize(box, [side, side], interpolation=interpolation_mode(self.interpolation), antialias=True)
-        whole: Tensor = F.horizontal_flip(view) if flipped else view
-        return whole
+        box = picture[top : top + height, left : left + width].permute(2, 0, 1)
+        mode = interpolation_mode(self.interpolation)
+        view: Tensor = F.resize(box, [side, side], interpolation=mode, antialias=True)
+        return view.flip(2) if flipped else view
 
 
 def interpolation_mode(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, docs/library.md and docs/photos.md: their commands run in order, and say what the pages say they say."""
+"""docs/tutorial.md, library.md and photos.md: their commands run in order, and say what the pages say they say."""
 
 import importlib.util
 import json
