@@ -17,7 +17,7 @@ from demkd.pipeline.stage_one import ask, joined
 _PROBE_SECONDS = 1.0
 _MOST_PROBES = 8
 _PROBE_VIEWS = 16  # of each picture
-_PROBE_PICTURES = 1024
+_PROBE_PICTURES = 256
 
 
 def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) -> CachingPlan:

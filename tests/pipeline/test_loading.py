@@ -1,6 +1,7 @@
 """From a line of the command to a teacher: what is named is what is loaded, and what does not fit is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from demkd.dataset import CropFlip, DataError, MemoryImages, Normalisation, as_normalisation
+from demkd.dataset import (
+    AsTheyAre,
+    CentreCrop,
+    CropFlip,
+    DataError,
+    MemoryImages,
+    Normalisation,
+    ResizedCrop,
+    as_normalisation,
+)
 from demkd.errors import UserError
 from demkd.networks import build_network
 from demkd.pipeline.arguments import ArgumentError, sizes_by_teacher
@@ -207,3 +217,19 @@ def refused(reason: str, path: Path, network: str | None, pictures: MemoryImages
         load_network(path, name=network, source=pictures, **options)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_brings_its_own_input_where_somebody_says_it(pictures: MemoryImages) -> None:
+    """The user before the checkpoint or publisher, and that before the views; small pictures are never cut."""
+    published = {"mean": [0.1] * 3, "std": [0.2] * 3, "input_size": 240, "crop_ratio": 0.9, "interpolation": "bicubic"}
+    photos = replace(pictures, policy=ResizedCrop(size=128))
+    found = InputChoice(view_size=128).resolve(published, photos)
+    assert (found.size, found.crop_ratio, found.interpolation) == (240, 0.9, "bicubic")
+    assert found.evaluation_views() == CentreCrop(size=240, crop_ratio=0.9, interpolation="bicubic")
+    chosen = InputChoice(size=96, crop_ratio=1.0, view_size=128).resolve(published, photos)
+    assert (chosen.size, chosen.crop_ratio) == (96, 1.0)
+    usual = InputChoice(view_size=128).resolve({}, photos)
+    assert (usual.size, usual.crop_ratio) == (128, 0.875)
+    small = InputChoice().resolve({}, pictures)
+    assert (small.size, small.crop_ratio) == (None, None)
+    assert small.evaluation_views() == AsTheyAre()
