@@ -5,7 +5,8 @@ folder. Whatever a user can repair is a `UserError`, whose text puts the names o
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -137,22 +138,22 @@ def train(
     from demkd.pipeline.requests import StudentRequest
     from demkd.pipeline.stage_two import train as run
 
-    compute, told = _compute(device, precision), _progress(progress)
     options, own = _training_options(network, train, optimizer, scheduler, training)
     normalisations = normalisations_by_teacher(normalise)
     require_teachers(normalisations, (), option="normalise")
-    training_source, test_source = _splits(train, test, told, reading)
-    request = StudentRequest(
-        options=options,
-        train=training_source,
-        test=test_source,
-        folder=Path(out),
-        student=None if isinstance(network, str) else network,
-        own=own,
-        normalise=normalisations,
-        policy=as_policy(policy, training_source.default_policy),
-    )
-    return run(request, compute, told)
+    with _joined(device, precision, progress) as (compute, told):
+        training_source, test_source = _splits(train, test, told, reading)
+        request = StudentRequest(
+            options=options,
+            train=training_source,
+            test=test_source,
+            folder=Path(out),
+            student=None if isinstance(network, str) else network,
+            own=own,
+            normalise=normalisations,
+            policy=as_policy(policy, training_source.default_policy),
+        )
+        return run(request, compute, told)
 
 
 def distill(
@@ -212,7 +213,6 @@ def distill(
 
     if cache is not None and live_teachers:
         raise ArgumentError("`cache` and `live_teachers` exclude each other: leave one out")
-    compute, told = _compute(device, precision), _progress(progress)
     training = {name: value for name, value in options.items() if name in TrainingKeywords.__annotations__}
     chosen = resolve_method(method, {name: value for name, value in options.items() if name not in training})
     live, teachers = teacher_specs(live_teachers), (teachers,) if isinstance(teachers, str) else tuple(teachers)
@@ -230,27 +230,28 @@ def distill(
         views=views,
         by_teacher={"normalise": normalisations, "input_size": sizes, "hint_layer": layers},
     )
-    training_source, test_source = _splits(train, test, told, reading)
-    request = DistillRequest(
-        options=settings,
-        train=training_source,
-        test=test_source,
-        folder=Path(out),
-        student=None if isinstance(student, str) else student,
-        own=own,
-        normalise=normalisations,
-        policy=as_policy(policy, training_source.default_policy),
-        method=chosen,
-        cache=None if cache is None else Path(cache),
-        teachers=teachers,
-        live_teachers=live,
-        input_size=sizes,
-        views=views,
-        view_seed=view_seed,
-        hint_layer=layers,
-        student_layer=student_layer,
-    )
-    return run(request, compute, told)
+    with _joined(device, precision, progress) as (compute, told):
+        training_source, test_source = _splits(train, test, told, reading)
+        request = DistillRequest(
+            options=settings,
+            train=training_source,
+            test=test_source,
+            folder=Path(out),
+            student=None if isinstance(student, str) else student,
+            own=own,
+            normalise=normalisations,
+            policy=as_policy(policy, training_source.default_policy),
+            method=chosen,
+            cache=None if cache is None else Path(cache),
+            teachers=teachers,
+            live_teachers=live,
+            input_size=sizes,
+            views=views,
+            view_seed=view_seed,
+            hint_layer=layers,
+            student_layer=student_layer,
+        )
+        return run(request, compute, told)
 
 
 def evaluate(
@@ -509,6 +510,15 @@ def _compute(device: str, precision: str) -> "Compute":
     from demkd.pipeline.compute import choose_compute
 
     return choose_compute(device=device, precision=precision)
+
+
+@contextmanager
+def _joined(device: str, precision: str, progress: bool | Progress) -> "Iterator[tuple[Compute, Progress]]":
+    """Where to compute and where to tell of it, together with the other processes that torchrun started."""
+    from demkd.pipeline.processes import joined
+
+    with joined(_compute(device, precision)) as compute:
+        yield compute, compute.world.voice(_progress(progress))
 
 
 def _progress(progress: bool | Progress) -> Progress:

@@ -1,5 +1,6 @@
 """The commands: options in, one stage called, errors out. Stages are imported when they are called, not for --help."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from demkd.cache import open_cache
-from demkd.errors import UserError
+from demkd.errors import ToldElsewhereError, UserError
 from demkd.options import (
     FILE,
     FOLDER,
@@ -52,12 +53,21 @@ class _Commands(click.Group):
     """Ends with one sentence and an exit code where a user can repair something, or pressed Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        first = os.environ.get("RANK", "0") == "0"
         try:
+            if not first:
+                sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - results are shown once, by rank 0
             return super().invoke(ctx)
+        except ToldElsewhereError:
+            sys.exit(1)
+        except click.UsageError as error:
+            if first:
+                raise
+            sys.exit(error.exit_code)
         except UserError as error:
             _fail(in_options(str(error), self.commands.get(ctx.invoked_subcommand or "", self)), 1)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing is lost, the same command goes on where it stopped", 130)
+            _fail("" if not first else "interrupted; nothing is lost, the same command goes on where it stopped", 130)
         except BrokenPipeError:
             sys.exit(1)  # the reader of a pipe has seen enough
         except OSError as error:  # a folder that may not be written, a disk that fails
@@ -66,16 +76,22 @@ class _Commands(click.Group):
             _fail(f"{error.filename}: {error.strerror}", 1)
 
 
+_TOGETHER = ("cache-teachers", "train", "distill")  # the commands that several processes share
+
+
 def _fail(text: str, code: int) -> None:
+    """Say what is wrong, if anything is to be said here, and leave."""
     from demkd import console
 
-    console.show_error(text)
+    if text:
+        console.show_error(text)
     sys.exit(code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="demkd", prog_name="demkd", message="%(prog)s %(version)s")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Distil many teachers into one student, from a cache of their answers.
 
     \b
@@ -86,6 +102,8 @@ def main() -> None:
     Stage two, as often as you like:
         demkd distill --data DATA --cache CACHE --student NETWORK --out RUN
     """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and ctx.invoked_subcommand not in _TOGETHER:
+        raise click.UsageError(f"{ctx.invoked_subcommand} works in one process: start it without torchrun")
 
 
 @main.command()

@@ -7,3 +7,7 @@ class UserError(Exception):
     The command line prints the text and exits with 1. Each room derives its own errors from it, together with the
     builtin error a library user would expect.
     """
+
+
+class ToldElsewhereError(UserError):
+    """Another process met what is wrong, and says so; this one ends without a word."""

@@ -168,6 +168,12 @@ training_options = combine(
         help="Share of the label's target that is spread over all classes.",
     ),
     click.option(
+        "--sync-bn/--no-sync-bn",
+        default=_USUAL["sync_bn"],
+        show_default=True,
+        help="Under torchrun: batch normalisation over the samples of all processes.",
+    ),
+    click.option(
         "--label-noise",
         default=_USUAL["label_noise"],
         show_default=True,

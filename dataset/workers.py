@@ -21,8 +21,12 @@ _AHEAD = 2  # items that every worker is given before they are asked for
 
 
 def default_workers() -> int:
-    """One for each core that this process may use but one, which computes; at least 1, at most 16."""
-    return max(1, min(len(os.sched_getaffinity(0)) - 1, _MOST))
+    """One for each core that this process may use but one, which computes; at least 1, at most 16.
+
+    The processes that torchrun started on a machine share its cores.
+    """
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, min(cores - 1, _MOST))
 
 
 class Workers(Generic[Item, Result]):

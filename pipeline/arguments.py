@@ -94,6 +94,7 @@ class TrainingKeywords(TypedDict, total=False):
         label_noise: share of the training labels to replace by wrong ones.
         size: height and width of the network's input, where views are resized; the views' by default.
         crop_ratio: what an evaluation shows of a picture's shorter side, where views are resized; 0.875 by default.
+        sync_bn: under torchrun, let batch normalisation see the samples of all processes.
     """
 
     seed: int
@@ -108,6 +109,7 @@ class TrainingKeywords(TypedDict, total=False):
     label_noise: float
     size: int | None
     crop_ratio: float | None
+    sync_bn: bool
 
 
 class DistillKeywords(TrainingKeywords, MethodOptions, total=False):

@@ -1,5 +1,6 @@
-"""Where and how precisely networks compute."""
+"""Where, how precisely and with whom networks compute."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from demkd.errors import UserError
+from demkd.pipeline.processes import ALONE, World
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -18,10 +20,15 @@ class ComputeError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compute:
-    """A device and a precision; networks and views are channels-last in memory, which convolutions like best."""
+    """A device and a precision; networks and views are channels-last in memory, which convolutions like best.
+
+    Attributes:
+        world: the processes that train one network together.
+    """
 
     device: torch.device
     precision: str
+    world: World = ALONE
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass; weights, losses and entropies stay float32."""
@@ -49,6 +56,8 @@ def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.is_available():
+        device = f"cuda:{_own_gpu()}"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -62,6 +71,12 @@ def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
     if precision not in PRECISIONS:
         raise ComputeError(f"there is no precision {precision!r}: choose auto, {' or '.join(PRECISIONS)}")
     return Compute(device=chosen, precision=precision)
+
+
+def _own_gpu() -> int:
+    """The GPU of this process: torchrun numbers those of a machine."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    return (int(local) if local.isdigit() else 0) % torch.cuda.device_count()
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -35,7 +35,7 @@ def evaluate(
     compute: Compute,
     task: Task | None = None,
 ) -> Accuracy:
-    """Top-1 and top-5 of a network on every sample of a source, without augmentation.
+    """Top-1 and top-5 of a network on every sample of a source, without augmentation; each process looks at its part.
 
     Args:
         expected: what the network takes as input.
@@ -45,7 +45,8 @@ def evaluate(
     network.eval()
     labels = source.labels.to(compute.device)
     in_memory = source.is_resident(expected.evaluation_views())
-    batches = torch.split(torch.arange(len(source)), _BATCH if in_memory else _STREAMED_BATCH)
+    mine = compute.world.part(torch.arange(len(source)))
+    batches = torch.split(mine, _BATCH if in_memory else _STREAMED_BATCH) if len(mine) else ()
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
     stream = evaluation_views(source, expected, batches, compute.device)
     for indices, views in zip(batches, stream, strict=True):
@@ -55,7 +56,7 @@ def evaluate(
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
         if task:
             task.advance(len(indices))
-    top1, top5 = (right.double() / len(source)).tolist()
+    top1, top5 = (compute.world.total(right).double() / len(source)).tolist()
     return Accuracy(top1=top1, top5=top5, seconds=time.perf_counter() - started)
 
 

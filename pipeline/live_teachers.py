@@ -10,6 +10,7 @@ from torch import Tensor
 
 from demkd.losses import entropy
 from demkd.pipeline.methods import Method, MethodError
+from demkd.pipeline.processes import ALONE, World
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.target_source import BatchTargets, BatchViews, EpochViews, ViewPlan, fuse
 from demkd.pipeline.weighing import (
@@ -56,6 +57,7 @@ class LiveTeachers:
         run_seed: int = 0,
         hint_layer: Mapping[str, str] | None = None,
         view_sizes: Sequence[int | None] | None = None,
+        world: World = ALONE,
     ) -> None:
         """Prepare to ask.
 
@@ -65,9 +67,10 @@ class LiveTeachers:
                 map.
             labels: (N,), on the device.
             method: one that `require_live_weights` lets pass.
+            world: the processes that ask them about a part of every batch each.
         """
         self._teachers, self._labels, self._method, self._plan = teachers, labels, method, plan
-        self._run_seed = run_seed
+        self._run_seed, self._world = run_seed, world
         self._sizes = tuple(view_sizes or (None,) * len(teachers))
         chosen = hint_layer or {}
         self._layers = [chosen.get(one.name, chosen.get("", one.hint_layer)) for one in teachers]
@@ -107,7 +110,9 @@ class LiveTeachers:
         if not self._measured:
             return None
         names = tuple(teacher.name for teacher in self._teachers)
-        return teacher_statistics(names, torch.stack(self._measured).sum(0) / self._samples)
+        measured = self._world.total(torch.stack(self._measured).sum(0))
+        samples = self._world.total(torch.tensor(self._samples, device=measured.device))
+        return teacher_statistics(names, measured / samples)
 
     def _ask(self, views: BatchViews) -> tuple[list[Tensor], list[Tensor]]:
         """The K teachers' logits (B, C), and their features if the method matches any."""

@@ -30,6 +30,7 @@ class TrainingOptions:
         label_noise: the share of the training labels that is replaced by wrong ones, drawn with the seed.
         size: height and width of the network's input, where views are resized; None for the views' own.
         crop_ratio: what an evaluation shows of a picture's shorter side, where views are resized.
+        sync_bn: whether batch normalisation sees the samples of all processes.
     """
 
     data: str
@@ -47,6 +48,7 @@ class TrainingOptions:
     label_noise: float = 0.0
     size: int | None = None
     crop_ratio: float | None = None
+    sync_bn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,9 @@
 N samples, C classes, K teachers, R integers of a view's record.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,7 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
             run_seed=request.options.seed,
             hint_layer=hint_layers,
             view_sizes=[policy.side_for(network.input.size) for _, network in loaded],
+            world=compute.world,
         )
     return _run(request, recipe, labels, target_source, compute, progress)
 
@@ -332,5 +335,7 @@ def _run(
         student=request.student,
         own=request.own,
     )
-    with open_run(request.folder, trainer.recipe) as run:
-        return fit(trainer, run, request.test, compute, progress)
+    test = request.test
+    compute.world.require_same({"recipe": trainer.recipe.to_toml(), "test": json.dumps(test.facts())})
+    with open_run(request.folder, trainer.recipe) if compute.world.is_first else nullcontext() as run:
+        return fit(trainer, run, test, compute, progress)

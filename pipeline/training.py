@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from demkd.dataset import ImageSource, Normalisation, policy_of, seeded, tasks_of
-from demkd.errors import UserError
+from demkd.errors import ToldElsewhereError, UserError
 from demkd.networks import Network, build_network
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import Accuracy, evaluate
@@ -21,11 +21,13 @@ from demkd.pipeline.loading import NetworkInput, wrap
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
+from demkd.pipeline.processes import require_batch
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.student import StudentWithAdapters
+from demkd.pipeline.synchronised import synchronise
 from demkd.pipeline.target_source import BatchViews, TargetSource
 
 
@@ -91,7 +93,12 @@ class Trainer:
             self._normalisation.apply(some[settings.size]),
             layer=recipe.teaching.student_layer if recipe.teaching else "",
         )
+        if settings.sync_bn and compute.world.size > 1:
+            synchronise(self.model, compute.device)
         compute.place(self.model)
+        self._world = compute.world
+        require_batch(settings.batch_size, self._world)
+        self._parallel = self._world.parallel(self.model, compute.device)
         self._objective = Objective(
             method,
             epochs=settings.epochs,
@@ -114,9 +121,9 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps in an epoch; a last batch of one is left out, because batch normalisation cannot use it."""
+        """Steps in an epoch; a last batch that batch normalisation cannot use, in every process, is left out."""
         full, rest = divmod(len(self._labels), self._settings.batch_size)
-        return full + (rest > 1)
+        return full + (rest >= self._world.least_batch)
 
     def train_epoch(self, epoch: int, task: Task) -> Epoch:
         """One pass over the data, in epoch 1, 2, ...
@@ -126,14 +133,15 @@ class Trainer:
         """
         started = time.perf_counter()
         settings, device = self._settings, self._compute.device
-        # Whatever the network draws in this epoch (dropout) depends on the seed and the epoch alone.
-        torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch))
+        # Whatever the network draws in this epoch (dropout) depends on the seed, the epoch and the process alone.
+        torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch) + self._world.rank)
         shown = self._target_source.start_epoch(epoch)
         # Where pictures lie in the device's memory, everything else does too; else workers are told what to make.
         home = device if self._source.is_resident(self._policy) else torch.device("cpu")
         records = shown.records.to(home)
         order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
-        batches = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
+        whole = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
+        batches = [self._world.part(batch) for batch in whole]
         stream = self._source.views(self._policy, tasks_of(batches, records, self._sizes), device)
         self._compute.wait()
         prepared = time.perf_counter()
@@ -146,12 +154,17 @@ class Trainer:
         for step, (indices, made) in enumerate(zip(batches, stream, strict=True)):
             self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
             views = {size: of_slots[0] for size, of_slots in made.items()}
-            sums += self._step(indices.to(device), views, records[indices].to(device), factors) * len(indices)
+            # Gradients become the mean over processes, and are to be that over samples.
+            share = len(indices) * self._world.size / len(whole[step])
+            of_step = self._step(indices.to(device), views, records[indices].to(device), factors, share=share)
+            sums += of_step * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
         if self._scheduler:
             self._scheduler.step()
+        self._world.share_buffers(self.model)
+        sums, seen = self._world.total(sums), sum(map(len, whole))
         means = dict(zip((*self._objective.names, "loss", "right"), (sums.double() / seen).tolist(), strict=True))
         if not all(map(isfinite, means.values())):
             raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower `learning_rate`")
@@ -185,8 +198,11 @@ class Trainer:
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])
 
-    def _step(self, indices: Tensor, views: BatchViews, records: Tensor, factors: Tensor) -> Tensor:
+    def _step(self, indices: Tensor, views: BatchViews, records: Tensor, factors: Tensor, *, share: float) -> Tensor:
         """Train on samples (B,) in the views of records (B, R), with the terms of the loss multiplied by factors (L,).
+
+        Args:
+            share: what this process' loss counts for, 1 where all have equal parts of the batch.
 
         Returns:
             (L + 2,): every term of the loss, the loss, and the share of right answers.
@@ -194,11 +210,11 @@ class Trainer:
         labels = Labels.of(self._labels, indices, self._policy, records)
         batch_targets = self._target_source.batch_targets(indices, views)
         with self._compute.autocast():
-            logits, guesses = self.model(self._normalisation.apply(views[self._settings.size]))
+            logits, guesses = self._parallel(self._normalisation.apply(views[self._settings.size]))
         terms = self._objective.terms(logits, labels, batch_targets, guesses)
         loss = terms @ factors
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if share == 1 else loss * share)
         self._optimizer.step()
         right = (logits.argmax(1) == labels.own).float().mean()
         return torch.cat((terms.detach(), torch.stack((loss.detach(), right))))
@@ -225,12 +241,15 @@ def _blank(size: tuple[int, int], device: torch.device) -> Tensor:
     return torch.zeros(2, 3, *size, dtype=torch.uint8, device=device)
 
 
-def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, progress: Progress) -> RunReport:
-    """Train to the end of the recipe, going on from the run's checkpoint, and write the student."""
-    recipe, settings = trainer.recipe, trainer.recipe.training
-    resumed_after = _resume(trainer, run)
-    events = EventLog(run.path, warn=progress.warn)
-    events.restart(run.read_metrics())
+def fit(trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Compute, progress: Progress) -> RunReport:
+    """Train to the end of the recipe, going on from the run's checkpoint, and write the student.
+
+    Args:
+        run: None in processes other than the first, which do the same and keep nothing.
+    """
+    recipe, settings, world = trainer.recipe, trainer.recipe.training, compute.world
+    resumed_after = _resume(trainer, run, compute)
+    events = _events(run, progress)
     total = settings.epochs * trainer.steps
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
@@ -238,9 +257,10 @@ def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, p
             trained = trainer.train_epoch(epoch, task)
             tested = evaluate(trainer.student, test, trainer.input, compute)
             report = _epoch_report(epoch, settings, trainer, trained, tested)
-            run.add_metrics(report)
-            run.save_checkpoint({"epoch": epoch, **trainer.state()})
-            events.add(asdict(report))
+            if run and events:
+                run.add_metrics(report)
+                run.save_checkpoint({"epoch": epoch, **trainer.state()})
+                events.add(asdict(report))
             progress.epoch(report)
     facts = {
         "network": settings.network,
@@ -250,22 +270,35 @@ def fit(trainer: Trainer, run: RunFolder, test: ImageSource, compute: Compute, p
         "input_size": settings.size,
         "crop_ratio": settings.crop_ratio,
     }
-    run.save_student(trainer.student.state_dict(), facts)
-    return _summary(recipe, run, len(test), resumed_after)
+    if run:
+        run.save_student(trainer.student.state_dict(), facts)
+    summary = world.share(_summary(recipe, run, len(test), resumed_after) if run else None)
+    assert summary is not None
+    return summary
 
 
-def _resume(trainer: Trainer, run: RunFolder) -> int:
-    """Go back to the run's checkpoint, if it has one; after which epoch that was."""
-    checkpoint = run.load_checkpoint()
+def _resume(trainer: Trainer, run: RunFolder | None, compute: Compute) -> int:
+    """Go back to the run's checkpoint, if it has one, in all processes; after which epoch that was."""
+    checkpoint = compute.world.share(run.load_checkpoint() if run else None)
     epoch = 0
     if checkpoint:
         try:
             trainer.restore(checkpoint)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            raise run.damaged_checkpoint() from error
+            raise (run.damaged_checkpoint() if run else ToldElsewhereError("the checkpoint is damaged")) from error
         epoch = int(checkpoint["epoch"])
-    run.cut_metrics(epoch)
+    if run:
+        run.cut_metrics(epoch)
     return epoch
+
+
+def _events(run: RunFolder | None, progress: Progress) -> EventLog | None:
+    """The run's TensorBoard events, made to agree with its metrics."""
+    if run is None:
+        return None
+    events = EventLog(run.path, warn=progress.warn)
+    events.restart(run.read_metrics())
+    return events
 
 
 def _epoch_report(epoch: int, settings: Training, trainer: Trainer, trained: Epoch, tested: Accuracy) -> EpochReport:
