@@ -58,34 +58,39 @@ class _Commands(click.Group):
             if not first:
                 sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - results are shown once, by rank 0
             return super().invoke(ctx)
-        except ToldElsewhereError:
-            sys.exit(1)
         except click.UsageError as error:
             if first:
                 raise
             sys.exit(error.exit_code)
-        except UserError as error:
-            _fail(in_options(str(error), self.commands.get(ctx.invoked_subcommand or "", self)), 1)
-        except KeyboardInterrupt:
-            _fail("" if not first else "interrupted; nothing is lost, the same command goes on where it stopped", 130)
-        except BrokenPipeError:
-            sys.exit(1)  # the reader of a pipe has seen enough
-        except OSError as error:  # a folder that may not be written, a disk that fails
-            if error.filename is None:
-                raise
-            _fail(f"{error.filename}: {error.strerror}", 1)
+        except (UserError, KeyboardInterrupt, OSError) as error:
+            text, code = self._last_words(error, ctx)
+        if text and (first or code != _INTERRUPTED):
+            _show_error(text)
+        sys.exit(code)
+
+    def _last_words(self, error: BaseException, ctx: click.Context) -> tuple[str, int]:
+        """What to say, if anything, and the exit code."""
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted; nothing is lost, the same command goes on where it stopped", _INTERRUPTED
+        if isinstance(error, ToldElsewhereError | BrokenPipeError):  # the reader of a pipe has seen enough
+            return "", 1
+        if isinstance(error, UserError):
+            return in_options(str(error), self.commands.get(ctx.invoked_subcommand or "", self)), 1
+        if (
+            isinstance(error, OSError) and error.filename is not None
+        ):  # a folder that may not be written, a disk that fails
+            return f"{error.filename}: {error.strerror}", 1
+        raise error
 
 
+_INTERRUPTED = 130
 _TOGETHER = ("cache-teachers", "train", "distill")  # the commands that several processes share
 
 
-def _fail(text: str, code: int) -> None:
-    """Say what is wrong, if anything is to be said here, and leave."""
+def _show_error(text: str) -> None:
     from demkd import console
 
-    if text:
-        console.show_error(text)
-    sys.exit(code)
+    console.show_error(text)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

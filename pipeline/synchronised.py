@@ -38,11 +38,11 @@ class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         dims = [0, *range(2, x.dim())]
         shape = [1, -1, *[1] * (x.dim() - 2)]
         ones = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = _SumEverywhere.apply(torch.cat((x.sum(dims), ones)))
+        sums = _sum(torch.cat((x.sum(dims), ones)))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = x - mean.view(shape)
-        variance = _SumEverywhere.apply(centred.square().sum(dims)) / count
+        variance = _sum(centred.square().sum(dims)) / count
         with torch.no_grad():
             self._keep(mean, variance * count / (count - 1))
         scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
@@ -70,6 +70,11 @@ class _SumEverywhere(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         return _summed(gradient)
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    summed: Tensor = _SumEverywhere.apply(tensor)
+    return summed
 
 
 def _summed(tensor: Tensor) -> Tensor:
