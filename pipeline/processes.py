@@ -115,8 +115,8 @@ class World:
             if different:
                 name = different[0]
                 raise ProcessesError(
-                    f"rank {rank} has another {name} than rank 0: {_short(other.get(name))} and not "
-                    f"{_short(first.get(name))}; start all with the same command, version, data and cache"
+                    f"{name} is {_short(other.get(name))} in rank {rank} and {_short(first.get(name))} in rank 0: "
+                    "start all with the same command, version, data and cache"
                 )
 
     def says_first(self, text: str) -> bool:
@@ -249,7 +249,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _short(text: str | None) -> str:
-    shown = "nothing" if text is None else text
+    shown = "(absent)" if text is None else text
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 

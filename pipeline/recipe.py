@@ -110,6 +110,10 @@ class Recipe:
         policy = dict(tables.pop("view_policy"))
         return tomli_w.dumps({**tables, "view_policy": policy, "sources": dict(self.sources)})
 
+    def choices(self) -> dict[str, Any]:
+        """Every choice by name, as a file would say it."""
+        return _flat(tomllib.loads(self.to_toml()))
+
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a recipe as option values.
@@ -171,7 +175,7 @@ def require_same_recipe(recipe: Recipe, path: Path) -> None:
         RecipeError: naming every choice that differs, with both values.
     """
     started = _flat(read_recipe(path))
-    now = _flat(tomllib.loads(recipe.to_toml()))
+    now = recipe.choices()
     different = [
         f"{name} was {started.get(name, '(absent)')} and is {now.get(name, '(absent)')}"
         for name in sorted(started.keys() | now.keys())

@@ -7,7 +7,6 @@
 N samples, C classes, K teachers, R integers of a view's record.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -336,6 +335,7 @@ def _run(
         own=request.own,
     )
     test = request.test
-    compute.world.require_same({"recipe": trainer.recipe.to_toml(), "test": json.dumps(test.facts())})
+    choices = {name: str(value) for name, value in trainer.recipe.choices().items()}
+    compute.world.require_same({**choices, **{f"test_{name}": value for name, value in _digests(test).items()}})
     with open_run(request.folder, trainer.recipe) if compute.world.is_first else nullcontext() as run:
         return fit(trainer, run, test, compute, progress)

@@ -1,0 +1,123 @@
+"""Trains one student after another, and notes what every step saw: started alone, or several times by torchrun.
+
+python -m tests.pipeline.parallel_program FOLDER        writes FOLDER/<case>-<rank>.pt
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import demkd
+from tests.pipeline.stages import Recorder
+
+SAMPLES = 58  # 3 batches of 16 and a rest of 10, which 4 processes share unevenly
+BATCH = 16
+# name -> how the student is trained; all but `batch-norm` have no batch normalisation.
+CASES: dict[str, dict[str, Any]] = {
+    "features": {"method": "de-mkd", "hint_layer": "2", "student_layer": "0"},
+    "shuffled": {"method": "de-mkd-logits", "weight_source": "shuffled_samples", "label_noise": 0.3},
+    "dataset": {"method": "ebkd", "weight_level": "dataset", "wrong_teacher": "mask"},
+    "mixed": {"method": "ebkd", "cache": "mixed"},
+    "largest": {"method": "kd", "cache": "largest", "temperature": 2.0},
+    "live": {"method": "ca-mkd", "hint_weight": 0.0, "cache": None, "views": 3},
+    "batch-norm": {"method": "de-mkd-logits", "sync_bn": True},
+    "labels": {"method": "ce"},
+}
+
+
+def pictures(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(count) % 5
+    pixels = torch.randint(0, 150, (count, 16, 16, 3), dtype=torch.uint8, generator=torch.manual_seed(seed))
+    pixels[torch.arange(count), :, :, labels % 3] += 100
+    return pixels, labels
+
+
+def network(seed: int, *, normalised: bool = False) -> nn.Module:
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm2d(8) if normalised else nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), norm, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+TRAIN, TEST = pictures(SAMPLES, seed=0), pictures(23, seed=1)
+TEACHERS = {"a": network(1), "b": network(2)}
+QUIET: dict[str, Any] = {"progress": False, "precision": "float32", "device": "cpu"}
+
+
+def make_caches(folder: Path) -> None:
+    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "all", views=3, features=("2", "last"), **QUIET)
+    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "largest", views=3, keep=2, **QUIET)
+    policy = demkd.MixUp(base=demkd.CropFlip(padding=2, flip=True))
+    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "mixed", views=3, policy=policy, **QUIET)
+
+
+class Notes:
+    """What every step of a student saw: its pictures, and the gradients and learning rate that it ended with."""
+
+    def __init__(self) -> None:
+        self.views: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        self.rates: list[float] = []
+
+    def watch(self, student: nn.Module) -> None:
+        student.register_forward_pre_hook(self._note_views)
+
+    def _note_views(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            self.views.append(inputs[0].detach().clone())
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+        made.register_step_pre_hook(self._note_gradients)
+        return made
+
+    def _note_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        group = optimizer.param_groups[0]
+        self.gradients.append(torch.cat([one.grad.flatten().clone() for one in group["params"]]))
+        self.rates.append(group["lr"])
+
+
+def train_student(case: str, folder: Path, out: Path) -> dict[str, Any]:
+    options = dict(CASES[case])
+    cache = options.pop("cache", "all")
+    student, notes, told = network(3, normalised=case == "batch-norm"), Notes(), Recorder()
+    notes.watch(student)
+    report = demkd.distill(
+        student,
+        train=TRAIN,
+        test=TEST,
+        out=out,
+        **({"live_teachers": TEACHERS} if cache is None else {"cache": folder / cache}),
+        optimizer=notes.optimizer,
+        epochs=2,
+        batch_size=BATCH,
+        **{**QUIET, "progress": told},
+        **options,
+    )
+    return {
+        "views": notes.views,
+        "gradients": notes.gradients,
+        "rates": notes.rates,
+        "reports": told.reports,
+        "test_top1": report.test_top1,
+        "state": student.state_dict(),
+    }
+
+
+def main(folder: Path) -> None:
+    rank, size = (os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE"))
+    torch.set_num_threads(1)
+    for case in CASES:
+        noted = train_student(case, folder, folder / f"run-{case}-{size}")
+        torch.save(noted, folder / f"{case}-{size}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
