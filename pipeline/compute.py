@@ -54,6 +54,17 @@ def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
     Raises:
         ComputeError: if the device or precision is unknown or absent.
     """
+    chosen = _choose_device(device)
+    if chosen.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # pictures keep their size, so that trying the kernels pays
+    if precision == "auto":
+        precision = "bfloat16" if _multiplies_bfloat16(chosen) else "float32"
+    if precision not in PRECISIONS:
+        raise ComputeError(f"there is no precision {precision!r}: choose auto, {' or '.join(PRECISIONS)}")
+    return Compute(device=chosen, precision=precision)
+
+
+def _choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and torch.cuda.is_available():
@@ -66,11 +77,7 @@ def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
         raise ComputeError(f"the device {device!r} is not supported: choose auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ComputeError(f"the device {device!r} is not there: this machine has {torch.cuda.device_count()} GPUs")
-    if precision == "auto":
-        precision = "bfloat16" if _multiplies_bfloat16(chosen) else "float32"
-    if precision not in PRECISIONS:
-        raise ComputeError(f"there is no precision {precision!r}: choose auto, {' or '.join(PRECISIONS)}")
-    return Compute(device=chosen, precision=precision)
+    return chosen
 
 
 def _own_gpu() -> int:

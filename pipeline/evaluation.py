@@ -14,7 +14,7 @@ from demkd.pipeline.loading import InputChoice, NetworkInput, class_name, load_n
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import EvaluationReport
 
-_BATCH = 500  # of pictures in memory
+_BATCH = {"cpu": 500, "cuda": 2500}  # of pictures in memory
 _STREAMED_BATCH = 64
 
 
@@ -46,7 +46,7 @@ def evaluate(
     labels = source.labels.to(compute.device)
     in_memory = source.is_resident(expected.evaluation_views())
     mine = compute.world.part(torch.arange(len(source)))
-    batches = torch.split(mine, _BATCH if in_memory else _STREAMED_BATCH) if len(mine) else ()
+    batches = torch.split(mine, _BATCH[compute.device.type] if in_memory else _STREAMED_BATCH) if len(mine) else ()
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
     stream = evaluation_views(source, expected, batches, compute.device)
     for indices, views in zip(batches, stream, strict=True):

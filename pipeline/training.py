@@ -4,6 +4,7 @@ N samples, B in a batch, C classes, K teachers, L terms of the loss, R integers 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
@@ -24,11 +25,12 @@ from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
 from demkd.pipeline.processes import require_batch
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.recipe import Recipe, Training
+from demkd.pipeline.replay import Replay
 from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
-from demkd.pipeline.target_source import BatchViews, TargetSource
+from demkd.pipeline.target_source import BatchTargets, TargetSource
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -45,6 +47,17 @@ class Epoch:
     seconds: float
     data_seconds: float
     slot: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepInput:
+    """What one step is made of: views (B, 3, H, W), uint8, labels, targets, and what each term counts for (L,)."""
+
+    views: Tensor
+    labels: Labels
+    targets: BatchTargets
+    factors: Tensor
+    share: float
 
 
 class Trainer:
@@ -109,6 +122,10 @@ class Trainer:
         self._optimizer, self._scheduler, settings = own.make(list(self.model.parameters()), settings)
         self._settings, self._follows_schedule = settings, settings.schedule in SCHEDULES and not own.optimizer
         self.recipe = replace(recipe, training=settings)
+        self._update: Callable[[StepInput], Tensor] = self._step
+        if compute.device.type == "cuda" and not own.optimizer and not self._world.joined:
+            self._update = Replay(self._step, compute.device)
+            self._keep_rate_on_device()
 
     @property
     def student(self) -> Network:
@@ -156,8 +173,15 @@ class Trainer:
             views = {size: of_slots[0] for size, of_slots in made.items()}
             # Gradients become the mean over processes, and are to be that over samples.
             share = len(indices) * self._world.size / len(whole[step])
-            of_step = self._step(indices.to(device), views, records[indices].to(device), factors, share=share)
-            sums += of_step * len(indices)
+            on_device = indices.to(device)
+            given = StepInput(
+                views=views[settings.size],
+                labels=Labels.of(self._labels, on_device, self._policy, records[indices].to(device)),
+                targets=self._target_source.batch_targets(on_device, views),
+                factors=factors,
+                share=share,
+            )
+            sums += self._update(given) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
@@ -197,34 +221,40 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])
+        if isinstance(self._update, Replay):
+            self._keep_rate_on_device()
 
-    def _step(self, indices: Tensor, views: BatchViews, records: Tensor, factors: Tensor, *, share: float) -> Tensor:
-        """Train on samples (B,) in the views of records (B, R), with the terms of the loss multiplied by factors (L,).
-
-        Args:
-            share: what this process' loss counts for, 1 where all have equal parts of the batch.
+    def _step(self, given: StepInput) -> Tensor:
+        """Train on one batch.
 
         Returns:
             (L + 2,): every term of the loss, the loss, and the share of right answers.
         """
-        labels = Labels.of(self._labels, indices, self._policy, records)
-        batch_targets = self._target_source.batch_targets(indices, views)
         with self._compute.autocast():
-            logits, guesses = self._parallel(self._normalisation.apply(views[self._settings.size]))
-        terms = self._objective.terms(logits, labels, batch_targets, guesses)
-        loss = terms @ factors
+            logits, guesses = self._parallel(self._normalisation.apply(given.views))
+        terms = self._objective.terms(logits, given.labels, given.targets, guesses)
+        loss = terms @ given.factors
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss if share == 1 else loss * share)
+        torch.autograd.backward(loss if given.share == 1 else loss * given.share)
         self._optimizer.step()
-        right = (logits.argmax(1) == labels.own).float().mean()
+        right = (logits.argmax(1) == given.labels.own).float().mean()
         return torch.cat((terms.detach(), torch.stack((loss.detach(), right))))
 
     def _set_learning_rate(self, done: float) -> None:
         """Follow the schedule, when a share `done` of the run is done; the user's own looks after itself."""
-        if self._follows_schedule:
-            self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * SCHEDULES[self._settings.schedule](
-                done
-            )
+        if not self._follows_schedule:
+            return
+        rate = self._settings.learning_rate * SCHEDULES[self._settings.schedule](done)
+        group = self._optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+    def _keep_rate_on_device(self) -> None:
+        """Let the learning rate be a number that a recorded step reads."""
+        group = self._optimizer.param_groups[0]
+        group["lr"] = torch.tensor(float(group["lr"]), device=self._compute.device)
 
 
 def network_input(settings: Training) -> NetworkInput:
