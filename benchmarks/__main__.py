@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from demkd.benchmarks.bench import FULL, QUICK, Scale
+from demkd.benchmarks.gpu import measure_gpu
 from demkd.benchmarks.growth import SIZES, measure_growth
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
@@ -52,7 +53,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise" if arguments.quick or arguments.growth else Path(arguments.data).name,
+        "data": "noise" if arguments.quick or arguments.growth or arguments.gpu else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -68,8 +69,10 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     """What kind of table was asked for, and its rows, which are printed as they come."""
     if arguments.growth:
         return "growth", _growth(arguments.device)
+    if arguments.gpu:
+        return "gpu", _plain(measure_gpu(choose_compute(device=arguments.device), samples=arguments.samples or 50_000))
     if arguments.photos:
-        asked = {name: getattr(arguments, name) for name in ("device", "workers", "samples")}
+        asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
     if arguments.kept_logits and arguments.run:
         asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
@@ -81,7 +84,8 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     if arguments.precision:
         effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
         return "precision", _plain(effects)
-    pictures = None if arguments.quick else load_images(arguments.data, split="train")
+    noise = arguments.quick or arguments.data == "noise"
+    pictures = None if noise else load_images(arguments.data, split="train")
     if not isinstance(pictures, MemoryImages | None):
         sys.exit("the ten lines are of small pictures of one size, such as CIFAR's: give those (--data)")
     measured = measure_all(scale, arguments.device, pictures=pictures, only=arguments.only)
@@ -91,7 +95,7 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
 def _plain(effects: Iterable[Any]) -> list[dict[str, Any]]:
     rows = []
     for effect in effects:
-        rows.append(asdict(effect))
+        rows.append(effect if isinstance(effect, dict) else asdict(effect))
         print("  ".join(f"{key} {_short(value)}" for key, value in rows[-1].items()), flush=True)
     return rows
 
@@ -107,7 +111,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="of students; 64")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--photos", action="store_true", help="three lines about photos instead")
-    parser.add_argument("--samples", type=int, default=1_000, help="pictures of --photos")
+    parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
+    parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
     parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")
     parser.add_argument("--run", type=Path, action="append", default=[], help="with --kept-logits: students")

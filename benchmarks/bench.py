@@ -18,6 +18,7 @@ from demkd.networks import build_network
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.methods import METHODS, Method
+from demkd.pipeline.optimizers import OwnTraining
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.recipe import Recipe, Teaching, Training
 from demkd.pipeline.target_source import LabelsOnly, TargetSource, independent_views
@@ -63,23 +64,39 @@ class Bench:
             write_cache(folder, self.pictures, teachers=teachers, views=views, features=_HINTS if features else None)
         return folder
 
-    def trainer(self, network: str, target_source: TargetSource, method: Method, *, teachers: int) -> Trainer:
+    def trainer(
+        self,
+        network: str,
+        target_source: TargetSource,
+        method: Method,
+        *,
+        teachers: int,
+        own: OwnTraining | None = None,
+    ) -> Trainer:
         recipe = _recipe(network, method, teachers=teachers, scale=self.scale, compute=self.compute)
-        return Trainer(recipe, self.pictures, self.pictures.labels, target_source, self.compute)
+        return Trainer(recipe, self.pictures, self.pictures.labels, target_source, self.compute, own=own)
 
     def plain(self, network: str) -> Trainer:
         """`train`: labels alone, independent views."""
         plan = independent_views(self.pictures.default_policy, self.pictures, run_seed=0)
         return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
 
-    def cached(self, network: str, *, teachers: int, method: str = "de-mkd-logits", views: int = _SLOTS) -> Trainer:
+    def cached(
+        self,
+        network: str,
+        *,
+        teachers: int,
+        method: str = "de-mkd-logits",
+        views: int = _SLOTS,
+        own: OwnTraining | None = None,
+    ) -> Trainer:
         """`distill` from a cache."""
         features = METHODS[method].needs_features
         cache = open_cache(self.cache(teachers, features=features, views=views))
         target_source = CachedTeachers(
             cache, self.labels, METHODS[method], views=views, run_seed=0, device=self.compute.device
         )
-        return self.trainer(network, target_source, METHODS[method], teachers=teachers)
+        return self.trainer(network, target_source, METHODS[method], teachers=teachers, own=own)
 
 
 def _first(pictures: MemoryImages, samples: int) -> MemoryImages:

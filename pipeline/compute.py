@@ -55,8 +55,6 @@ def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
         ComputeError: if the device or precision is unknown or absent.
     """
     chosen = _choose_device(device)
-    if chosen.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # pictures keep their size, so that trying the kernels pays
     if precision == "auto":
         precision = "bfloat16" if _multiplies_bfloat16(chosen) else "float32"
     if precision not in PRECISIONS:

@@ -123,9 +123,11 @@ class Trainer:
         self._settings, self._follows_schedule = settings, settings.schedule in SCHEDULES and not own.optimizer
         self.recipe = replace(recipe, training=settings)
         self._update: Callable[[StepInput], Tensor] = self._step
-        if compute.device.type == "cuda" and not own.optimizer and not self._world.joined:
-            self._update = Replay(self._step, compute.device)
-            self._keep_rate_on_device()
+        if compute.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # batches keep their shape, so that trying the kernels pays
+            if not own.optimizer and not self._world.joined:
+                self._update = Replay(self._step, compute.device)
+                self._keep_rate_on_device()
 
     @property
     def student(self) -> Network:

@@ -1,6 +1,6 @@
 """Trains one student after another, and notes what every step saw: started alone, or several times by torchrun.
 
-python -m tests.pipeline.parallel_program FOLDER        writes FOLDER/<case>-<rank>.pt
+python -m tests.pipeline.parallel_program FOLDER DEVICE        writes FOLDER/<case>-<processes>-<rank>.pt
 """
 
 import os
@@ -51,11 +51,12 @@ TEACHERS = {"a": network(1), "b": network(2)}
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32", "device": "cpu"}
 
 
-def make_caches(folder: Path) -> None:
-    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "all", views=3, features=("2", "last"), **QUIET)
-    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "largest", views=3, keep=2, **QUIET)
+def make_caches(folder: Path, *, device: str = "cpu") -> None:
+    quiet = {**QUIET, "device": device}
+    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "all", views=3, features=("2", "last"), **quiet)
+    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "largest", views=3, keep=2, **quiet)
     policy = demkd.MixUp(base=demkd.CropFlip(padding=2, flip=True))
-    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "mixed", views=3, policy=policy, **QUIET)
+    demkd.cache_teachers(TEACHERS, TRAIN, out=folder / "mixed", views=3, policy=policy, **quiet)
 
 
 class Notes:
@@ -84,7 +85,7 @@ class Notes:
         self.rates.append(group["lr"])
 
 
-def train_student(case: str, folder: Path, out: Path) -> dict[str, Any]:
+def train_student(case: str, folder: Path, out: Path, *, device: str) -> dict[str, Any]:
     options = dict(CASES[case])
     cache = options.pop("cache", "all")
     student, notes, told = network(3, normalised=case == "batch-norm"), Notes(), Recorder()
@@ -98,7 +99,7 @@ def train_student(case: str, folder: Path, out: Path) -> dict[str, Any]:
         optimizer=notes.optimizer,
         epochs=2,
         batch_size=BATCH,
-        **{**QUIET, "progress": told},
+        **{**QUIET, "progress": told, "device": device},
         **options,
     )
     return {
@@ -111,13 +112,13 @@ def train_student(case: str, folder: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, device: str) -> None:
     rank, size = (os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE"))
     torch.set_num_threads(1)
     for case in CASES:
-        noted = train_student(case, folder, folder / f"run-{case}-{size}")
+        noted = train_student(case, folder, folder / f"run-{case}-{size}", device=device)
         torch.save(noted, folder / f"{case}-{size}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("parallel")
     make_caches(made)
     for size in SIZES:
-        done = start("-m", "tests.pipeline.parallel_program", made, processes=size if size > 1 else 0)
+        done = start("-m", "tests.pipeline.parallel_program", made, "cpu", processes=size if size > 1 else 0)
         assert done.returncode == 0, done.stderr
     return made
 
