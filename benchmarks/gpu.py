@@ -35,7 +35,7 @@ from demkd.teachers import Teacher
 _TEACHER, _STUDENT, _TEACHERS = "resnet32x4", "resnet8x4", 3
 _ALL_VIEWS, _EPOCHS = 162, 240
 _BATCH_SIZES = (64, 128, 256, 512, 1024)
-_SHARING = (1, 2, 4, 8)
+_SHARING = (1, 4)
 
 
 def measure_gpu(compute: Compute, *, samples: int = 50_000, slots: int = 2) -> Iterator[dict[str, Any]]:
