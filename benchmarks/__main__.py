@@ -30,6 +30,7 @@ from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
+from demkd.benchmarks.processes import measure_processes
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
@@ -69,8 +70,8 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     """What kind of table was asked for, and its rows, which are printed as they come."""
     if arguments.growth:
         return "growth", _growth(arguments.device)
-    if arguments.gpu:
-        return "gpu", _plain(measure_gpu(choose_compute(device=arguments.device), samples=arguments.samples or 50_000))
+    if arguments.gpu or arguments.processes:
+        return _measure_machine(arguments)
     if arguments.photos:
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
@@ -92,6 +93,14 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     return "quick" if arguments.quick else "full", _targets(measured)
 
 
+def _measure_machine(arguments: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """What a GPU, or two processes, are worth."""
+    if arguments.gpu:
+        return "gpu", _plain(measure_gpu(choose_compute(device=arguments.device), samples=arguments.samples or 50_000))
+    measured = measure_processes(samples=arguments.samples or 9_600, repetitions=arguments.repetitions or 5)
+    return "processes", _targets(measured)
+
+
 def _plain(effects: Iterable[Any]) -> list[dict[str, Any]]:
     rows = []
     for effect in effects:
@@ -111,6 +120,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="of students; 64")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--photos", action="store_true", help="three lines about photos instead")
+    parser.add_argument("--processes", action="store_true", help="two processes against one instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")

@@ -4,6 +4,7 @@ What a step does is a pure function of seed, epoch and sample, so processes need
 figures and the state of a resumed run travel. Rank 0 owns the run folder. B samples in a batch, W processes.
 """
 
+import gc
 import hashlib
 import itertools
 import os
@@ -200,6 +201,7 @@ def joined(compute: "Compute") -> "Iterator[Compute]":
         lost = ProcessesError("another process ended without a word: run the same command again, which goes on")
         raise _once(world, lost) from error
     # After a failure nobody answers any more; then the group ends with the process.
+    gc.collect()  # a data-parallel module that outlives its group ends the process (measured: one run in three)
     dist.destroy_process_group()
 
 

@@ -4,7 +4,6 @@ N samples, B in a batch, C classes, K teachers, L terms of the loss, R integers 
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
@@ -122,11 +121,13 @@ class Trainer:
         self._optimizer, self._scheduler, settings = own.make(list(self.model.parameters()), settings)
         self._settings, self._follows_schedule = settings, settings.schedule in SCHEDULES and not own.optimizer
         self.recipe = replace(recipe, training=settings)
-        self._update: Callable[[StepInput], Tensor] = self._step
+        self._replay: Replay[StepInput] | None = (
+            None  # no method of one's own elsewhere: processes part when a trainer goes
+        )
         if compute.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches keep their shape, so that trying the kernels pays
             if not own.optimizer and not self._world.joined:
-                self._update = Replay(self._step, compute.device)
+                self._replay = Replay(self._step, compute.device)
                 self._keep_rate_on_device()
 
     @property
@@ -183,7 +184,7 @@ class Trainer:
                 factors=factors,
                 share=share,
             )
-            sums += self._update(given) * len(indices)
+            sums += (self._replay or self._step)(given) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
@@ -223,7 +224,7 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])
-        if isinstance(self._update, Replay):
+        if self._replay:
             self._keep_rate_on_device()
 
     def _step(self, given: StepInput) -> Tensor:
