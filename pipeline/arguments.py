@@ -24,7 +24,7 @@ class ArgumentError(UserError, ValueError):
 class MethodOptions(TypedDict, total=False):
     """The options of a method, as docs/methods.md explains them; a preset's own where left out."""
 
-    decouple: str | None
+    loss: str | None
     kd_weight: float | None
     temperature: float | None
     tckd_weight: float | None

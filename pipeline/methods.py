@@ -21,7 +21,7 @@ class Method:
     """How the student learns from its teachers.
 
     Attributes:
-        decouple: "dkd" (TCKD and NCKD with weights of their own), "coupled" (Hinton's loss) or "none" (labels only).
+        loss: "dkd" (TCKD and NCKD with weights of their own), "kd" (Hinton's loss) or "none" (labels only).
         kd_weight: the factor of the logit loss as a whole.
         temperature: T of the logit loss.
         tckd_weight, nckd_weight: DKD's alpha and beta.
@@ -41,7 +41,7 @@ class Method:
     """
 
     name: str
-    decouple: str = "dkd"
+    loss: str = "dkd"
     kd_weight: float = 1.0
     temperature: float = 4.0
     tckd_weight: float = 1.0
@@ -62,7 +62,7 @@ class Method:
 
     @property
     def needs_teachers(self) -> bool:
-        return self.decouple != "none"
+        return self.loss != "none"
 
     @property
     def needs_features(self) -> bool:
@@ -72,12 +72,12 @@ class Method:
 _HINT_WEIGHT = 50.0  # CA-MKD's, divided by K where it is used
 
 METHODS: dict[str, Method] = {
-    "ce": Method(name="ce", decouple="none", weight_source="uniform", warmup=0.0),
-    "kd": Method(name="kd", decouple="coupled", weight_source="uniform", warmup=0.0),
+    "ce": Method(name="ce", loss="none", weight_source="uniform", warmup=0.0),
+    "kd": Method(name="kd", loss="kd", weight_source="uniform", warmup=0.0),
     "dkd": Method(name="dkd", weight_source="uniform"),
-    "ebkd": Method(name="ebkd", decouple="coupled", weight_form="one_minus_share", warmup=0.0),
+    "ebkd": Method(name="ebkd", loss="kd", weight_form="one_minus_share", warmup=0.0),
     "ca-mkd": Method(
-        name="ca-mkd", decouple="coupled", weight_source="cross_entropy", warmup=0.0, hint_weight=_HINT_WEIGHT
+        name="ca-mkd", loss="kd", weight_source="cross_entropy", warmup=0.0, hint_weight=_HINT_WEIGHT
     ),
     "de-mkd-logits": Method(name="de-mkd-logits"),
     "de-mkd": Method(name="de-mkd", hint_weight=_HINT_WEIGHT),
@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
 
 # The words of an option, for --help, which imports no PyTorch; weightings that a user adds need not be here (`_words`).
 CHOICES: dict[str, tuple[str, ...]] = {
-    "decouple": ("dkd", "coupled"),
+    "loss": ("dkd", "kd"),
     "weight_source": ("entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers", "shuffled_samples"),
     "weight_form": ("one_minus_softmax", "softmax", "one_minus_share", "inverse"),
     "weight_level": ("sample", "dataset"),
@@ -116,7 +116,7 @@ def choose_method(name: str, **options: Any) -> Method:
     if changes.get("entropy_temperature") == "kd":
         changes["entropy_temperature"] = changes.get("temperature", METHODS[name].temperature)
     for key, value in changes.items():
-        if value != getattr(METHODS[name], key):  # decouple = "none" is ce's own, in a run's recipe, and no choice
+        if value != getattr(METHODS[name], key):  # loss = "none" is ce's own, in a run's recipe, and no choice
             _require_known_value(key, value)
     method = replace(METHODS[name], **changes)
     _require_possible_loss(method)
@@ -147,9 +147,9 @@ def require_mixable(method: Method) -> None:
         MethodError: with the reason.
     """
     reason = "needs one label a picture, and mixed pictures have two"
-    if method.decouple == "dkd":
+    if method.loss == "dkd":
         raise MethodError(
-            f"the decoupled loss of {method.name} {reason}: choose kd, ebkd or another with `decouple=coupled`, or "
+            f"the decoupled loss of {method.name} {reason}: choose kd, ebkd or another with `loss=kd`, or "
             "leave `mix` out"
         )
     if method.needs_teachers and method.weight_source == "cross_entropy":
@@ -182,7 +182,7 @@ def _are_shares(values: Any) -> bool:
 
 
 def _require_possible_loss(method: Method) -> None:
-    factors = (method.tckd_weight, method.nckd_weight) if method.decouple == "dkd" else (1.0,)
+    factors = (method.tckd_weight, method.nckd_weight) if method.loss == "dkd" else (1.0,)
     has_logit_loss = method.needs_teachers and method.kd_weight > 0 and any(factors)
     if method.needs_features and not method.needs_teachers:
         raise MethodError("the method ce has no teachers, so there are no features for `hint_weight`: leave it out")
@@ -191,11 +191,11 @@ def _require_possible_loss(method: Method) -> None:
             "with factors of 0 (`kd_weight`, or `tckd_weight` and `nckd_weight`; and `hint_weight`) nothing is learnt "
             "from the teachers; choose the method ce"
         )
-    if method.decouple != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
+    if method.loss != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
         raise MethodError(
             "`weight_on` and `entropy_scope` need the two parts of DKD's loss, and this loss is not decoupled"
         )
-    if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.decouple != "coupled"):
+    if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.loss != "kd"):
         raise MethodError("`reduction=released` is known for kd, ebkd and ca-mkd, with their coupled loss")
 
 

@@ -90,9 +90,9 @@ class Objective:
     def _factors(self, *, epoch: int) -> dict[str, float]:
         method, factors = self._method, {"label_loss": 1.0}
         kd_weight = self.fade_in(epoch) * self._kd_weight
-        if method.decouple == "coupled":
+        if method.loss == "kd":
             factors["kd_loss"] = kd_weight
-        if method.decouple == "dkd":
+        if method.loss == "dkd":
             factors["target_class_kd"] = kd_weight * method.tckd_weight
             factors["non_target_class_kd"] = kd_weight * method.nckd_weight
         if method.needs_features:

@@ -66,7 +66,7 @@ def distill(request: DistillRequest, compute: Compute, progress: Progress) -> Ru
     Raises:
         UserError: of any room; the run goes on when called again.
     """
-    if request.method.decouple == "dkd" and request.train.classes == 2:
+    if request.method.loss == "dkd" and request.train.classes == 2:
         progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
     if request.cache is not None:
         return _distill_cached(request, request.cache, compute, progress)

@@ -118,7 +118,7 @@ class LabelsOnly:
 
 def fuse(logits: Sequence[Tensor], labels: Tensor, method: Method, weights: TeacherWeights) -> SoftTargets:
     """The soft targets of B samples from K teachers' logits, (B, C) each."""
-    if method.decouple == "coupled":
+    if method.loss == "kd":
         return fuse_coupled(logits, weights=weights.nckd, temperature=method.temperature)
     return fuse_decoupled(
         logits,

@@ -29,7 +29,7 @@ DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
 NOT_ABOUT_WEIGHTS = (
     *(
         "name",
-        "decouple",
+        "loss",
         "kd_weight",
         "temperature",
         "tckd_weight",

@@ -257,19 +257,19 @@ def test_every_option_gives_a_finite_loss_or_a_reason(scene: dict[str, Any], nam
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_preset_with_all_its_options_spelled_out_is_itself(name: str) -> None:
-    """As in a run's recipe, which holds decouple = "none" for ce; nobody else can choose that."""
+    """As in a run's recipe, which holds loss = "none" for ce; nobody else can choose that."""
     options = asdict(METHODS[name])
     assert choose_method(options.pop("name"), **options) == METHODS[name]
     if name != "ce":
-        with pytest.raises(MethodError, match="`decouple` cannot be 'none': choose one of dkd, coupled"):
-            choose_method(name, decouple="none")
+        with pytest.raises(MethodError, match="`loss` cannot be 'none': choose one of dkd, kd"):
+            choose_method(name, loss="none")
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"foo": 1}, "a method has no option foo: choose among decouple, kd_weight, "),
-        ({"foo": None}, "a method has no option foo: choose among decouple, kd_weight, "),
+        ({"foo": 1}, "a method has no option foo: choose among loss, kd_weight, "),
+        ({"foo": None}, "a method has no option foo: choose among loss, kd_weight, "),
         ({"nckd_weight": "8"}, "`nckd_weight` cannot be '8': it must be a number"),
         ({"weight_source": "fixed", "fixed_weights": ("1",)}, "`fixed_weights` cannot be "),
         ({"weight_source": "fixed", "fixed_weights": 1.0}, "`fixed_weights` cannot be "),

@@ -301,7 +301,7 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
         ("no-such", {}, "choose one of ce, kd, dkd, ebkd, ca-mkd, de-mkd-logits, de-mkd"),
         ("kd", {"weight_on": "nckd"}, "this loss is not decoupled"),
         ("ebkd", {"entropy_scope": "decoupled"}, "this loss is not decoupled"),
-        ("ca-mkd", {"decouple": "dkd", "entropy_scope": "decoupled"}, "needs a `weight_source` of entropies"),
+        ("ca-mkd", {"loss": "dkd", "entropy_scope": "decoupled"}, "needs a `weight_source` of entropies"),
         ("ce", {"hint_weight": 1.0}, "ce has no teachers, so there are no features"),
         ("de-mkd", {"weight_source": "fixed"}, "go together"),
         ("de-mkd", {"fixed_weights": (0.5, 0.3, 0.2)}, "go together"),
@@ -310,7 +310,7 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
         ("de-mkd", {"kd_weight": -1.0}, "`kd_weight` cannot be -1.0: it must not be below 0"),
         ("de-mkd-logits", {"kd_weight": 0.0}, "nothing is learnt from the teachers; choose the method ce"),
         ("dkd", {"tckd_weight": 0.0, "nckd_weight": 0.0}, "nothing is learnt from the teachers; choose the method ce"),
-        ("kd", {"decouple": "dkd", "reduction": "released"}, "with their coupled loss"),
+        ("kd", {"loss": "dkd", "reduction": "released"}, "with their coupled loss"),
         (
             "de-mkd",
             {"weight_level": "dataset", "weight_source": "shuffled_samples"},
