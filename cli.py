@@ -10,6 +10,7 @@ import click
 
 from demkd.cache import open_cache
 from demkd.errors import ToldElsewhereError, UserError
+from demkd.option_sections import SectionedCommand
 from demkd.options import (
     FILE,
     FOLDER,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 class _Commands(click.Group):
     """Ends with one sentence and an exit code where a user can repair something, or pressed Ctrl-C."""
+
+    command_class = SectionedCommand
 
     def invoke(self, ctx: click.Context) -> Any:
         first = os.environ.get("RANK", "0") == "0"

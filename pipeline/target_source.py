@@ -15,12 +15,8 @@ from torch import Tensor
 
 from demkd.cache import CacheMissingError, TeacherCache
 from demkd.dataset import ImageSource, Records, ViewPolicy, seeded
-from demkd.losses import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
-from demkd.pipeline.methods import Method
+from demkd.pipeline.logit_losses import SoftTargets
 from demkd.pipeline.results import TeacherStatistics
-from demkd.pipeline.weighing import TeacherWeights
-
-SoftTargets = CoupledTargets | DecoupledTargets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,19 +110,6 @@ class LabelsOnly:
 
     def statistics(self) -> None:
         return None
-
-
-def fuse(logits: Sequence[Tensor], labels: Tensor, method: Method, weights: TeacherWeights) -> SoftTargets:
-    """The soft targets of B samples from K teachers' logits, (B, C) each."""
-    if method.loss == "kd":
-        return fuse_coupled(logits, weights=weights.nckd, temperature=method.temperature)
-    return fuse_decoupled(
-        logits,
-        labels,
-        tckd_weights=weights.tckd,
-        nckd_weights=weights.nckd,
-        temperature=method.temperature,
-    )
 
 
 def cached_hint_layers(files: Sequence[TeacherCache], chosen: Mapping[str, str]) -> dict[str, str]:
