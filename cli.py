@@ -33,6 +33,7 @@ from demkd.options import (
     recipe_option,
     refuse_code_of_recipe,
     require_one_inspection,
+    seeds_option,
     sweep_options,
     training_choices,
     training_options,
@@ -522,9 +523,12 @@ def export(
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
+@seeds_option
 @click.option("--html", type=FILE, help="Also write a page: the table, and accuracy, losses and weights by epoch.")
 @click.option("--plot", type=FILE, metavar="FILE.svg|png", help="Also plot test top-1 by epoch.")
-def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path | None, plot: Path | None) -> None:
+def compare(
+    runs: tuple[Path, ...], baseline: str | None, form: str, seeds: bool, html: Path | None, plot: Path | None
+) -> None:
     """Compare finished RUNS: means over seeds, and paired differences to a baseline.
 
     \b
@@ -533,7 +537,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path 
     """
     from demkd.report.comparison import read_run
 
-    _show_comparison([read_run(folder) for folder in runs], baseline, form, html=html, plot=plot)
+    _show_comparison([read_run(folder) for folder in runs], baseline, form, seeds=seeds, html=html, plot=plot)
 
 
 @main.command()
@@ -544,8 +548,9 @@ def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path 
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
+@seeds_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, quiet: bool) -> None:
+def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, seeds: bool, quiet: bool) -> None:
     """Run every combination of RECIPE's options that is missing, then compare them all.
 
     \b
@@ -565,7 +570,7 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, q
     if same:
         progress.warn(f"these runs turned out to be the same, and are shown once: {'; '.join(same)}")
     distinct = [run for folder, run in shown.items() if folder == run.folder]
-    _show_comparison(distinct, baseline if base is None else str(shown[base.folder].folder), form)
+    _show_comparison(distinct, baseline if base is None else str(shown[base.folder].folder), form, seeds=seeds)
 
 
 def _show_comparison(
@@ -573,6 +578,7 @@ def _show_comparison(
     baseline: str | None,
     form: str,
     *,
+    seeds: bool = False,
     html: Path | None = None,
     plot: Path | None = None,
 ) -> None:
@@ -588,7 +594,7 @@ def _show_comparison(
     if form == "json":
         console.show_json(comparison)
     else:
-        console.show_comparison(comparison, form=form)
+        console.show_comparison(comparison, form=form, seeds=seeds)
 
 
 @main.command()

@@ -263,6 +263,10 @@ hint_layer_option = click.option(
     help="Whose features a student matches, as inspect lists them; those of the last map by default.",
 )
 
+seeds_option = click.option(
+    "--seeds", is_flag=True, help="Show every run too: its last and best top-1; as CSV, a row a run."
+)
+
 inspection_options = section(
     "What to look at",
     click.option("--by-class", is_flag=True, help="List the classes."),

@@ -251,7 +251,7 @@ def test_a_method_that_needs_features_says_both_cures(workshop: Workshop, tmp_pa
 @pytest.mark.parametrize("method", METHODS)
 def test_every_preset_lowers_its_own_loss(workshop: Workshop, tmp_path: Path, method: str) -> None:
     recorder = Recorder()
-    workshop.distill(tmp_path / "run", method=method, epochs=6, progress=recorder, warmup=0.0)
+    workshop.distill(tmp_path / "run", method=method, epochs=6, progress=recorder, warmup=0.0, learning_rate=0.01)
     losses = [report.losses["loss"] for report in recorder.reports]
     assert losses[-1] < losses[0]
 
