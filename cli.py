@@ -573,6 +573,53 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, s
     _show_comparison(distinct, baseline if base is None else str(shown[base.folder].folder), form, seeds=seeds)
 
 
+@main.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=FOLDER, help="The folder of the runs' folders; finished ones are kept.")
+@click.option(
+    "--subsets",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "leave-one-out"]),
+    help="Which sets of teachers: every one (2^K - 1), or all teachers and all but one (K + 1).",
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
+@click.option(
+    "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: bool) -> None:
+    """What each teacher of a cache adds: a student of every set of teachers and seed of RECIPE, compared.
+
+    \b
+    Example:
+        demkd ablate recipes/digits-ablation.toml --out runs/ablation
+    """
+    from demkd import console
+    from demkd.pipeline.ablating import plan_ablation, set_of
+    from demkd.pipeline.sweeping import exit_when_terminated, run_sweep
+    from demkd.report.ablation import measure_ablation
+    from demkd.report.ablation import subsets as sets_of
+    from demkd.report.comparison import read_run
+
+    teachers, runs = plan_ablation(
+        recipe, out, sweep_options(distill), lambda names: sets_of(names, leave_one_out=subsets != "all")
+    )
+    with exit_when_terminated():
+        run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
+    last: dict[frozenset[str], dict[int, float]] = {}
+    best: dict[frozenset[str], dict[int, float]] = {}
+    for run in runs:
+        finished = read_run(run.folder)
+        last.setdefault(set_of(run), {})[finished.seed] = finished.last
+        best.setdefault(set_of(run), {})[finished.seed] = finished.best
+    ablation = measure_ablation(last, best, teachers)
+    if form == "json":
+        console.show_json(ablation)
+    else:
+        console.show_ablation(ablation, form=form)
+
+
 def _show_comparison(
     runs: Sequence["FinishedRun"],
     baseline: str | None,

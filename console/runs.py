@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from demkd.console.cache_results import show_caching
 from demkd.console.fitting import Column, fitted, words
-from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout
+from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout, write_markdown
 from demkd.pipeline.results import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
 from demkd.report.comparison_text import HEADINGS, NO_PAIRS, difference_texts, percent
@@ -63,7 +63,7 @@ def _seed_cells(comparison: Comparison) -> list[list[str]]:
 
 def _write_seeds(comparison: Comparison) -> None:
     sys.stdout.write("\n")
-    _write_lines(["runs", "seed", "last top-1 %", "best top-1 %"], _seed_cells(comparison))
+    write_markdown(["runs", "seed", "last top-1 %", "best top-1 %"], _seed_cells(comparison))
 
 
 def _print_seeds(comparison: Comparison) -> None:
@@ -73,17 +73,12 @@ def _print_seeds(comparison: Comparison) -> None:
     stdout().print(table)
 
 
-def _write_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for line in (headings, ["---"] * len(headings), *rows):
-        sys.stdout.write(f"| {' | '.join(line)} |\n")
-
-
 def _write_markdown(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
     headings = ["runs", "seeds", "last top-1 %", "best top-1 %"]
     if comparison.baseline:
         headings += [f"against {comparison.baseline}", *HEADINGS]
     shown = [[f"**{cell}**" if i == best and cell else cell for cell in row] for i, row in enumerate(rows)]
-    _write_lines(headings, shown)
+    write_markdown(headings, shown)
 
 
 def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:

@@ -174,7 +174,10 @@ def test_options_that_are_lists_are_tried_as_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[runs.a]\nnckd_wieght = 2", r"\[runs\.a\] has an unknown option 'nckd_wieght'; known are batch_size, cache,"),
+        (
+            "[runs.a]\nnckd_wieght = 2",
+            r"\[runs\.a\] has an unknown option 'nckd_wieght'; known are batch_size, batch_weight, cache,",
+        ),
         ("[runs.a]\nonlin = false", r"\[runs\.a\] has an unknown option 'onlin'"),
         ("[run.a]\nseed = 1\n[runs.b]", r"\[runs\.b\] has an unknown option 'run'"),
         ("[runs.a]\nonline = 'yes'", r"\[runs\.a\] has online = 'yes': give true or false"),
