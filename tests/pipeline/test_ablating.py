@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from demkd.options import sweep_options
 from demkd.pipeline.ablating import plan_ablation, set_of
 from demkd.pipeline.sweeping import SweepError
 from demkd.report.ablation import subsets
-from tests.conftest import Cli
+from tests.conftest import CHECKOUT, Cli
 from tests.pipeline.stages import Workshop
 
 KNOWN = sweep_options(main.commands["distill"])
@@ -71,6 +72,15 @@ def test_some_teachers_may_be_chosen(workshop: Workshop, tmp_path: Path, written
 def test_what_is_no_ablation_is_refused(workshop: Workshop, tmp_path: Path, options: dict[str, Any], why: str) -> None:
     with pytest.raises(SweepError, match=why):
         plan_ablation(write(tmp_path, workshop, **options), tmp_path / "out", KNOWN, all_sets)
+
+
+@pytest.mark.parametrize("name", ["digits-ablation", "study-ablation"])
+def test_the_recipes_of_ablations_are_understood(name: str, workshop: Workshop, tmp_path: Path) -> None:
+    """With another cache, whose teachers are there."""
+    tables = tomllib.loads((CHECKOUT / "recipes" / f"{name}.toml").read_text())
+    recipe = write(tmp_path, workshop, **{**tables, "cache": str(workshop.cache), "teachers": None})
+    _, runs = plan_ablation(recipe, tmp_path / "out", KNOWN, all_sets)
+    assert len(runs) == 7 * 5
 
 
 def test_one_teacher_cannot_be_left_out(workshop: Workshop, tmp_path: Path) -> None:
