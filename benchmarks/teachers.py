@@ -2,8 +2,8 @@
 
     python -m benchmarks.teachers --data data/cifar100-half --normalise cifar100 --out runs/study/teachers
 
-writes the run folders `wrong` and `specialist-0`, `specialist-1`, ..., which `cache-teachers --teacher` takes. All learn
-from `train/` and are tested on the true labels of `test/`; a run that was interrupted goes on.
+writes the run folders `wrong` and `specialist-0`, `specialist-1`, ..., which `cache-teachers --teacher` takes. All
+learn from `train/` and are tested on the true labels of `test/`; a run that was interrupted goes on.
 
 - `wrong` learnt the labels of a third of the classes in each other's place: class a is called b wherever it is met, so
   that the teacher is as sure of these answers as of its right ones.
