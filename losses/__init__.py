@@ -11,11 +11,10 @@ from demkd.losses.distillation import decoupled_kd_loss, kd_loss, label_loss
 from demkd.losses.entropy import entropy, non_target_class_entropy, target_class_entropy
 from demkd.losses.hint import hint_loss
 from demkd.losses.relations import (
-    class_gram_loss,
+    gram_losses,
     inter_class_loss,
     intra_class_loss,
     level_kd_loss,
-    sample_gram_loss,
 )
 from demkd.losses.standardising import standardised
 from demkd.losses.targets import (
@@ -47,7 +46,6 @@ __all__ = [
     "DecoupledTargets",
     "LevelTargets",
     "RelationTargets",
-    "class_gram_loss",
     "decoupled_kd_loss",
     "effective_teachers",
     "entropy",
@@ -57,6 +55,7 @@ __all__ = [
     "fuse_enhanced",
     "fuse_levels",
     "fuse_relations",
+    "gram_losses",
     "hint_loss",
     "inter_class_loss",
     "intra_class_loss",
@@ -66,7 +65,6 @@ __all__ = [
     "mask_wrong_teachers",
     "non_target_class_entropy",
     "power_sums",
-    "sample_gram_loss",
     "standardised",
     "target_class_entropy",
     "uniform_weights",

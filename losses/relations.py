@@ -1,6 +1,6 @@
 """Losses that compare relations instead of probabilities: DIST's correlations, MLKD's Gram matrices.
 
-What compares the samples of a batch depends on the batch: `intra_class_loss`, `sample_gram_loss`, `class_gram_loss`.
+What compares the samples of a batch depends on the batch: `intra_class_loss` and `gram_losses`.
 B samples, C classes, M temperatures.
 """
 
@@ -48,35 +48,21 @@ def level_kd_loss(logits: Tensor, targets: LevelTargets, *, temperatures: Sequen
     return torch.stack(crosses).sum(0) - targets.entropy
 
 
-def sample_gram_loss(logits: Tensor, targets: LevelTargets, *, temperatures: Sequence[float]) -> Tensor:
-    """sum_T of the squared differences of the batch's Gram matrices P P', by row: (B,), at the targets' last M.
+def gram_losses(logits: Tensor, targets: LevelTargets, *, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """MLKD's differences of Gram matrices, against sum_k w_k p^k, summed over the targets' last M temperatures.
 
-    MLKD's batch-level loss is the mean: 1/B of all squared differences. One term against sum_k w_k p^k.
+    With rows P of the student and Q of the targets: the squares of P P' - Q Q' by row (B,), whose mean is MLKD's 1/B of
+    all, and 1/C of the squares of P' P - Q' Q, a scalar. With D = P - Q, the latter is D'P + Q'D, whose squares are
+    sums over products of (B, B) matrices: no (C, C) matrix of a hundred thousand classes, and no difference of large
+    numbers where P is near Q.
     """
-    found = torch.zeros(len(logits), dtype=targets.soft_targets.dtype, device=logits.device)
-    for p, q in _levels(logits, targets, temperatures):
-        found = found + (p @ p.T - q @ q.T).square().sum(1)
-    return found
-
-
-def class_gram_loss(logits: Tensor, targets: LevelTargets, *, temperatures: Sequence[float]) -> Tensor:
-    """sum_T 1/C of the squared differences of the classes' Gram matrices P' P: a scalar.
-
-    With D = P - Q, P'P - Q'Q = D'P + Q'D, whose squares are sums over products of (B, B) matrices: no (C, C) matrix
-    of a hundred thousand classes, and no difference of large numbers where P is near Q.
-    """
-    found = torch.zeros((), dtype=targets.soft_targets.dtype, device=logits.device)
-    for p, q in _levels(logits, targets, temperatures):
-        d = p - q
-        squares = (d @ d.T) * (p @ p.T + q @ q.T) + 2 * (d @ q.T) * (d @ p.T).T
-        found = found + squares.sum() / p.shape[1]
-    return found
-
-
-def _levels(logits: Tensor, targets: LevelTargets, temperatures: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-    """The student's probabilities (B, C) and the teachers' by temperature; the targets of raw logits come last."""
     z, first = working_precision(logits), targets.soft_targets.shape[1] - len(temperatures)
-    return [
-        (torch.softmax(z / temperature, dim=1), targets.soft_targets[:, first + m])
-        for m, temperature in enumerate(temperatures)
-    ]
+    of_samples = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+    of_classes = torch.zeros((), dtype=z.dtype, device=z.device)
+    for m, temperature in enumerate(temperatures):
+        p, q = torch.softmax(z / temperature, dim=1), targets.soft_targets[:, first + m]
+        d, own, others = p - q, p @ p.T, q @ q.T
+        of_samples = of_samples + (own - others).square().sum(1)
+        squares = (d @ d.T) * (own + others) + 2 * (d @ q.T) * (d @ p.T).T
+        of_classes = of_classes + squares.sum() / p.shape[1]
+    return of_samples, of_classes

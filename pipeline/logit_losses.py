@@ -16,19 +16,18 @@ from demkd.losses import (
     DecoupledTargets,
     LevelTargets,
     RelationTargets,
-    class_gram_loss,
     decoupled_kd_loss,
     fuse_coupled,
     fuse_decoupled,
     fuse_enhanced,
     fuse_levels,
     fuse_relations,
+    gram_losses,
     inter_class_loss,
     intra_class_loss,
     kd_loss,
     level_kd_loss,
     power_sums,
-    sample_gram_loss,
     standardised,
 )
 from demkd.pipeline.methods import Method
@@ -116,7 +115,8 @@ def _fuse_levels(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights
     raw = [(temperature, logits[temperature]) for temperature in _levels(method)]
     if not method.standardise:
         return fuse_levels(raw, weights=weights.nckd)
-    levels = [(temperature, _looked_at(logits, method, temperature)) for temperature in _levels(method)]
+    shown = _looked_at(logits, method, method.temperature)  # of all logits, which are the same at any temperature
+    levels = [(temperature, shown) for temperature in _levels(method)]
     return fuse_levels(levels, weights=weights.nckd, gram_levels=raw)
 
 
@@ -176,8 +176,7 @@ LOSSES: dict[str, LogitLoss] = {
         fuse=_fuse_levels,
         terms=lambda z, _labels, targets, method: (
             level_kd_loss(_shown(z, method), targets, temperatures=_levels(method)),
-            sample_gram_loss(z, targets, temperatures=_levels(method)),
-            class_gram_loss(z, targets, temperatures=_levels(method)),
+            *gram_losses(z, targets, temperatures=_levels(method)),
         ),
         temperatures=_levels,
     ),
