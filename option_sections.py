@@ -20,9 +20,9 @@ class SectionedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, options in sections_of(self, ctx).items():
-            rows = [row for option in options if (row := option.get_help_record(ctx))]
-            with formatter.section(title):
-                formatter.write_dl(rows)
+            if rows := [row for option in options if (row := option.get_help_record(ctx))]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 def section(title: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
