@@ -253,7 +253,7 @@ def _require_possible_weights(method: Method) -> None:
         raise MethodError(
             "`weight_level=dataset` gives all samples the same weights: `shuffle=samples` changes nothing"
         )
-    if method.shuffle != "none" and method.weight_source == "uniform":
+    if method.shuffle != "none" and method.weight_source == "uniform" and method.wrong_teacher == "keep":
         raise MethodError("`weight_source=uniform` gives all teachers the same weights: `shuffle` changes nothing")
 
 

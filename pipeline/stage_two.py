@@ -68,6 +68,10 @@ def distill(request: DistillRequest, compute: Compute, progress: Progress) -> Ru
     """
     if request.method.loss == "dkd" and request.train.classes == 2:
         progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
+    if request.method.standardise and request.train.classes == 2:
+        progress.warn(
+            "with two classes standardised logits say which is larger, and nothing else: the loss has no slope"
+        )
     if request.cache is not None:
         return _distill_cached(request, request.cache, compute, progress)
     return _distill_live(request, compute, progress)

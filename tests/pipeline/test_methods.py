@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
-from demkd.pipeline.logit_losses import fuse, loss_temperatures
+from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS, CoupledTargets
+from demkd.pipeline.logit_losses import LOSSES, LogitLoss, TeacherLogits, fuse, loss_temperatures
 from demkd.pipeline.methods import CHOICES, CONTROLS, METHODS, Method, MethodError, choose_method, require_teacher_count
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.target_source import BatchTargets
@@ -276,6 +276,30 @@ def test_a_weighting_of_ones_own_is_a_function_and_a_line(
     assert choose_method("de-mkd", weight_form="winner", weight_tau=0.5).weight_tau == 0.5
     with pytest.raises(MethodError, match="`entropy_scope=decoupled` needs `weight_source=entropy`"):
         choose_method("de-mkd", weight_source="loudness", entropy_scope="decoupled")
+
+
+def test_a_loss_of_ones_own_is_a_function_and_a_line(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean square of the student's logits less the teachers' weighted ones: known to every stage by its word."""
+    assert set(CHOICES["loss"]) == LOSSES.keys(), "every word of --help works"
+
+    def fuse_logits(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights, _method: Method) -> CoupledTargets:
+        mean = torch.einsum("kb,kbc->bc", weights.nckd, torch.stack(list(logits[1.0])))
+        return CoupledTargets(soft_targets=mean, entropy=torch.zeros(len(mean)))
+
+    own = LogitLoss(
+        factors=lambda method: {"logit_distance": 2 * method.batch_weight},
+        fuse=fuse_logits,
+        terms=lambda z, _labels, targets, _method: ((z - targets.soft_targets).square().mean(1),),
+        temperatures=lambda _method: (1.0,),
+    )
+    monkeypatch.setitem(LOSSES, "distance", own)
+    method = choose_method("kd", loss="distance", kd_weight=3.0, batch_weight=0.5)
+    found = loss_of(scene, method)
+    expected = (scene["student"] - torch.stack(scene["teachers"]).mean(0)).square().mean()
+    torch.testing.assert_close(found["logit_distance"], expected)
+    torch.testing.assert_close(found["loss"], found["label_loss"] + 3 * 2 * 0.5 * expected)
+    with pytest.raises(MethodError, match=r"`loss` cannot be 'nearness': choose one of dkd, kd, .*, ofa, distance"):
+        choose_method("kd", loss="nearness")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Method)])

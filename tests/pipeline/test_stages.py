@@ -319,6 +319,13 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
             {"weight_level": "dataset", "shuffle": "samples"},
             "`shuffle=samples` changes nothing",
         ),
+        (
+            "kd",
+            {"shuffle": "teachers"},
+            "`weight_source=uniform` gives all teachers the same weights: `shuffle` changes",
+        ),
+        ("kd", {"standardise": 1}, "`standardise` cannot be 1: it must be true or false"),
+        ("ofa", {"target_power": 0.0}, "`target_power` cannot be 0.0: it must be above 0"),
         ("kd", {"weight_source": "fixed", "fixed_weights": (2.0, -1.0)}, "none may be below 0, their sum is 1"),
         ("kd", {"weight_source": "fixed", "fixed_weights": (float("nan"), 1.0)}, "none may be below 0, their sum is 1"),
         ("de-mkd", {"weight_form": "hard"}, "choose one of one_minus_softmax, softmax"),
