@@ -87,7 +87,17 @@ compute_options = section(
         "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
     ),
 )
-_VIEW_WORDS = ("view", "scale", "ratio", "interpolation", "randaugment_ops", "magnitude", "mix", "mix_alpha")
+_VIEW_WORDS = (
+    "view",
+    "scale",
+    "ratio",
+    "interpolation",
+    "randaugment_ops",
+    "magnitude",
+    "strong_every",
+    "mix",
+    "mix_alpha",
+)
 view_options = section(
     "Views",
     click.option(
@@ -101,6 +111,7 @@ view_options = section(
     click.option("--interpolation", metavar="WORD", help="Of resized-crop: bilinear (by default) or bicubic."),
     click.option("--randaugment-ops", type=int, metavar="N", help="Of randaugment: operations a view; 2 by default."),
     click.option("--magnitude", type=int, metavar="0..30", help="Of randaugment; 9 by default."),
+    click.option("--strong-every", type=int, metavar="N", help="Of randaugment: only in every Nth slot; 1 by default."),
     click.option("--mix", metavar="WORD", help="Mix two pictures into a view: mixup or cutmix."),
     click.option("--mix-alpha", type=float, metavar="A", help="The shares are of Beta(A, A); 1 by default."),
 )
@@ -211,6 +222,7 @@ method_options = section(
         "--standardise/--no-standardise", default=None, help="Let the loss see logits of mean 0 and deviation 1."
     ),
     *(click.option(flag(name), type=float, help=text) for name, text in LOSS_NUMBERS.items()),
+    click.option("--views-per-step", type=int, metavar="N", help="In how many views a step shows each picture; 1."),
     section(
         "Weights of the teachers",
         *_word_options({name: words for name, words in CHOICES.items() if name != "loss"}),
@@ -393,7 +405,7 @@ def training_choices(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def method_choices(options: Mapping[str, Any]) -> dict[str, Any]:
     """What `method_options` say, by argument."""
-    others = ("standardise", "entropy_temperature")
+    others = ("standardise", "views_per_step", "entropy_temperature")
     chosen = {name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, *CONTROLS, *others)}
     fixed = numbers(options["fixed_weights"], "--fixed-weights")
     return {"method": options["method"], "fixed_weights": fixed, **chosen}

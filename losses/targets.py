@@ -32,6 +32,10 @@ class _Targets:
         """The targets of some samples."""
         return type(self)(**{field.name: getattr(self, field.name).index_select(0, indices) for field in fields(self)})
 
+    def part(self, rows: slice) -> Self:
+        """The targets of neighbouring samples."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Put blocks of samples together."""

@@ -32,6 +32,7 @@ class MethodOptions(TypedDict, total=False):
     nckd_weight: float | None
     batch_weight: float | None
     target_power: float | None
+    views_per_step: int | None
     warmup: float | None
     hint_weight: float | None
     weight_source: str | None

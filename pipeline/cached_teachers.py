@@ -58,6 +58,7 @@ class CachedTeachers:
         device: torch.device,
         hint_layer: Mapping[str, str] | None = None,
         target_bytes: int = TARGET_BYTES,
+        place: int = 0,
     ) -> None:
         """Prepare to read.
 
@@ -66,6 +67,7 @@ class CachedTeachers:
             views: train on the first `views` slots.
             hint_layer: as `cached_hint_layers` takes it.
             target_bytes: how large a slot's fused targets may be to be kept in memory.
+            place: of the slots that a step shows together, whose answers these are.
 
         Raises:
             CacheMissingError: if the method needs features, or a temperature, that there are not.
@@ -76,7 +78,7 @@ class CachedTeachers:
         self._views, self._run_seed, self._device = views, run_seed, device
         self._layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
         self._fuses_whole_slots = cache.samples * self._target_bytes() <= target_bytes
-        self._slot = -1
+        self._slot, self._place = -1, place
         self._weights: TeacherWeights | None = None
         self._targets: SoftTargets | None = None
         self._hints: list[NDArray[np.float16] | Tensor] = []
@@ -90,7 +92,10 @@ class CachedTeachers:
         return [teacher.shape.features[self._layers[teacher.name]] for teacher in self._cache.teachers if self._layers]
 
     def start_epoch(self, epoch: int) -> EpochViews:
-        slot = seeded.slot_of_epoch(run_seed=self._run_seed, epoch=epoch, slots=self._views)
+        together = self._method.views_per_step
+        slot = seeded.slot_of_epoch(
+            run_seed=self._run_seed, epoch=epoch, slots=self._views, place=self._place, together=together
+        )
         self._slot = slot
         self._cache.require_logits(slot, temperatures=_temperatures(self._method))
         answers = self._cache.read_slot(slot)
@@ -100,7 +105,7 @@ class CachedTeachers:
             self._hints = [self._resident(answers) for answers in self._cache.features(slot, self._layers)]
         entropy = as_tensor(answers.entropy).to(self._device)
         self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
-        return EpochViews(records=as_tensor(answers.view), slot=slot)
+        return EpochViews(records=as_tensor(answers.view)[None], slot=slot)
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:  # noqa: ARG002 - teachers saw them already
         assert self._weights is not None, "start_epoch comes first"

@@ -64,9 +64,19 @@ def fuse(logits: TeacherLogits, labels: Tensor, method: Method, weights: Teacher
 
 
 def logit_terms(logits: Tensor, labels: Tensor, targets: SoftTargets, method: Method) -> dict[str, Tensor]:
-    """The terms of the student's logits (B, C), not yet weighted: (B,) each, or a scalar for the batch."""
-    loss = LOSSES[method.loss]
-    return dict(zip(loss.factors(method), loss.terms(logits, labels, targets, method), strict=True))
+    """The terms of the student's logits (B, C), not yet weighted: (B,) each, or a scalar for the batch.
+
+    With S views a step, the batch is one of S B, and there is one value a view: samples are compared within it.
+    """
+    loss, views = LOSSES[method.loss], method.views_per_step
+    if views == 1:
+        terms = loss.terms(logits, labels, targets, method)
+    else:
+        size = len(labels) // views
+        rows = [slice(view * size, (view + 1) * size) for view in range(views)]
+        found = [loss.terms(logits[one], labels[one], targets.part(one), method) for one in rows]
+        terms = tuple(torch.stack([term.mean() for term in of_views]) for of_views in zip(*found, strict=True))
+    return dict(zip(loss.factors(method), terms, strict=True))
 
 
 def loss_temperatures(method: Method) -> tuple[float, ...]:

@@ -29,6 +29,7 @@ class Method:
         tckd_weight, nckd_weight: DKD's alpha and beta.
         batch_weight: of DIST's and MLKD's terms that compare the samples of a batch, relative to the others.
         target_power: OFA's gamma.
+        views_per_step: in how many views a step shows each sample: neighbouring slots.
         warmup: the share of the schedule over which the logit loss is faded in; 0 for none.
         hint_weight: gamma, divided by K; 0 for no features.
         weight_source: a name in `losses.UNCERTAINTIES`, "uniform" or "fixed".
@@ -55,6 +56,7 @@ class Method:
     nckd_weight: float = 8.0
     batch_weight: float = 1.0
     target_power: float = 1.5
+    views_per_step: int = 1
     warmup: float = 20 / 240
     hint_weight: float = 0.0
     weight_source: str = "entropy"
@@ -175,6 +177,19 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
         )
 
 
+def require_view_count(method: Method, views: int) -> None:
+    """Refuse a number of slots that steps of several views cannot share out.
+
+    Raises:
+        MethodError: with both numbers.
+    """
+    if views % method.views_per_step:
+        raise MethodError(
+            f"`views` is {views}, which is no multiple of the {method.views_per_step} that a step shows together "
+            "(`views_per_step`): choose another number"
+        )
+
+
 def require_mixable(method: Method) -> None:
     """Refuse what needs one label a sample, where views are mixed of two samples.
 
@@ -198,6 +213,8 @@ def _require_known_value(key: str, value: Any) -> None:
         raise MethodError(f"`{key}` cannot be {value!r}: choose one of {', '.join(words)}")
     if key == "standardise" and not isinstance(value, bool):
         raise MethodError(f"`{key}` cannot be {value!r}: it must be true or false")
+    if key == "views_per_step" and (type(value) is not int or value < 1):
+        raise MethodError(f"`{key}` cannot be {value!r}: it must be 1 or a larger whole number")
     if key in _NUMBERS:
         _require_number(key, value)
 

@@ -34,6 +34,7 @@ NOT_ABOUT_WEIGHTS = (
         "standardise",
         "batch_weight",
         "target_power",
+        "views_per_step",
         "kd_weight",
         "temperature",
         "tckd_weight",

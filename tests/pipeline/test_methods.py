@@ -309,7 +309,7 @@ def test_precomputed_weights_are_for_methods_that_differ_in_nothing_that_moves_w
     """For every field, also one of tomorrow: either a change makes weights be computed, or it does not change them."""
     default = METHODS["de-mkd"]
     before = getattr(default, name)
-    another = {str: "another", float: 0.5, bool: True, tuple: (0.5, 0.3, 0.2)}[type(before)]
+    another = {str: "another", float: 0.5, bool: True, int: 2, tuple: (0.5, 0.3, 0.2)}[type(before)]
     if name not in NOT_ABOUT_WEIGHTS:
         assert not is_default(replace(default, **{name: another}))
         return
