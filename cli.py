@@ -10,6 +10,7 @@ import click
 
 from demkd.cache import open_cache
 from demkd.errors import ToldElsewhereError, UserError
+from demkd.option_sections import SectionedCommand
 from demkd.options import (
     FILE,
     FOLDER,
@@ -32,6 +33,7 @@ from demkd.options import (
     recipe_option,
     refuse_code_of_recipe,
     require_one_inspection,
+    seeds_option,
     sweep_options,
     training_choices,
     training_options,
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
 class _Commands(click.Group):
     """Ends with one sentence and an exit code where a user can repair something, or pressed Ctrl-C."""
+
+    command_class = SectionedCommand
 
     def invoke(self, ctx: click.Context) -> Any:
         first = os.environ.get("RANK", "0") == "0"
@@ -519,9 +523,12 @@ def export(
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
+@seeds_option
 @click.option("--html", type=FILE, help="Also write a page: the table, and accuracy, losses and weights by epoch.")
 @click.option("--plot", type=FILE, metavar="FILE.svg|png", help="Also plot test top-1 by epoch.")
-def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path | None, plot: Path | None) -> None:
+def compare(
+    runs: tuple[Path, ...], baseline: str | None, form: str, seeds: bool, html: Path | None, plot: Path | None
+) -> None:
     """Compare finished RUNS: means over seeds, and paired differences to a baseline.
 
     \b
@@ -530,7 +537,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path 
     """
     from demkd.report.comparison import read_run
 
-    _show_comparison([read_run(folder) for folder in runs], baseline, form, html=html, plot=plot)
+    _show_comparison([read_run(folder) for folder in runs], baseline, form, seeds=seeds, html=html, plot=plot)
 
 
 @main.command()
@@ -541,8 +548,9 @@ def compare(runs: tuple[Path, ...], baseline: str | None, form: str, html: Path 
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
+@seeds_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, quiet: bool) -> None:
+def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, seeds: bool, quiet: bool) -> None:
     """Run every combination of RECIPE's options that is missing, then compare them all.
 
     \b
@@ -562,7 +570,54 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, q
     if same:
         progress.warn(f"these runs turned out to be the same, and are shown once: {'; '.join(same)}")
     distinct = [run for folder, run in shown.items() if folder == run.folder]
-    _show_comparison(distinct, baseline if base is None else str(shown[base.folder].folder), form)
+    _show_comparison(distinct, baseline if base is None else str(shown[base.folder].folder), form, seeds=seeds)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=FOLDER, help="The folder of the runs' folders; finished ones are kept.")
+@click.option(
+    "--subsets",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "leave-one-out"]),
+    help="Which sets of teachers: every one (2^K - 1), or all teachers and all but one (K + 1).",
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
+@click.option(
+    "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: bool) -> None:
+    """What each teacher of a cache adds: a student of every set of teachers and seed of RECIPE, compared.
+
+    \b
+    Example:
+        demkd ablate recipes/digits-ablation.toml --out runs/ablation
+    """
+    from demkd import console
+    from demkd.pipeline.ablating import plan_ablation, set_of
+    from demkd.pipeline.sweeping import exit_when_terminated, run_sweep
+    from demkd.report.ablation import measure_ablation
+    from demkd.report.ablation import subsets as sets_of
+    from demkd.report.comparison import read_run
+
+    teachers, runs = plan_ablation(
+        recipe, out, sweep_options(distill), lambda names: sets_of(names, leave_one_out=subsets != "all")
+    )
+    with exit_when_terminated():
+        run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
+    last: dict[frozenset[str], dict[int, float]] = {}
+    best: dict[frozenset[str], dict[int, float]] = {}
+    for run in runs:
+        finished = read_run(run.folder)
+        last.setdefault(set_of(run), {})[finished.seed] = finished.last
+        best.setdefault(set_of(run), {})[finished.seed] = finished.best
+    ablation = measure_ablation(last, best, teachers)
+    if form == "json":
+        console.show_json(ablation)
+    else:
+        console.show_ablation(ablation, form=form)
 
 
 def _show_comparison(
@@ -570,6 +625,7 @@ def _show_comparison(
     baseline: str | None,
     form: str,
     *,
+    seeds: bool = False,
     html: Path | None = None,
     plot: Path | None = None,
 ) -> None:
@@ -585,7 +641,7 @@ def _show_comparison(
     if form == "json":
         console.show_json(comparison)
     else:
-        console.show_comparison(comparison, form=form)
+        console.show_comparison(comparison, form=form, seeds=seeds)
 
 
 @main.command()

@@ -1,6 +1,5 @@
 """The options that commands share, and what their texts mean; `cli.py` has the commands."""
 
-import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from demkd.pipeline.methods import CHOICES, METHODS
+from demkd.option_sections import section
+from demkd.pipeline.methods import CHOICES, CONTROLS, METHODS
 from demkd.pipeline.recipe import RecipeError, TrainingOptions, option_values, read_recipe
 
 if TYPE_CHECKING:
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+STUDY = "Controls of a study, which make no better student"
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order of the help text."""
-    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 def flag(name: str) -> str:
@@ -73,7 +70,8 @@ def _fits(parameter: click.Parameter, value: object) -> bool:
 data_option = click.option(
     "--data", required=True, help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
 )
-reading_options = combine(
+reading_options = section(
+    "Reading pictures",
     click.option(
         "--workers", type=click.IntRange(0, 256), help="Processes that decode a folder's pictures; all cores but one."
     ),
@@ -82,14 +80,26 @@ reading_options = combine(
     ),
     click.option("--skip-broken", is_flag=True, help="Leave files out that are no pictures, and say which."),
 )
-compute_options = combine(
+compute_options = section(
+    "Where to compute",
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(
         "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
     ),
 )
-_VIEW_WORDS = ("view", "scale", "ratio", "interpolation", "randaugment_ops", "magnitude", "mix", "mix_alpha")
-view_options = combine(
+_VIEW_WORDS = (
+    "view",
+    "scale",
+    "ratio",
+    "interpolation",
+    "randaugment_ops",
+    "magnitude",
+    "strong_every",
+    "mix",
+    "mix_alpha",
+)
+view_options = section(
+    "Views",
     click.option(
         "--view",
         metavar="POLICY",
@@ -101,6 +111,7 @@ view_options = combine(
     click.option("--interpolation", metavar="WORD", help="Of resized-crop: bilinear (by default) or bicubic."),
     click.option("--randaugment-ops", type=int, metavar="N", help="Of randaugment: operations a view; 2 by default."),
     click.option("--magnitude", type=int, metavar="0..30", help="Of randaugment; 9 by default."),
+    click.option("--strong-every", type=int, metavar="N", help="Of randaugment: only in every Nth slot; 1 by default."),
     click.option("--mix", metavar="WORD", help="Mix two pictures into a view: mixup or cutmix."),
     click.option("--mix-alpha", type=float, metavar="A", help="The shares are of Beta(A, A); 1 by default."),
 )
@@ -112,7 +123,8 @@ crop_ratio_option = click.option(
     type=float,
     help="What an evaluation shows of a resized picture's shorter side; 0.875 by default.",
 )
-output_options = combine(
+output_options = section(
+    "What is shown",
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--quiet", is_flag=True, help="Show no progress."),
 )
@@ -125,7 +137,8 @@ recipe_option = click.option(
     help="A TOML file that fills in what the command line leaves out.",
 )
 _USUAL = {field.name: field.default for field in fields(TrainingOptions)}
-training_options = combine(
+training_options = section(
+    "Training",
     click.option(
         "--seed",
         default=_USUAL["seed"],
@@ -173,34 +186,56 @@ training_options = combine(
         show_default=True,
         help="Under torchrun: batch normalisation over the samples of all processes.",
     ),
-    click.option(
-        "--label-noise",
-        default=_USUAL["label_noise"],
-        show_default=True,
-        type=click.FloatRange(0, 1),
-        help="Share of the training labels to replace by wrong ones, to see what a method makes of it.",
+    section(
+        STUDY,
+        click.option(
+            "--label-noise",
+            default=_USUAL["label_noise"],
+            show_default=True,
+            type=click.FloatRange(0, 1),
+            help="Share of the training labels to replace by wrong ones, to see what a method makes of it.",
+        ),
     ),
 )
-METHOD_NUMBERS = {
+LOSS_NUMBERS = {
     "kd_weight": "Factor of the whole logit loss.",
     "temperature": "T of the logit loss.",
     "tckd_weight": "DKD's alpha, of the target-class part.",
     "nckd_weight": "DKD's beta, of the non-target-class part.",
-    "hint_weight": "Of the feature loss, divided by the number of teachers.",
+    "batch_weight": "Of what compares the samples of a batch: DIST's intra-class part, MLKD's Gram matrices.",
+    "target_power": "OFA's gamma.",
     "warmup": "Share of the epochs over which the logit loss fades in.",
-    "weight_tau": "Temperature of the weight form's softmax.",
+    "hint_weight": "Of the feature loss, divided by the number of teachers.",
 }
-method_options = combine(
+METHOD_NUMBERS = {**LOSS_NUMBERS, "weight_tau": "Temperature of the weight form's softmax."}
+
+
+def _word_options(words: Mapping[str, Sequence[str]]) -> list[Callable[[Command], Command]]:
+    return [click.option(flag(name), metavar="WORD", help=f"{', '.join(known)}.") for name, known in words.items()]
+
+
+method_options = section(
+    "Method",
     click.option("--method", default="de-mkd", show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."),
-    *(click.option(flag(name), type=float, help=text) for name, text in METHOD_NUMBERS.items()),
-    *(click.option(flag(name), metavar="WORD", help=f"{', '.join(words)}.") for name, words in CHOICES.items()),
+    *_word_options({"loss": CHOICES["loss"]}),
     click.option(
-        "--entropy-temperature",
-        metavar="NUMBER|kd",
-        callback=lambda _ctx, _parameter, text: _number_or_kd(text),
-        help="At which teachers are asked how sure they are; kd is that of the logit loss.",
+        "--standardise/--no-standardise", default=None, help="Let the loss see logits of mean 0 and deviation 1."
     ),
-    click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
+    *(click.option(flag(name), type=float, help=text) for name, text in LOSS_NUMBERS.items()),
+    click.option("--views-per-step", type=int, metavar="N", help="In how many views a step shows each picture; 1."),
+    section(
+        "Weights of the teachers",
+        *_word_options({name: words for name, words in CHOICES.items() if name != "loss"}),
+        click.option("--weight-tau", type=float, help=METHOD_NUMBERS["weight_tau"]),
+        click.option(
+            "--entropy-temperature",
+            metavar="NUMBER|kd",
+            callback=lambda _ctx, _parameter, text: _number_or_kd(text),
+            help="At which teachers are asked how sure they are; kd is that of the logit loss.",
+        ),
+        click.option("--fixed-weights", metavar="W,W,...", help="A weight a teacher, with --weight-source fixed."),
+    ),
+    section(STUDY, *_word_options(CONTROLS)),
 )
 
 
@@ -240,7 +275,12 @@ hint_layer_option = click.option(
     help="Whose features a student matches, as inspect lists them; those of the last map by default.",
 )
 
-inspection_options = combine(
+seeds_option = click.option(
+    "--seeds", is_flag=True, help="Show every run too: its last and best top-1; as CSV, a row a run."
+)
+
+inspection_options = section(
+    "What to look at",
     click.option("--by-class", is_flag=True, help="List the classes."),
     click.option(
         "--sort",
@@ -365,7 +405,8 @@ def training_choices(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def method_choices(options: Mapping[str, Any]) -> dict[str, Any]:
     """What `method_options` say, by argument."""
-    chosen = {name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, "entropy_temperature")}
+    others = ("standardise", "views_per_step", "entropy_temperature")
+    chosen = {name: options[name] for name in (*METHOD_NUMBERS, *CHOICES, *CONTROLS, *others)}
     fixed = numbers(options["fixed_weights"], "--fixed-weights")
     return {"method": options["method"], "fixed_weights": fixed, **chosen}
 

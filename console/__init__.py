@@ -1,5 +1,6 @@
 """How progress, tables and errors look: the only room that knows rich. Progress goes to stderr, results to stdout."""
 
+from demkd.console.ablation import show_ablation
 from demkd.console.cache_results import show_caching, show_plan, show_verification
 from demkd.console.inspection import show_inspection
 from demkd.console.networks import show_export, show_networks
@@ -9,6 +10,7 @@ from demkd.console.runs import show_comparison, show_demo, show_evaluation, show
 
 __all__ = [
     "ConsoleProgress",
+    "show_ablation",
     "show_caching",
     "show_comparison",
     "show_csv",

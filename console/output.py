@@ -74,3 +74,9 @@ def plain_table(*, left: Sequence[str] = (), right: Sequence[str] = ()) -> Table
     for heading in right:
         table.add_column(heading, justify="right")
     return table
+
+
+def write_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table in Markdown, to stdout."""
+    for line in (headings, ["---"] * len(headings), *rows):
+        sys.stdout.write(f"| {' | '.join(line)} |\n")

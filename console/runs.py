@@ -7,11 +7,11 @@ from rich.markup import escape
 
 from demkd.console.cache_results import show_caching
 from demkd.console.fitting import Column, fitted, words
-from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout
+from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout, write_markdown
 from demkd.pipeline.results import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
-from demkd.report.comparison_text import NO_PAIRS, difference_texts, percent
-from demkd.report.rows import comparison_rows
+from demkd.report.comparison_text import HEADINGS, NO_PAIRS, difference_texts, percent
+from demkd.report.rows import comparison_rows, seed_rows
 
 
 def show_run(report: RunReport) -> None:
@@ -35,30 +35,57 @@ def show_evaluation(report: EvaluationReport) -> None:
     )
 
 
-def show_comparison(comparison: Comparison, *, form: str) -> None:
-    """Groups of runs: as a table of text or Markdown, the best mean in bold, or as CSV, for programs."""
+def show_comparison(comparison: Comparison, *, form: str, seeds: bool = False) -> None:
+    """Groups of runs: as a table of text or Markdown, the best mean in bold, or as CSV, for programs.
+
+    Args:
+        seeds: show every run too; as CSV, a row a run instead of a row a group.
+    """
     if form == "csv":
-        show_csv(comparison_rows(comparison))
+        show_csv(seed_rows(comparison) if seeds else comparison_rows(comparison))
         return
     rows = [_comparison_cells(group, comparison.baseline) for group in comparison.groups]
     best = max(range(len(rows)), key=lambda position: comparison.groups[position].last)
     show = _write_markdown if form == "markdown" else _print_comparison
     show(comparison, rows, best=best)
+    if seeds:
+        (_write_seeds if form == "markdown" else _print_seeds)(comparison)
+
+
+def _seed_cells(comparison: Comparison) -> list[list[str]]:
+    """A line a run: its group, its seed, last and best."""
+    return [
+        [group.name, str(seed), percent(last, None), percent(best, None)]
+        for group in comparison.groups
+        for seed, last, best in zip(group.seeds, group.last_by_seed, group.best_by_seed, strict=True)
+    ]
+
+
+def _write_seeds(comparison: Comparison) -> None:
+    sys.stdout.write("\n")
+    write_markdown(["runs", "seed", "last top-1 %", "best top-1 %"], _seed_cells(comparison))
+
+
+def _print_seeds(comparison: Comparison) -> None:
+    table = plain_table(left=("runs",), right=("seed", "last top-1 %", "best top-1 %"))
+    for row in _seed_cells(comparison):
+        table.add_row(*map(escape, row))
+    stdout().print(table)
 
 
 def _write_markdown(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
     headings = ["runs", "seeds", "last top-1 %", "best top-1 %"]
     if comparison.baseline:
-        headings += [f"against {comparison.baseline}", "pairs", "95 % interval", "detectable"]
+        headings += [f"against {comparison.baseline}", *HEADINGS]
     shown = [[f"**{cell}**" if i == best and cell else cell for cell in row] for i, row in enumerate(rows)]
-    for line in (headings, ["---"] * len(headings), *shown):
-        sys.stdout.write(f"| {' | '.join(line)} |\n")
+    write_markdown(headings, shown)
 
 
 def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, best: int) -> None:
-    headings = [("runs", 0), ("seeds", 2), ("last\ntop-1 %", 0), ("best\ntop-1 %", 4)]
+    headings = [("runs", 0), ("seeds", 2), ("last\ntop-1 %", 0), ("best\ntop-1 %", 5)]
     if comparison.baseline:
-        headings += [("differ-\nence", 0), ("pairs", 2), ("95 %\ninterval", 1), ("detect-\nable", 3)]
+        headings += [("differ-\nence", 0), ("pairs", 2), ("95 %\ninterval", 1), ("corrected", 3), ("p", 5)]
+        headings += [("detect-\nable", 6), ("seeds for\n1 point", 4), ("difference\nof best", 7)]
     styled = [[words(cell, "bold" if place == best else "") for cell in row] for place, row in enumerate(rows)]
     columns = [
         Column(
@@ -76,7 +103,8 @@ def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, 
     if comparison.baseline:
         console.print(
             f"[dim]differences to {escape(comparison.baseline)} in top-1 points, over the seeds that both have; "
-            "detectable: the least that so many pairs could tell from none[/]"
+            "corrected: the interval, and p, for all comparisons at once (Holm); detectable: the least that so many "
+            "pairs could tell from none; seeds for 1 point: that would find a true one in four of five cases[/]"
         )
 
 
@@ -90,8 +118,8 @@ def _comparison_cells(group: Group, baseline: str | None) -> list[str]:
     if baseline is None:
         return cells
     if group.difference is None:
-        return [*cells, *([""] * 4 if group.name == baseline else NO_PAIRS)]
-    return [*cells, *difference_texts(group.difference)]
+        return [*cells, *([""] * len(NO_PAIRS) if group.name == baseline else NO_PAIRS)]
+    return [*cells, *difference_texts(group.difference, group.best_difference)]
 
 
 def show_demo(report: DemoReport) -> None:

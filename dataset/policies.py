@@ -52,6 +52,7 @@ class ViewChoice:
     interpolation: str | None = None
     randaugment_ops: int | None = None
     magnitude: int | None = None
+    strong_every: int | None = None
     mix: str | None = None
     mix_alpha: float | None = None
 
@@ -69,7 +70,7 @@ class ViewChoice:
             )
         box = _given(size=self.size, scale=self.scale, ratio=self.ratio, interpolation=self.interpolation)
         policy = _base(default, base_name, box)
-        operations = _given(num_ops=self.randaugment_ops, magnitude=self.magnitude)
+        operations = _given(num_ops=self.randaugment_ops, magnitude=self.magnitude, strong_every=self.strong_every)
         if plus:
             policy = RandAugment(base=policy, **operations)
         elif operations:

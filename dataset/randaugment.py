@@ -33,6 +33,8 @@ class RandAugment(ViewPolicy):
         base: the views below; where they are finitely many, they are drawn independently here.
         num_ops: n.
         magnitude: 0 to 30.
+        strong_every: of so many slots, the last has operations, and the others are the base's views: with 2, slots are
+            weak and strong by turns.
 
     Raises:
         ViewsError: if a parameter cannot be.
@@ -43,12 +45,15 @@ class RandAugment(ViewPolicy):
     base: ViewPolicy
     num_ops: int = 2
     magnitude: int = 9
+    strong_every: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_ops, int) or not 1 <= self.num_ops <= 16:
             raise ViewsError(f"`randaugment_ops` is {self.num_ops}: choose 1 to 16")
         if not isinstance(self.magnitude, int) or not 0 <= self.magnitude <= _STRONGEST:
             raise ViewsError(f"`magnitude` is {self.magnitude}: choose 0 to {_STRONGEST}")
+        if not isinstance(self.strong_every, int) or self.strong_every < 1:
+            raise ViewsError(f"`strong_every` is {self.strong_every}: choose 1 or more")
 
     @property
     def record_length(self) -> int:
@@ -58,6 +63,11 @@ class RandAugment(ViewPolicy):
     def view_size(self) -> int | None:
         return self.base.view_size
 
+    def facts(self) -> dict[str, Any]:
+        """Without what has its usual value, which caches from before do not name."""
+        found = ViewPolicy.facts(self)
+        return {name: value for name, value in found.items() if (name, value) != ("strong_every", 1)}
+
     def require_pictures(self, sizes: Sizes) -> None:
         self.base.require_pictures(sizes)
 
@@ -66,6 +76,9 @@ class RandAugment(ViewPolicy):
 
     def _draw(self, view_seed: int, slot: int, indices: Indices, sizes: Sizes) -> Records:
         below = self.base.draw_epoch(run_seed=view_seed, epoch=slot, indices=indices, sizes=sizes)
+        if slot % self.strong_every != self.strong_every - 1:
+            identities = np.full((len(indices), self.num_ops), 2 * OPERATIONS.index("Identity"), np.uint16)
+            return np.concatenate((below, identities), axis=1)
         draws = seeded.uniforms(seeded.OPERATIONS, view_seed=view_seed, slot=slot, indices=indices, count=self.num_ops)
         return np.concatenate((below, (draws * (2 * len(OPERATIONS))).astype(np.uint16)), axis=1)
 

@@ -55,10 +55,16 @@ def permutations(keys: UInt64, *, size: int, length: int) -> NDArray[np.uint16]:
     return rows
 
 
-def slot_of_epoch(*, run_seed: int, epoch: int, slots: int) -> int:
-    """The slot that epoch 1, 2, ... trains on: every slot once in each round of V epochs."""
-    turn, position = divmod(epoch - 1, slots)
-    return int(np.argsort(_hash(_SLOT_OF_EPOCH, run_seed, turn, np.arange(slots)), kind="stable")[position])
+def slot_of_epoch(*, run_seed: int, epoch: int, slots: int, place: int = 0, together: int = 1) -> int:
+    """The slot that epoch 1, 2, ... trains on: every slot once in each round of V epochs.
+
+    Args:
+        place, together: of so many slots that a step shows together, which are neighbours, the one at this place.
+    """
+    groups = slots // together
+    turn, position = divmod(epoch - 1, groups)
+    order = np.argsort(_hash(_SLOT_OF_EPOCH, run_seed, turn, np.arange(groups)), kind="stable")
+    return int(order[position]) * together + place
 
 
 def sample_order(*, run_seed: int, epoch: int, samples: int) -> NDArray[np.int64]:

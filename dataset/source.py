@@ -271,5 +271,6 @@ def _empty(slots: int, samples: int, view: Tensor) -> Tensor:
 
 
 def tasks_of(batches: Sequence[Tensor], records: Tensor, sizes: tuple[int | None, ...]) -> Iterator[ViewTask]:
-    """A task for every batch of samples, whose records are rows of (N, R)."""
-    return (ViewTask(indices=batch, records=records[batch][None], sizes=sizes) for batch in batches)
+    """A task for every batch of samples, whose records are rows of (N, R), or of (S, N, R) for several views."""
+    by_view = records if records.dim() == 3 else records[None]
+    return (ViewTask(indices=batch, records=by_view[:, batch], sizes=sizes) for batch in batches)

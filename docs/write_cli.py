@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from demkd.cli import main
+from demkd.option_sections import FIRST, sections_of
 
 PAGE = Path(__file__).with_name("cli.md")
 _WIDTH = 120
@@ -49,8 +50,15 @@ def _section(name: str, command: click.Command) -> str:
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     needed = [f"{option.opts[0]} {_value(option)}" for option in options if option.required]
     usage = " ".join(["demkd", name, *map(_argument, arguments), *needed, *(["[OPTIONS]"] if options else [])])
-    rows = ["| option | meaning | default |", "|---|---|---|", *(_row(option) for option in options)]
-    return "\n\n".join([f"## {name}", _indented(usage), *_paragraphs(command), "\n".join(rows)])
+    return "\n\n".join([f"## {name}", _indented(usage), *_paragraphs(command), *_tables(command)])
+
+
+def _tables(command: click.Command) -> Iterator[str]:
+    """The options, a table for each of their sections; all but the first with its title."""
+    for title, options in sections_of(command).items():
+        if title != FIRST:
+            yield f"**{title}**"
+        yield "\n".join(["| option | meaning | default |", "|---|---|---|", *map(_row, options)])
 
 
 def _paragraphs(command: click.Command) -> list[str]:

@@ -1,10 +1,12 @@
 """From uncertainty to trust: how much each of K teachers is listened to on each sample.
 
 A new weighting is one function and one line of `WEIGHT_FORMS` (what trust an uncertainty earns) or of `UNCERTAINTIES`
-(what uncertainty is); the pipeline knows it then. Weights sum to 1 over the teachers, and carry no gradient.
+(what uncertainty is, seen of all teachers at once); the pipeline knows it then. Weights sum to 1 over the teachers,
+and carry no gradient.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +16,46 @@ from demkd.losses.decoupling import working_precision
 from demkd.losses.entropy import entropy
 
 
-def _entropy(logits: Tensor, _labels: Tensor, temperature: float) -> Tensor:
+def _entropy(logits: Sequence[Tensor], _labels: Tensor, temperature: float) -> Tensor:
     """Uncertainty as DE-MKD and EBKD see it; it knows no label."""
-    return entropy(logits, temperature=temperature)
+    return torch.stack([entropy(z, temperature=temperature) for z in logits])
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def _cross_entropy(logits: Sequence[Tensor], labels: Tensor, temperature: float) -> Tensor:
     """Uncertainty as CA-MKD sees it: how wrong the teacher is about the label (Zhang et al., ICASSP 2022)."""
-    return F.cross_entropy(working_precision(logits) / temperature, labels, reduction="none")
+    return torch.stack([F.cross_entropy(working_precision(z) / temperature, labels, reduction="none") for z in logits])
 
 
-# name -> function of one teacher's logits (B, C), labels (B,) and a temperature: uncertainty (B,), in nats.
-UNCERTAINTIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+def disagreement(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    """How little each of K teachers agrees with the others, of logits (B, C) each, in nats: (K, B).
+
+    -log of the mean over the other teachers j of sum_c p_k(c) p_j(c), the chance that two answers drawn from them name
+    the same class. It knows no label: 0 where all are sure of one class, ln C where nothing is known, and large for a
+    teacher who is sure of what the others think impossible. Of two teachers both are as far from each other, and a
+    single one is as good as any: 0.
+    """
+    log_p = [torch.log_softmax(working_precision(z) / temperature, dim=1) for z in logits]
+    teachers = range(len(log_p))
+    pairs = {(k, j): torch.logsumexp(log_p[k] + log_p[j], dim=1) for k in teachers for j in teachers if k < j}
+    if not pairs:
+        return torch.zeros_like(torch.stack(log_p)[..., 0])
+    others = math.log(len(log_p) - 1)
+    agreement = [torch.stack([pairs[min(k, j), max(k, j)] for j in teachers if j != k]) for k in teachers]
+    # Impossible answers (logits of -inf) may agree with probability 0: uncertain beyond all others, and no infinity.
+    return (others - torch.stack([one.logsumexp(0) for one in agreement])).clamp(0, _NO_AGREEMENT)
+
+
+def _agreement(logits: Sequence[Tensor], _labels: Tensor, temperature: float) -> Tensor:
+    return disagreement(logits, temperature)
+
+
+_NO_AGREEMENT = 1e6  # nats
+
+# name -> function of the K teachers' logits (B, C), labels (B,) and a temperature: uncertainties (K, B), in nats.
+UNCERTAINTIES: dict[str, Callable[[Sequence[Tensor], Tensor, float], Tensor]] = {
     "entropy": _entropy,
     "cross_entropy": _cross_entropy,
+    "agreement": _agreement,
 }
 
 

@@ -24,23 +24,29 @@ class ArgumentError(UserError, ValueError):
 class MethodOptions(TypedDict, total=False):
     """The options of a method, as docs/methods.md explains them; a preset's own where left out."""
 
-    decouple: str | None
+    loss: str | None
+    standardise: bool | None
     kd_weight: float | None
     temperature: float | None
     tckd_weight: float | None
     nckd_weight: float | None
+    batch_weight: float | None
+    target_power: float | None
+    views_per_step: int | None
     warmup: float | None
     hint_weight: float | None
     weight_source: str | None
     weight_form: str | None
     weight_tau: float | None
     entropy_temperature: float | str | None
+    entropy_logits: str | None
     weight_level: str | None
-    weight_on: str | None
-    entropy_scope: str | None
     wrong_teacher: str | None
     feature_weighting: str | None
     fixed_weights: Sequence[float] | None
+    shuffle: str | None
+    weight_on: str | None
+    entropy_scope: str | None
     reduction: str | None
 
 

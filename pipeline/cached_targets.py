@@ -23,12 +23,13 @@ from demkd.pipeline.arguments import (
 )
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.methods import Method, MethodError, require_mixable, require_teacher_count
+from demkd.pipeline.methods import Method, MethodError, require_mixable, require_teacher_count, require_view_count
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.several_views import in_every_view
 from demkd.pipeline.stage_two import cached_policy, require_same_data
-from demkd.pipeline.target_source import BatchTargets
+from demkd.pipeline.target_source import BatchTargets, one_after_another
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,8 @@ class TargetBatch:
     """A batch of an epoch, on the device.
 
     Attributes:
-        views: (B, 3, H, W), float32, normalised: the student's input, in the views that the teachers saw.
+        views: (B, 3, H, W), float32, normalised: the student's input, in the views that the teachers saw. Of several
+            views a step, all samples in the first one, then all in the second, and so on; the others likewise.
         labels: (B,), int64.
         mixture: the same, and what is mixed into these views, where it is.
         indices: (B,), the numbers of the samples.
@@ -122,14 +124,19 @@ class CachedTargets:
         self._labels = source.labels.to(device_)
         self._source, self._policy, self._size = source, policy, policy.side_for(size)
         self._seed, self._device = seed, device_
-        self._teachers = CachedTeachers(
-            opened,
-            self._labels,
-            chosen,
-            views=self.num_views,
-            run_seed=seed,
-            device=device_,
-            hint_layer=by_teacher(hint_layer),
+        require_view_count(chosen, self.num_views)
+        self._teachers = in_every_view(
+            lambda place: CachedTeachers(
+                opened,
+                self._labels,
+                chosen,
+                views=self.num_views,
+                run_seed=seed,
+                device=device_,
+                hint_layer=by_teacher(hint_layer),
+                place=place,
+            ),
+            chosen.views_per_step,
         )
         self._begun = object()
         self.hint_shapes = self._teachers.hint_shapes({})
@@ -152,10 +159,11 @@ class CachedTargets:
         for on_home, views in zip(batches, stream, strict=True):
             if self._begun is not begun:
                 raise RuntimeError(f"epoch {epoch} cannot go on, because another one was begun: take one at a time")
-            indices = on_home.to(self._device)
-            labels = Labels.of(self._labels, indices, self._policy, records[on_home].to(self._device))
+            indices = on_home.to(self._device).repeat(len(records))
+            shown = records[:, on_home].flatten(0, 1).to(self._device)
+            labels = Labels.of(self._labels, indices, self._policy, shown)
             yield TargetBatch(
-                views=self._normalisation.apply(views[self._size][0]),
+                views=self._normalisation.apply(one_after_another(views[self._size])),
                 labels=labels.own,
                 mixture=labels,
                 indices=indices,

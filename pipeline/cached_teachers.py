@@ -7,24 +7,24 @@ N samples, K teachers, B in a batch, C classes.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demkd.cache import Cache, SlotAnswers
+from demkd.cache import Cache, CacheMissingError, SlotAnswers, TeacherCache
 from demkd.dataset import seeded
+from demkd.pipeline.logit_losses import SoftTargets, fuse, loss_temperatures
 from demkd.pipeline.methods import Method
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.target_source import (
     BatchTargets,
     BatchViews,
     EpochViews,
-    SoftTargets,
     as_tensor,
     cached_hint_layers,
-    fuse,
 )
 from demkd.pipeline.weighing import (
     DEFAULT_WEIGHTING,
@@ -58,6 +58,7 @@ class CachedTeachers:
         device: torch.device,
         hint_layer: Mapping[str, str] | None = None,
         target_bytes: int = TARGET_BYTES,
+        place: int = 0,
     ) -> None:
         """Prepare to read.
 
@@ -66,18 +67,18 @@ class CachedTeachers:
             views: train on the first `views` slots.
             hint_layer: as `cached_hint_layers` takes it.
             target_bytes: how large a slot's fused targets may be to be kept in memory.
+            place: of the slots that a step shows together, whose answers these are.
 
         Raises:
             CacheMissingError: if the method needs features, or a temperature, that there are not.
         """
         for teacher in cache.teachers:
-            for temperature in _temperatures(method) if teacher.shape.keep else ():
-                teacher.require_temperature(temperature)
+            _require_enough(teacher, method)
         self._cache, self._labels, self._method = cache, labels, method
         self._views, self._run_seed, self._device = views, run_seed, device
         self._layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
-        self._fuses_whole_slots = 4 * cache.samples * (cache.classes + 4) <= target_bytes
-        self._slot = -1
+        self._fuses_whole_slots = cache.samples * self._target_bytes() <= target_bytes
+        self._slot, self._place = -1, place
         self._weights: TeacherWeights | None = None
         self._targets: SoftTargets | None = None
         self._hints: list[NDArray[np.float16] | Tensor] = []
@@ -91,7 +92,10 @@ class CachedTeachers:
         return [teacher.shape.features[self._layers[teacher.name]] for teacher in self._cache.teachers if self._layers]
 
     def start_epoch(self, epoch: int) -> EpochViews:
-        slot = seeded.slot_of_epoch(run_seed=self._run_seed, epoch=epoch, slots=self._views)
+        together = self._method.views_per_step
+        slot = seeded.slot_of_epoch(
+            run_seed=self._run_seed, epoch=epoch, slots=self._views, place=self._place, together=together
+        )
         self._slot = slot
         self._cache.require_logits(slot, temperatures=_temperatures(self._method))
         answers = self._cache.read_slot(slot)
@@ -101,7 +105,7 @@ class CachedTeachers:
             self._hints = [self._resident(answers) for answers in self._cache.features(slot, self._layers)]
         entropy = as_tensor(answers.entropy).to(self._device)
         self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
-        return EpochViews(records=as_tensor(answers.view), slot=slot)
+        return EpochViews(records=as_tensor(answers.view)[None], slot=slot)
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:  # noqa: ARG002 - teachers saw them already
         assert self._weights is not None, "start_epoch comes first"
@@ -152,8 +156,20 @@ class CachedTeachers:
 
     def _fuse(self, slot: int, rows: slice | Tensor, weights: TeacherWeights) -> SoftTargets:
         """The soft targets of some samples."""
-        logits = self._logits(slot, rows, temperature=self._method.temperature)
+        temperatures = loss_temperatures(self._method)
+        if any(teacher.shape.keep for teacher in self._cache.teachers):
+            logits = {one: self._logits(slot, rows, temperature=one) for one in temperatures}
+        else:
+            logits = dict.fromkeys(temperatures, self._logits(slot, rows, temperature=temperatures[0]))
         return fuse(logits, self._labels[rows], self._method, weights.of_samples(rows))
+
+    def _target_bytes(self) -> int:
+        """Of one sample's fused targets."""
+        one = torch.full((len(self._cache.names), 1), 1 / len(self._cache.names))
+        nothing = dict.fromkeys(loss_temperatures(self._method), [torch.zeros(1, self._cache.classes)] * len(one))
+        weights = TeacherWeights(tckd=one, nckd=one, hint=one)
+        targets = fuse(nothing, torch.zeros(1, dtype=torch.int64), self._method, weights)
+        return sum(getattr(targets, field.name).nbytes for field in fields(targets))
 
     def _fuse_slot(self, slot: int, weights: TeacherWeights) -> SoftTargets:
         parts = [self._fuse(slot, rows, weights) for rows in self._blocks()]
@@ -185,4 +201,23 @@ class CachedTeachers:
 def _temperatures(method: Method) -> tuple[float, ...]:
     """Those at which a method looks at cached logits."""
     looks_again = not uses_cached_entropy(method) and method.weight_source not in ("uniform", "fixed")
-    return (method.temperature, *((method.entropy_temperature,) if looks_again else ()))
+    return (*loss_temperatures(method), *((method.entropy_temperature,) if looks_again else ()))
+
+
+def _require_enough(teacher: TeacherCache, method: Method) -> None:
+    """Refuse what a file of the largest logits cannot give.
+
+    Raises:
+        CacheMissingError: with the cure.
+    """
+    if not teacher.shape.keep:
+        return
+    options = {"`standardise`": method.standardise, "`entropy_logits=standardised`": method.entropy_logits != "raw"}
+    for option, asked in options.items():
+        if asked:
+            raise CacheMissingError(
+                f"{option} needs the mean and deviation of all logits, and teacher {teacher.name} was cached with its "
+                f"{teacher.shape.keep} largest alone: choose a method without it, or cache the teacher without `keep`"
+            )
+    for temperature in _temperatures(method):
+        teacher.require_temperature(temperature)

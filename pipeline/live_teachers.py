@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from demkd.losses import entropy
+from demkd.pipeline.logit_losses import fuse, loss_temperatures
 from demkd.pipeline.methods import Method, MethodError
 from demkd.pipeline.processes import ALONE, World
 from demkd.pipeline.results import TeacherStatistics
-from demkd.pipeline.target_source import BatchTargets, BatchViews, EpochViews, ViewPlan, fuse
+from demkd.pipeline.target_source import BatchTargets, BatchViews, EpochViews, ViewPlan
 from demkd.pipeline.weighing import (
     Shuffle,
     measure_teachers,
@@ -34,13 +35,11 @@ def require_live_weights(method: Method, views: int | str | None) -> None:
         MethodError: with the reason.
     """
     if needs_all_samples(method):
-        source = method.weight_source
-        option = "`weight_level=dataset`" if method.weight_level == "dataset" else f"`weight_source={source}`"
+        option = "`weight_level=dataset`" if method.weight_level == "dataset" else "`shuffle=samples`"
         raise MethodError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
-    if views == "random" and method.weight_source == "shuffled_teachers":
+    if views == "random" and method.shuffle == "teachers":
         raise MethodError(
-            "`weight_source=shuffled_teachers` is drawn once per slot, and `views=random` has no slots: "
-            "give a number of `views`"
+            "`shuffle=teachers` is drawn once per slot, and `views=random` has no slots: give a number of `views`"
         )
 
 
@@ -104,7 +103,8 @@ class LiveTeachers:
         entropies = torch.stack([entropy(z) for z in logits])
         self._measured.append(len(labels) * measure_teachers(entropies, predictions, labels, weights))
         self._samples += len(labels)
-        return BatchTargets(targets=fuse(logits, labels, self._method, weights), hints=hints, hint_weights=weights.hint)
+        at_all = dict.fromkeys(loss_temperatures(self._method), logits)
+        return BatchTargets(targets=fuse(at_all, labels, self._method, weights), hints=hints, hint_weights=weights.hint)
 
     def statistics(self) -> TeacherStatistics | None:
         if not self._measured:

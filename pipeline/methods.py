@@ -21,48 +21,61 @@ class Method:
     """How the student learns from its teachers.
 
     Attributes:
-        decouple: "dkd" (TCKD and NCKD with weights of their own), "coupled" (Hinton's loss) or "none" (labels only).
+        loss: a name in `logit_losses.LOSSES`, such as "dkd" (TCKD and NCKD with weights of their own) or "kd" (Hinton's
+            loss); "none" for labels only.
+        standardise: whether the loss sees standardised logits, of every teacher and of the student.
         kd_weight: the factor of the logit loss as a whole.
         temperature: T of the logit loss.
         tckd_weight, nckd_weight: DKD's alpha and beta.
+        batch_weight: of DIST's and MLKD's terms that compare the samples of a batch, relative to the others.
+        target_power: OFA's gamma.
+        views_per_step: in how many views a step shows each sample: neighbouring slots.
         warmup: the share of the schedule over which the logit loss is faded in; 0 for none.
         hint_weight: gamma, divided by K; 0 for no features.
-        weight_source: "entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers" or "shuffled_samples".
+        weight_source: a name in `losses.UNCERTAINTIES`, "uniform" or "fixed".
         weight_form: a name in `losses.WEIGHT_FORMS`.
         weight_tau: the temperature of the form's softmax.
         entropy_temperature: the temperature at which teachers are asked how sure they are.
+        entropy_logits: "raw", or "standardised": which logits teachers' uncertainties are of.
         weight_level: "sample", or "dataset": uncertainties are averaged over a slot first.
-        weight_on: "both", or only "nckd" or "tckd"; the other part gets 1 / K.
-        entropy_scope: "full", or "decoupled": the entropy of b for TCKD, of q for NCKD.
         wrong_teacher: "keep", or "mask": a teacher whose prediction is wrong gets no weight.
         feature_weighting: "shared" (the logits' weights) or "uniform".
         fixed_weights: the weights by teacher for the source "fixed".
-        reduction: "normalised", or "released": the loss scales of CA-MKD's repository.
+        shuffle: a control: "none", or "teachers" or "samples", whose weights change places.
+        weight_on: a control: "both", or only "nckd" or "tckd"; the other part gets 1 / K.
+        entropy_scope: a control: "full", or "decoupled": the entropy of b for TCKD, of q for NCKD.
+        reduction: a control: "normalised", or "released": the loss scales of CA-MKD's repository.
     """
 
     name: str
-    decouple: str = "dkd"
+    loss: str = "dkd"
+    standardise: bool = False
     kd_weight: float = 1.0
     temperature: float = 4.0
     tckd_weight: float = 1.0
     nckd_weight: float = 8.0
+    batch_weight: float = 1.0
+    target_power: float = 1.5
+    views_per_step: int = 1
     warmup: float = 20 / 240
     hint_weight: float = 0.0
     weight_source: str = "entropy"
     weight_form: str = "one_minus_softmax"
     weight_tau: float = 1.0
     entropy_temperature: float = 1.0
+    entropy_logits: str = "raw"
     weight_level: str = "sample"
-    weight_on: str = "both"
-    entropy_scope: str = "full"
     wrong_teacher: str = "keep"
     feature_weighting: str = "shared"
     fixed_weights: tuple[float, ...] = ()
+    shuffle: str = "none"
+    weight_on: str = "both"
+    entropy_scope: str = "full"
     reduction: str = "normalised"
 
     @property
     def needs_teachers(self) -> bool:
-        return self.decouple != "none"
+        return self.loss != "none"
 
     @property
     def needs_features(self) -> bool:
@@ -71,33 +84,57 @@ class Method:
 
 _HINT_WEIGHT = 50.0  # CA-MKD's, divided by K where it is used
 
+# In the order of --help. Where a paper's page gives one setting for all pairs, it is that; see docs/methods.md.
 METHODS: dict[str, Method] = {
-    "ce": Method(name="ce", decouple="none", weight_source="uniform", warmup=0.0),
-    "kd": Method(name="kd", decouple="coupled", weight_source="uniform", warmup=0.0),
-    "dkd": Method(name="dkd", weight_source="uniform"),
-    "ebkd": Method(name="ebkd", decouple="coupled", weight_form="one_minus_share", warmup=0.0),
-    "ca-mkd": Method(
-        name="ca-mkd", decouple="coupled", weight_source="cross_entropy", warmup=0.0, hint_weight=_HINT_WEIGHT
+    "ce": Method(name="ce", loss="none", weight_source="uniform", warmup=0.0),
+    "kd": Method(name="kd", loss="kd", weight_source="uniform", warmup=0.0),
+    "kd-ls": Method(
+        name="kd-ls", loss="kd", standardise=True, kd_weight=9.0, temperature=2.0, weight_source="uniform", warmup=0.0
     ),
+    "dkd": Method(name="dkd", weight_source="uniform"),
+    "dkd-ls": Method(name="dkd-ls", standardise=True, kd_weight=9.0, temperature=2.0, weight_source="uniform"),
+    "ttm": Method(name="ttm", loss="ttm", kd_weight=45.0, temperature=10.0, weight_source="uniform", warmup=0.0),
+    "wttm": Method(name="wttm", loss="wttm", kd_weight=4.0, temperature=5.0, weight_source="uniform", warmup=0.0),
+    "dist": Method(name="dist", loss="dist", kd_weight=2.0, weight_source="uniform", warmup=0.0),
+    "mlkd": Method(name="mlkd", loss="mlkd", kd_weight=9.0, batch_weight=0.5, weight_source="uniform", warmup=0.0),
+    "mlkd-ls": Method(
+        name="mlkd-ls",
+        loss="mlkd",
+        standardise=True,
+        kd_weight=9.0,
+        temperature=2.0,
+        batch_weight=0.5,
+        weight_source="uniform",
+        warmup=0.0,
+    ),
+    "ofa": Method(name="ofa", loss="ofa", temperature=1.0, weight_source="uniform", warmup=0.0),
+    "ebkd": Method(name="ebkd", loss="kd", weight_form="one_minus_share", warmup=0.0),
+    "ca-mkd": Method(name="ca-mkd", loss="kd", weight_source="cross_entropy", warmup=0.0, hint_weight=_HINT_WEIGHT),
     "de-mkd-logits": Method(name="de-mkd-logits"),
     "de-mkd": Method(name="de-mkd", hint_weight=_HINT_WEIGHT),
 }
 
-# The words of an option, for --help, which imports no PyTorch; weightings that a user adds need not be here (`_words`).
+# The words of an option, for --help, which imports no PyTorch; what a user adds need not be here (`_words`).
 CHOICES: dict[str, tuple[str, ...]] = {
-    "decouple": ("dkd", "coupled"),
-    "weight_source": ("entropy", "cross_entropy", "uniform", "fixed", "shuffled_teachers", "shuffled_samples"),
+    "loss": ("dkd", "kd", "ttm", "wttm", "dist", "mlkd", "ofa"),
+    "weight_source": ("entropy", "cross_entropy", "agreement", "uniform", "fixed"),
     "weight_form": ("one_minus_softmax", "softmax", "one_minus_share", "inverse"),
+    "entropy_logits": ("raw", "standardised"),
     "weight_level": ("sample", "dataset"),
-    "weight_on": ("both", "nckd", "tckd"),
-    "entropy_scope": ("full", "decoupled"),
     "wrong_teacher": ("keep", "mask"),
     "feature_weighting": ("shared", "uniform"),
+}
+# Those of a study's controls: what tells whether a part of a method is worth anything, and makes no better student.
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "shuffle": ("none", "teachers", "samples"),
+    "weight_on": ("both", "nckd", "tckd"),
+    "entropy_scope": ("full", "decoupled"),
     "reduction": ("normalised", "released"),
 }
-ENTROPY_SOURCES = frozenset({"entropy", "shuffled_teachers", "shuffled_samples"})
-_POSITIVE = ("temperature", "weight_tau", "entropy_temperature")
-_NUMBERS = (*_POSITIVE, "kd_weight", "tckd_weight", "nckd_weight", "warmup", "hint_weight")
+_WORDS = {**CHOICES, **CONTROLS}
+_WITH_A_LABEL = ("dkd", "ofa")  # losses that ask which class is the label's
+_POSITIVE = ("temperature", "weight_tau", "entropy_temperature", "target_power")
+_NUMBERS = (*_POSITIVE, "kd_weight", "tckd_weight", "nckd_weight", "batch_weight", "warmup", "hint_weight")
 
 
 def choose_method(name: str, **options: Any) -> Method:
@@ -116,7 +153,7 @@ def choose_method(name: str, **options: Any) -> Method:
     if changes.get("entropy_temperature") == "kd":
         changes["entropy_temperature"] = changes.get("temperature", METHODS[name].temperature)
     for key, value in changes.items():
-        if value != getattr(METHODS[name], key):  # decouple = "none" is ce's own, in a run's recipe, and no choice
+        if value != getattr(METHODS[name], key):  # loss = "none" is ce's own, in a run's recipe, and no choice
             _require_known_value(key, value)
     method = replace(METHODS[name], **changes)
     _require_possible_loss(method)
@@ -140,6 +177,19 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
         )
 
 
+def require_view_count(method: Method, views: int) -> None:
+    """Refuse a number of slots that steps of several views cannot share out.
+
+    Raises:
+        MethodError: with both numbers.
+    """
+    if views % method.views_per_step:
+        raise MethodError(
+            f"`views` is {views}, which is no multiple of the {method.views_per_step} that a step shows together "
+            "(`views_per_step`): choose another number"
+        )
+
+
 def require_mixable(method: Method) -> None:
     """Refuse what needs one label a sample, where views are mixed of two samples.
 
@@ -147,10 +197,10 @@ def require_mixable(method: Method) -> None:
         MethodError: with the reason.
     """
     reason = "needs one label a picture, and mixed pictures have two"
-    if method.decouple == "dkd":
+    if method.loss in _WITH_A_LABEL:
+        said = "the decoupled loss" if method.loss == "dkd" else "OFA's loss"
         raise MethodError(
-            f"the decoupled loss of {method.name} {reason}: choose kd, ebkd or another with `decouple=coupled`, or "
-            "leave `mix` out"
+            f"{said} of {method.name} {reason}: choose kd, ebkd or another with `loss=kd`, or leave `mix` out"
         )
     if method.needs_teachers and method.weight_source == "cross_entropy":
         raise MethodError(f"`weight_source=cross_entropy` {reason}: choose entropy, or leave `mix` out")
@@ -159,20 +209,30 @@ def require_mixable(method: Method) -> None:
 
 
 def _require_known_value(key: str, value: Any) -> None:
-    if key in CHOICES and value not in (words := _words(key)):
+    if key in _WORDS and value not in (words := _words(key)):
         raise MethodError(f"`{key}` cannot be {value!r}: choose one of {', '.join(words)}")
-    if key in _NUMBERS and not isinstance(value, Real):
+    if key == "standardise" and not isinstance(value, bool):
+        raise MethodError(f"`{key}` cannot be {value!r}: it must be true or false")
+    if key == "views_per_step" and (type(value) is not int or value < 1):
+        raise MethodError(f"`{key}` cannot be {value!r}: it must be 1 or a larger whole number")
+    if key in _NUMBERS:
+        _require_number(key, value)
+
+
+def _require_number(key: str, value: Any) -> None:
+    if not isinstance(value, Real):
         raise MethodError(f"`{key}` cannot be {value!r}: it must be a number")
-    if key in _NUMBERS and (not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE)):
+    if not math.isfinite(value) or value < 0 or (value == 0 and key in _POSITIVE):
         raise MethodError(f"`{key}` cannot be {value}: it must {'be above' if key in _POSITIVE else 'not be below'} 0")
 
 
 def _words(key: str) -> tuple[str, ...]:
-    """The words of an option, and the names of weightings that a user added to `demkd.losses`."""
+    """The words of an option, and the names of losses and weightings that a user added."""
     from demkd.losses import UNCERTAINTIES, WEIGHT_FORMS
+    from demkd.pipeline.logit_losses import LOSSES
 
-    weightings: dict[str, Iterable[str]] = {"weight_form": WEIGHT_FORMS, "weight_source": UNCERTAINTIES}
-    return tuple(dict.fromkeys((*CHOICES[key], *weightings.get(key, ()))))
+    tables: dict[str, Iterable[str]] = {"loss": LOSSES, "weight_form": WEIGHT_FORMS, "weight_source": UNCERTAINTIES}
+    return tuple(dict.fromkeys((*_WORDS[key], *tables.get(key, ()))))
 
 
 def _are_shares(values: Any) -> bool:
@@ -182,7 +242,7 @@ def _are_shares(values: Any) -> bool:
 
 
 def _require_possible_loss(method: Method) -> None:
-    factors = (method.tckd_weight, method.nckd_weight) if method.decouple == "dkd" else (1.0,)
+    factors = (method.tckd_weight, method.nckd_weight) if method.loss == "dkd" else (1.0,)
     has_logit_loss = method.needs_teachers and method.kd_weight > 0 and any(factors)
     if method.needs_features and not method.needs_teachers:
         raise MethodError("the method ce has no teachers, so there are no features for `hint_weight`: leave it out")
@@ -191,11 +251,11 @@ def _require_possible_loss(method: Method) -> None:
             "with factors of 0 (`kd_weight`, or `tckd_weight` and `nckd_weight`; and `hint_weight`) nothing is learnt "
             "from the teachers; choose the method ce"
         )
-    if method.decouple != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
+    if method.loss != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
         raise MethodError(
             "`weight_on` and `entropy_scope` need the two parts of DKD's loss, and this loss is not decoupled"
         )
-    if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.decouple != "coupled"):
+    if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.loss != "kd"):
         raise MethodError("`reduction=released` is known for kd, ebkd and ca-mkd, with their coupled loss")
 
 
@@ -204,10 +264,14 @@ def _require_possible_weights(method: Method) -> None:
         raise MethodError("`fixed_weights` and `weight_source=fixed` go together: give both or neither")
     if method.fixed_weights and not _are_shares(method.fixed_weights):
         raise MethodError(f"`fixed_weights` cannot be {method.fixed_weights!r}: none may be below 0, their sum is 1")
-    if method.entropy_scope == "decoupled" and method.weight_source not in ENTROPY_SOURCES:
-        raise MethodError("`entropy_scope=decoupled` needs a `weight_source` of entropies")
-    if method.weight_source == "shuffled_samples" and method.weight_level == "dataset":
-        raise MethodError("`weight_level=dataset` gives all samples the same weights: shuffled_samples changes nothing")
+    if method.entropy_scope == "decoupled" and method.weight_source != "entropy":
+        raise MethodError("`entropy_scope=decoupled` needs `weight_source=entropy`")
+    if method.shuffle == "samples" and method.weight_level == "dataset":
+        raise MethodError(
+            "`weight_level=dataset` gives all samples the same weights: `shuffle=samples` changes nothing"
+        )
+    if method.shuffle != "none" and method.weight_source == "uniform" and method.wrong_teacher == "keep":
+        raise MethodError("`weight_source=uniform` gives all teachers the same weights: `shuffle` changes nothing")
 
 
 # The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (docs/methods.md).

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from demkd.dataset import ViewPolicy
-from demkd.losses import CoupledTargets, decoupled_kd_loss, hint_loss, kd_loss, label_loss
+from demkd.losses import hint_loss, label_loss
+from demkd.pipeline.logit_losses import LOSSES, logit_terms
 from demkd.pipeline.methods import RELEASED_SCALES, Method
-from demkd.pipeline.target_source import BatchTargets, SoftTargets
+from demkd.pipeline.target_source import BatchTargets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,20 +66,23 @@ class Objective:
     def terms(self, logits: Tensor, labels: Labels, batch_targets: BatchTargets, guesses: Sequence[Tensor]) -> Tensor:
         """Every term's mean over the batch, not yet weighted: (L,).
 
+        What compares samples with each other (DIST, MLKD) compares those given here. Where several processes share a
+        step, that is each one's part of it, unless the logits and targets were gathered before.
+
         Args:
             logits: (B, C), the student's.
             guesses: the student's features by teacher, adapted to the teacher's shape.
         """
         terms = {"label_loss": self._label_loss(logits, labels)}
         if batch_targets.targets is not None:
-            terms |= self._logit_terms(logits, labels.own, batch_targets.targets)
+            terms |= logit_terms(logits, labels.own, batch_targets.targets, self._method)
         if guesses:
             assert batch_targets.hint_weights is not None
             distances = torch.stack(
                 [hint_loss(a, h) for a, h in zip(guesses, batch_targets.hints, strict=True)]
             )  # (K, B)
             terms["hint_loss"] = (batch_targets.hint_weights * distances).sum(0)
-        return torch.stack([terms[name] for name in self.names]).mean(1)
+        return torch.stack([terms[name].mean() for name in self.names])
 
     def _label_loss(self, logits: Tensor, labels: Labels) -> Tensor:
         """(B,); of two labels the mean, by their shares."""
@@ -90,19 +94,8 @@ class Objective:
     def _factors(self, *, epoch: int) -> dict[str, float]:
         method, factors = self._method, {"label_loss": 1.0}
         kd_weight = self.fade_in(epoch) * self._kd_weight
-        if method.decouple == "coupled":
-            factors["kd_loss"] = kd_weight
-        if method.decouple == "dkd":
-            factors["target_class_kd"] = kd_weight * method.tckd_weight
-            factors["non_target_class_kd"] = kd_weight * method.nckd_weight
+        if method.needs_teachers:
+            factors |= {name: kd_weight * own for name, own in LOSSES[method.loss].factors(method).items()}
         if method.needs_features:
             factors["hint_loss"] = self._hint_weight
         return factors
-
-    def _logit_terms(self, logits: Tensor, labels: Tensor, targets: SoftTargets) -> dict[str, Tensor]:
-        """The terms of the teachers' logits, (B,) each."""
-        temperature = self._method.temperature
-        if isinstance(targets, CoupledTargets):
-            return {"kd_loss": kd_loss(logits, targets, temperature=temperature)}
-        tckd, nckd = decoupled_kd_loss(logits, labels, targets, temperature=temperature)
-        return {"target_class_kd": tckd, "non_target_class_kd": nckd}

@@ -156,7 +156,11 @@ def view_words(facts: Mapping[str, Any]) -> dict[str, Any]:
     if name in ("mixup", "cutmix") and isinstance(base, Mapping):
         return {**view_words(base), "mix": name, "mix_alpha": facts.get("alpha")}
     if name == "randaugment" and isinstance(base, Mapping):
-        numbers = {"randaugment_ops": facts.get("num_ops"), "magnitude": facts.get("magnitude")}
+        numbers = {
+            "randaugment_ops": facts.get("num_ops"),
+            "magnitude": facts.get("magnitude"),
+            "strong_every": facts.get("strong_every", 1),
+        }
         return {**view_words(base), "view": f"{base.get('policy')}+{name}", **numbers}
     if name == "resized-crop":
         return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}}

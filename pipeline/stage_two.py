@@ -29,12 +29,13 @@ from demkd.pipeline.loading import (
     load_teacher,
     require_teachers,
 )
-from demkd.pipeline.methods import require_mixable, require_teacher_count
+from demkd.pipeline.methods import require_mixable, require_teacher_count, require_view_count
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
 from demkd.pipeline.requests import DistillRequest, StudentRequest
 from demkd.pipeline.results import RunReport
 from demkd.pipeline.runs import open_run
+from demkd.pipeline.several_views import in_every_view
 from demkd.pipeline.target_source import (
     LabelsOnly,
     TargetSource,
@@ -66,8 +67,12 @@ def distill(request: DistillRequest, compute: Compute, progress: Progress) -> Ru
     Raises:
         UserError: of any room; the run goes on when called again.
     """
-    if request.method.decouple == "dkd" and request.train.classes == 2:
+    if request.method.loss == "dkd" and request.train.classes == 2:
         progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
+    if request.method.standardise and request.train.classes == 2:
+        progress.warn(
+            "with two classes standardised logits say which is larger, and nothing else: the loss has no slope"
+        )
     if request.cache is not None:
         return _distill_cached(request, request.cache, compute, progress)
     return _distill_live(request, compute, progress)
@@ -79,6 +84,7 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
         policy, views, view_seed = _cached_views(request, cache, folder)
         require_teachers(request.hint_layer, cache.names, option="hint_layer")
         method, seed = request.method, request.options.seed
+        require_view_count(method, views)
         if policy.mixes:
             require_mixable(method)
         hint_layers: dict[str, str] = {}
@@ -97,9 +103,13 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
             digests={f"teacher_{teacher.name}": teacher.provenance.fingerprint() for teacher in cache.teachers},
         )
         labels = _training_labels(request)
-        target_source: TargetSource
-        if method.needs_teachers:
-            target_source = CachedTeachers(
+        together = method.views_per_step
+
+        def source_of(place: int) -> TargetSource:
+            if not method.needs_teachers:
+                views_of = scheduled_views(cache.view, slots=views, run_seed=seed, place=place, together=together)
+                return LabelsOnly(views_of)
+            return CachedTeachers(
                 cache,
                 labels.to(compute.device),
                 method,
@@ -107,10 +117,10 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
                 run_seed=seed,
                 device=compute.device,
                 hint_layer=hint_layers,
+                place=place,
             )
-        else:
-            target_source = LabelsOnly(scheduled_views(cache.view, slots=views, run_seed=seed))
-        return _run(request, recipe, labels, target_source, compute, progress)
+
+        return _run(request, recipe, labels, in_every_view(source_of, together), compute, progress)
 
 
 def _distill_live(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
@@ -120,7 +130,10 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
     if policy.mixes:
         require_mixable(request.method)
     view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
-    plan = _live_plan(request, policy, views, view_seed)
+    together = request.method.views_per_step
+    if isinstance(views, int):
+        require_view_count(request.method, views)
+    plans = [_live_plan(request, policy, views, view_seed, place=place) for place in range(together)]
     loaded = [
         load_teacher(
             spec,
@@ -148,19 +161,22 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
         digests=_live_digests(request, loaded),
     )
     labels = _training_labels(request)
-    target_source: TargetSource = LabelsOnly(plan)
-    if request.method.needs_teachers:
-        target_source = LiveTeachers(
+
+    def source_of(place: int) -> TargetSource:
+        if not request.method.needs_teachers:
+            return LabelsOnly(plans[place])
+        return LiveTeachers(
             teachers,
             labels.to(compute.device),
             request.method,
-            plan,
+            plans[place],
             run_seed=request.options.seed,
             hint_layer=hint_layers,
             view_sizes=[policy.side_for(network.input.size) for _, network in loaded],
             world=compute.world,
         )
-    return _run(request, recipe, labels, target_source, compute, progress)
+
+    return _run(request, recipe, labels, in_every_view(source_of, together), compute, progress)
 
 
 def require_same_data(cached: TeacherCache, source: ImageSource) -> None:
@@ -215,16 +231,20 @@ def _live_view_count(request: DistillRequest, policy: ViewPolicy) -> int | str:
     return request.views
 
 
-def _live_plan(request: DistillRequest, policy: ViewPolicy, views: int | str, view_seed: int) -> ViewPlan:
+def _live_plan(
+    request: DistillRequest, policy: ViewPolicy, views: int | str, view_seed: int, *, place: int
+) -> ViewPlan:
     """The view plan of a run without a cache: the slots a cache would have, or independent views."""
-    samples, seed = len(request.train), request.options.seed
+    samples, seed, together = len(request.train), request.options.seed, request.method.views_per_step
     if isinstance(views, str):
-        return independent_views(policy, request.train, run_seed=seed)
+        return independent_views(policy, request.train, run_seed=seed, place=place, together=together)
     everyone, sizes = torch.arange(samples).numpy(), request.train.sizes
     return scheduled_views(
         lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone, sizes=sizes)[0],
         slots=views,
         run_seed=seed,
+        place=place,
+        together=together,
     )
 
 

@@ -139,7 +139,16 @@ def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[
     lines = tables.pop("runs", None)
     if not isinstance(lines, Mapping) or not all(isinstance(line, Mapping) for line in lines.values()) or not lines:
         raise SweepError(f"the sweep {path} has no runs: give each line of the comparison a table [runs.NAME]")
-    runs = [run for line, own in lines.items() for run in _runs_of(line, {**tables, **own}, out, known)]
+    return plan_runs({line: {**tables, **own} for line, own in lines.items()}, out, known)
+
+
+def plan_runs(lines: Mapping[str, Mapping[str, Any]], out: Path, known: Mapping[str, SweepOption]) -> list[SweepRun]:
+    """Every combination of the options of every line.
+
+    Raises:
+        SweepError: if some cannot be made; naming them.
+    """
+    runs = [run for line, options in lines.items() for run in _runs_of(line, options, out, known)]
     _require_own_folders(runs)
     return runs
 

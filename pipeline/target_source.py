@@ -15,17 +15,13 @@ from torch import Tensor
 
 from demkd.cache import CacheMissingError, TeacherCache
 from demkd.dataset import ImageSource, Records, ViewPolicy, seeded
-from demkd.losses import CoupledTargets, DecoupledTargets, fuse_coupled, fuse_decoupled
-from demkd.pipeline.methods import Method
+from demkd.pipeline.logit_losses import SoftTargets
 from demkd.pipeline.results import TeacherStatistics
-from demkd.pipeline.weighing import TeacherWeights
-
-SoftTargets = CoupledTargets | DecoupledTargets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochViews:
-    """The records (N, R) of the views that all samples show in an epoch, and the slot they came from, if from one."""
+    """The records (S, N, R) of the S views that all samples show in an epoch, and the first one's slot, if any."""
 
     records: Tensor
     slot: int | None
@@ -63,7 +59,7 @@ class TargetSource(Protocol):
         """Prepare epoch 1, 2, ..."""
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:
-        """What the teachers say about samples (B,) in the epoch's views."""
+        """What the teachers say about samples (B,) in the epoch's views; of S of them, all in each: (S B,)."""
 
     def statistics(self) -> TeacherStatistics | None:
         """How the teachers were weighted in this epoch."""
@@ -72,23 +68,27 @@ class TargetSource(Protocol):
 ViewPlan = Callable[[int], EpochViews]
 
 
-def scheduled_views(records_of: Callable[[int], Records], *, slots: int, run_seed: int) -> ViewPlan:
+def scheduled_views(
+    records_of: Callable[[int], Records], *, slots: int, run_seed: int, place: int = 0, together: int = 1
+) -> ViewPlan:
     """Epoch e shows slot `slot_of_epoch(e)`, whose records (N, R) are `records_of(slot)`."""
 
     def plan(epoch: int) -> EpochViews:
-        slot = seeded.slot_of_epoch(run_seed=run_seed, epoch=epoch, slots=slots)
-        return EpochViews(records=as_tensor(records_of(slot)), slot=slot)
+        slot = seeded.slot_of_epoch(run_seed=run_seed, epoch=epoch, slots=slots, place=place, together=together)
+        return EpochViews(records=as_tensor(records_of(slot))[None], slot=slot)
 
     return plan
 
 
-def independent_views(policy: ViewPolicy, source: ImageSource, *, run_seed: int) -> ViewPlan:
-    """Every epoch draws every sample's view anew, as ordinary training does."""
+def independent_views(
+    policy: ViewPolicy, source: ImageSource, *, run_seed: int, place: int = 0, together: int = 1
+) -> ViewPlan:
+    """Every epoch draws every sample's view anew, as ordinary training does; of several together, that at a place."""
 
     def plan(epoch: int) -> EpochViews:
-        everyone = np.arange(len(source))
-        records = policy.draw_epoch(run_seed=run_seed, epoch=epoch, indices=everyone, sizes=source.sizes)
-        return EpochViews(records=as_tensor(records), slot=None)
+        everyone, turn = np.arange(len(source)), (epoch - 1) * together + place + 1
+        records = policy.draw_epoch(run_seed=run_seed, epoch=turn, indices=everyone, sizes=source.sizes)
+        return EpochViews(records=as_tensor(records)[None], slot=None)
 
     return plan
 
@@ -114,19 +114,6 @@ class LabelsOnly:
 
     def statistics(self) -> None:
         return None
-
-
-def fuse(logits: Sequence[Tensor], labels: Tensor, method: Method, weights: TeacherWeights) -> SoftTargets:
-    """The soft targets of B samples from K teachers' logits, (B, C) each."""
-    if method.decouple == "coupled":
-        return fuse_coupled(logits, weights=weights.nckd, temperature=method.temperature)
-    return fuse_decoupled(
-        logits,
-        labels,
-        tckd_weights=weights.tckd,
-        nckd_weights=weights.nckd,
-        temperature=method.temperature,
-    )
 
 
 def cached_hint_layers(files: Sequence[TeacherCache], chosen: Mapping[str, str]) -> dict[str, str]:
@@ -158,6 +145,11 @@ def _cached_hint_layer(file: TeacherCache, chosen: str | None) -> str:
             "(`hint_layer`), or call `cache_teachers` again with more `features`, which keeps these"
         )
     return fitting[0]
+
+
+def one_after_another(views: Sequence[Tensor]) -> Tensor:
+    """The views of a batch, (B, 3, H, W) each, as one batch of all."""
+    return views[0] if len(views) == 1 else torch.cat(list(views))
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:

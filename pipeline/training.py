@@ -29,7 +29,7 @@ from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
-from demkd.pipeline.target_source import BatchTargets, TargetSource
+from demkd.pipeline.target_source import BatchTargets, TargetSource, one_after_another
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -173,13 +173,13 @@ class Trainer:
         learning_rate = self.learning_rate
         for step, (indices, made) in enumerate(zip(batches, stream, strict=True)):
             self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
-            views = {size: of_slots[0] for size, of_slots in made.items()}
+            views = {size: one_after_another(of_slots) for size, of_slots in made.items()}
             # Gradients become the mean over processes, and are to be that over samples.
             share = len(indices) * self._world.size / len(whole[step])
-            on_device = indices.to(device)
+            on_device = indices.to(device).repeat(len(records))  # once for each view
             given = StepInput(
                 views=views[settings.size],
-                labels=Labels.of(self._labels, on_device, self._policy, records[indices].to(device)),
+                labels=Labels.of(self._labels, on_device, self._policy, records[:, indices].flatten(0, 1).to(device)),
                 targets=self._target_source.batch_targets(on_device, views),
                 factors=factors,
                 share=share,

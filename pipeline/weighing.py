@@ -16,11 +16,12 @@ from demkd.losses import (
     entropy_weights,
     mask_wrong_teachers,
     non_target_class_entropy,
+    standardised,
     target_class_entropy,
     uniform_weights,
     wrong_and_trusted,
 )
-from demkd.pipeline.methods import ENTROPY_SOURCES, METHODS, Method
+from demkd.pipeline.methods import METHODS, Method
 from demkd.pipeline.results import TeacherStatistics
 
 DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
@@ -29,7 +30,11 @@ DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
 NOT_ABOUT_WEIGHTS = (
     *(
         "name",
-        "decouple",
+        "loss",
+        "standardise",
+        "batch_weight",
+        "target_power",
+        "views_per_step",
         "kd_weight",
         "temperature",
         "tckd_weight",
@@ -72,10 +77,10 @@ class Shuffle:
     @classmethod
     def draw(cls, method: Method, *, seed: int, slot: int, teachers: int, samples: int) -> "Shuffle":
         """The shuffle of a slot, the same in every epoch that reads it."""
-        if method.weight_source == "shuffled_teachers":
+        if method.shuffle == "teachers":
             order = seeded.shuffled_teachers(seed=seed, slot=slot, samples=samples, teachers=teachers)
             return cls(teachers=torch.from_numpy(order))
-        if method.weight_source == "shuffled_samples":
+        if method.shuffle == "samples":
             return cls(samples=torch.from_numpy(seeded.shuffled_samples(seed=seed, slot=slot, samples=samples)))
         return cls()
 
@@ -99,26 +104,27 @@ def is_default(method: Method) -> bool:
 
 def uses_cached_entropy(method: Method) -> bool:
     """Whether the weights follow from the entropies that a cache holds, without its logits."""
-    return (
-        method.weight_source in ENTROPY_SOURCES and method.entropy_temperature == 1.0 and method.entropy_scope == "full"
-    )
+    plain = method.entropy_temperature == 1.0 and method.entropy_logits == "raw" and method.entropy_scope == "full"
+    return plain and method.weight_source == "entropy"
 
 
 def needs_all_samples(method: Method) -> bool:
     """Whether a sample's weights depend on other samples, so that live teachers cannot give them batch by batch."""
-    return method.weight_level == "dataset" or method.weight_source == "shuffled_samples"
+    return method.weight_level == "dataset" or method.shuffle == "samples"
 
 
 def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method) -> Uncertainty:
     """The uncertainty of K teachers from their logits, (B, C) each, and the labels (B,)."""
     temperature = method.entropy_temperature
+    if method.entropy_logits == "standardised":
+        logits = [standardised(z) for z in logits]
     if method.entropy_scope == "decoupled":
         return Uncertainty(
             tckd=torch.stack([target_class_entropy(z, labels, temperature=temperature) for z in logits]),
             nckd=torch.stack([non_target_class_entropy(z, labels, temperature=temperature) for z in logits]),
         )
-    measure = UNCERTAINTIES.get(method.weight_source, UNCERTAINTIES["entropy"])  # what is shuffled are entropies
-    values = torch.stack([measure(z, labels, temperature) for z in logits])
+    measure = UNCERTAINTIES.get(method.weight_source, UNCERTAINTIES["entropy"])  # uniform and fixed read none
+    values = measure(logits, labels, temperature)
     return Uncertainty(tckd=values, nckd=values)
 
 

@@ -7,24 +7,31 @@ import itertools
 import json
 import re
 import tomllib
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from demkd.errors import UserError
+from demkd.report.pairs import ComparisonError, Difference, corrected, paired
 
-CONFIDENCE = 0.95
+__all__ = [
+    "DIGEST",
+    "Comparison",
+    "ComparisonError",
+    "Difference",
+    "FinishedRun",
+    "Group",
+    "compare_runs",
+    "first_of_equal_runs",
+    "group_runs",
+    "read_run",
+]
+
 _NOT_CHOICES = frozenset({"seed", "sources"})
 _SELF_EXPLAINING = ("student", "method")
 _LABELS_ONLY = "labels only"  # the method of train, whose recipes name none
 DIGEST = "digest of "
-
-
-class ComparisonError(UserError, ValueError):
-    """Runs that cannot be compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,29 +59,15 @@ class FinishedRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """A group against the baseline, over the seeds that both have, in the last epoch.
-
-    Attributes:
-        mean: of the paired differences of top-1.
-        low, high: its 95 % confidence interval (paired t-test); None with fewer than two seeds.
-        detectable: half of the interval's width: the smallest difference that these seeds could tell from none.
-    """
-
-    seeds: int
-    mean: float
-    low: float | None
-    high: float | None
-    detectable: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
     """Runs that differ in the seed alone.
 
     Attributes:
         name: what tells the group from the others, in words.
+        last, best: means of the last epoch's top-1, and of each run's best.
         last_std, best_std: sample standard deviations; None for a single run.
+        last_by_seed, best_by_seed: every run's, in the order of `seeds`.
+        difference, best_difference: of the two to the baseline's; None for the baseline, and without a common seed.
     """
 
     name: str
@@ -83,7 +76,10 @@ class Group:
     last_std: float | None
     best: float
     best_std: float | None
-    difference: Difference | None
+    last_by_seed: tuple[float, ...]
+    best_by_seed: tuple[float, ...]
+    difference: Difference | None = None
+    best_difference: Difference | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,11 +178,10 @@ def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) ->
         if len(set(seeds)) < len(seeds):
             raise ComparisonError(f"{name} has a seed twice ({seeds}): give each run once")
     base = _baseline(members_of, baseline)
-    groups = tuple(
-        _group(name, members, None if base is None or name == base else members_of[base])
-        for name, members in members_of.items()
-    )
-    return Comparison(groups=groups, baseline=base)
+    groups = [_group(name, members) for name, members in members_of.items()]
+    if base is not None:
+        groups = _against(groups, next(group for group in groups if group.name == base))
+    return Comparison(groups=tuple(groups), baseline=base)
 
 
 def _names(choices: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -251,8 +246,8 @@ def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | Non
     raise ComparisonError(f"there is no baseline {wanted!r}: choose one of {'; '.join(members_of)}, or a run's folder")
 
 
-def _group(name: str, members: Sequence[FinishedRun], base: Sequence[FinishedRun] | None) -> Group:
-    last, best = [run.last for run in members], [run.best for run in members]
+def _group(name: str, members: Sequence[FinishedRun]) -> Group:
+    last, best = tuple(run.last for run in members), tuple(run.best for run in members)
     return Group(
         name=name,
         seeds=tuple(run.seed for run in members),
@@ -260,25 +255,22 @@ def _group(name: str, members: Sequence[FinishedRun], base: Sequence[FinishedRun
         last_std=stdev(last) if len(last) > 1 else None,
         best=mean(best),
         best_std=stdev(best) if len(best) > 1 else None,
-        difference=None if base is None else _difference(members, base),
+        last_by_seed=last,
+        best_by_seed=best,
     )
 
 
-def _difference(members: Sequence[FinishedRun], base: Sequence[FinishedRun]) -> Difference | None:
-    """Pairs by seed: runs of one seed share their order of views and samples."""
-    of_base = {run.seed: run.last for run in base}
-    pairs = [(run.last, of_base[run.seed]) for run in members if run.seed in of_base]
-    if not pairs:
-        return None
-    average = mean(mine - other for mine, other in pairs)
-    if len(pairs) < 2:
-        return Difference(seeds=len(pairs), mean=average, low=None, high=None, detectable=None)
-    try:
-        from scipy.stats import ttest_rel
-    except ImportError:
-        raise ComparisonError("intervals need scipy: pip install 'demkd[report]' installs it") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # equal differences have a spread of 0, as they should
-        interval = ttest_rel(*zip(*pairs, strict=True)).confidence_interval(CONFIDENCE)
-    low, high = float(interval.low), float(interval.high)
-    return Difference(seeds=len(pairs), mean=average, low=low, high=high, detectable=(high - low) / 2)
+def _against(groups: Sequence[Group], base: Group) -> list[Group]:
+    """The groups with their differences to one of them: pairs by seed, whose runs share their order of views."""
+
+    def differences(values: str) -> list[Difference | None]:
+        by_seed = [dict(zip(group.seeds, getattr(group, values), strict=True)) for group in groups]
+        others = dict(zip(base.seeds, getattr(base, values), strict=True))
+        return corrected(
+            [None if group is base else paired(mine, others) for group, mine in zip(groups, by_seed, strict=True)]
+        )
+
+    return [
+        replace(group, difference=last, best_difference=best)
+        for group, last, best in zip(groups, differences("last_by_seed"), differences("best_by_seed"), strict=True)
+    ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from demkd.report.ablation import Ablation
 from demkd.report.classes import ClassListing
 from demkd.report.comparison import Comparison, Group
 from demkd.report.samples import SampleListing, SampleRow, SampleTeacher
@@ -44,6 +45,29 @@ def comparison_rows(comparison: Comparison) -> FlatRows:
     return FlatRows(columns=list(rows[0]), rows=rows)
 
 
+def seed_rows(comparison: Comparison) -> FlatRows:
+    """A row a run: its group, its seed, its last and best top-1."""
+    rows: list[dict[str, Value]] = [
+        {"group": group.name, "seed": seed, "last_top1": last, "best_top1": best}
+        for group in comparison.groups
+        for seed, last, best in zip(group.seeds, group.last_by_seed, group.best_by_seed, strict=True)
+    ]
+    return FlatRows(columns=list(rows[0]), rows=rows)
+
+
+def ablation_rows(ablation: Ablation) -> FlatRows:
+    """A row a teacher; shares in 0..1, and differences of shares."""
+    rows: list[dict[str, Value]] = []
+    for teacher in ablation.teachers:
+        columns = {
+            f"{which}{name}": value
+            for which, one in (("last_in_", teacher.last_in), ("average_", teacher.average))
+            for name, value in _difference_columns("", {} if one is None else asdict(one)).items()
+        }
+        rows.append({"teacher": teacher.name, "alone_top1": teacher.alone, **columns})
+    return FlatRows(columns=list(rows[0]), rows=rows)
+
+
 def _columns(inspection: Inspection, rows: Sequence[Mapping[str, Value]]) -> list[str]:
     if not isinstance(inspection, SampleListing):
         return list(dict.fromkeys(name for row in rows for name in row))
@@ -56,6 +80,7 @@ def _columns(inspection: Inspection, rows: Sequence[Mapping[str, Value]]) -> lis
 def _group_row(group: Group, baseline: str | None) -> dict[str, Value]:
     without_pairs = {} if baseline in (None, group.name) else {"seeds": 0}
     difference = without_pairs if group.difference is None else asdict(group.difference)
+    best = {} if group.best_difference is None else asdict(group.best_difference)
     return {
         "group": group.name,
         "seeds": len(group.seeds),
@@ -64,12 +89,25 @@ def _group_row(group: Group, baseline: str | None) -> dict[str, Value]:
         "best_top1_mean": group.best,
         "best_top1_standard_deviation": group.best_std,
         "baseline": baseline,
-        "difference_mean": difference.get("mean"),
         "pairs": difference.get("seeds"),
-        "interval_low": difference.get("low"),
-        "interval_high": difference.get("high"),
-        "detectable_difference": difference.get("detectable"),
+        **_difference_columns("", difference),
+        **_difference_columns("best_", best),
     }
+
+
+def _difference_columns(which: str, difference: Mapping[str, Value]) -> dict[str, Value]:
+    names = {
+        "difference_mean": "mean",
+        "interval_low": "low",
+        "interval_high": "high",
+        "p": "p",
+        "holm_interval_low": "holm_low",
+        "holm_interval_high": "holm_high",
+        "holm_p": "holm_p",
+        "detectable_difference": "detectable",
+        "seeds_for_a_point": "seeds_for_a_point",
+    }
+    return {f"{which}{column}": difference.get(name) for column, name in names.items()}
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:

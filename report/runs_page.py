@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from demkd.report.comparison import DIGEST, Comparison, Difference, FinishedRun, Group
-from demkd.report.comparison_text import difference_texts, percent
+from demkd.report.comparison import DIGEST, Comparison, FinishedRun, Group
+from demkd.report.comparison_text import HEADINGS, difference_texts, percent
 from demkd.report.curves import BAND, group_curves
 from demkd.report.rendering import render
 from demkd.report.run_figures import accuracy_figures, chosen_groups, loss_figures, weight_figures
@@ -38,14 +38,15 @@ def _final_table(comparison: Comparison) -> Table:
     columns = [Column(text="runs", numeric=False), Column(text="seeds"), Column(text="last top-1")]
     columns += [Column(text="best top-1")]
     if comparison.baseline:
-        columns += [Column(text=text) for text in ("difference", "pairs", "95 % interval", "detectable")]
+        columns += [Column(text=text) for text in ("difference", *HEADINGS)]
     best = max(comparison.groups, key=lambda group: group.last)
     caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
     if comparison.baseline:
         caption += (
             f" Differences to {comparison.baseline} are in percentage points, over pairs of the seeds that both have, "
             "in the last epoch; an interval that holds 0 shows none, and half its width is the smallest that so many "
-            "seeds could show."
+            "seeds could show. Corrected are the interval and p for all comparisons at once (Holm). So many seeds "
+            "would find a true difference of one point in four of five cases."
         )
     rows = [_final_row(group, best=group is best, baseline=comparison.baseline) for group in comparison.groups]
     return Table(key="final", title="Test top-1", caption=caption, columns=columns, rows=rows)
@@ -60,18 +61,27 @@ def _final_row(group: Group, *, best: bool, baseline: str | None) -> list[Cell]:
     ]
     if baseline is None:
         return cells
-    return [*cells, *_difference_cells(group.difference, is_baseline=group.name == baseline)]
+    return [*cells, *_difference_cells(group, is_baseline=group.name == baseline)]
 
 
-def _difference_cells(difference: Difference | None, *, is_baseline: bool) -> list[Cell]:
+def _difference_cells(group: Group, *, is_baseline: bool) -> list[Cell]:
+    difference, best = group.difference, group.best_difference
     if difference is None:
-        return [Cell(text="baseline" if is_baseline else "no common seed"), *[number(None)] * 3]
-    mean, pairs, interval, detectable = difference_texts(difference)
+        return [Cell(text="baseline" if is_baseline else "no common seed"), *[number(None)] * len(HEADINGS)]
+    values = {
+        "difference": difference.mean,
+        "pairs": difference.seeds,
+        "low": difference.low,
+        "holm_low": difference.holm_low,
+        "holm_p": difference.holm_p,
+        "detectable": difference.detectable,
+        "seeds_for_a_point": difference.seeds_for_a_point,
+        "best_difference": None if best is None else best.mean,
+    }
+    texts = difference_texts(difference, best)
     return [
-        Cell(text=mean, value=difference.mean, name="difference"),
-        Cell(text=pairs, value=difference.seeds, name="pairs"),
-        Cell(text=interval or "-", value=difference.low, name="low"),
-        Cell(text=detectable or "-", value=difference.detectable, name="detectable"),
+        Cell(text=text or "-", value=value, name=name)
+        for text, (name, value) in zip(texts, values.items(), strict=True)
     ]
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import demkd
 from demkd.benchmarks.bench import Scale
@@ -11,6 +13,7 @@ from demkd.benchmarks.growth import Size, measure_growth
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.photos import measure_photos
+from demkd.benchmarks.teachers import known_classes, make_teachers, misnamed_classes, pictures_of_specialist
 from demkd.networks import build_network
 from demkd.pipeline.compute import choose_compute
 from tests.dataset.photos import write_photos
@@ -60,3 +63,34 @@ def test_photos_and_kept_logits_are_measured(tmp_path: Path) -> None:
     demkd.distill("resnet8", train=photos, cache=cache, out=tmp_path / "run", method="kd", views=1, epochs=1,
                   batch_size=8, **settings)  # fmt: skip
     assert divergence_of(tmp_path / "run", cache.folder, str(photos), temperature=1.0) > 0
+
+
+def test_a_confidently_wrong_teacher_learns_a_third_of_the_classes_in_each_others_place() -> None:
+    names = misnamed_classes(100, share=1 / 3, seed=0)
+    assert sorted(names) == list(range(100)), "every name is given once"
+    assert (names != np.arange(100)).sum() == 33
+    assert not np.array_equal(names, misnamed_classes(100, share=1 / 3, seed=1))
+
+
+def test_specialists_know_half_of_the_classes_each_and_all_together() -> None:
+    halves = known_classes(100, specialists=3, share=1 / 2, seed=0)
+    assert [len(half) for half in halves] == [50, 50, 50]
+    assert set(np.concatenate(halves)) == set(range(100))
+    labels = torch.arange(100).repeat(40)
+    chosen = pictures_of_specialist(labels, halves[1], rest=1 / 20, seed=0)
+    counts = torch.bincount(labels[chosen], minlength=100)
+    assert torch.equal(counts == 40, torch.isin(torch.arange(100), torch.from_numpy(halves[1])))
+    assert set(counts.tolist()) == {2, 40}
+
+
+@pytest.mark.slow
+def test_teachers_of_a_study_are_run_folders_that_a_cache_takes(picture_folder: Path, tmp_path: Path) -> None:
+    """Trained on other labels or fewer pictures, and asked about all of them."""
+    options: dict[str, Any] = {"network": "resnet8", "epochs": 1, "seed": 0, "normalise": "cifar100", "device": "cpu"}
+    reports = make_teachers(str(picture_folder), tmp_path, specialists=2, **options)
+    assert [report.folder.name for report in reports] == ["wrong", "specialist-0", "specialist-1"]
+    made = demkd.cache_teachers(
+        [f"{report.folder.name}={report.folder}" for report in reports],
+        picture_folder, out=tmp_path / "cache", views=1, progress=False, device="cpu",
+    )  # fmt: skip
+    assert len(made.teachers) == 3

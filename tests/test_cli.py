@@ -115,7 +115,7 @@ BAD_INPUT: list[tuple[str, list[str], str]] = [
     ("more views than cached", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet8",
      "--views", "3", "--out", "{tmp}/r"], "--views is 3, but the cache in .* has 2: choose 1 to 2"),
     ("an unknown method", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet8",
-     "--method", "magic", "--out", "{tmp}/r"], "there is no method 'magic': choose one of ce, kd, dkd"),
+     "--method", "magic", "--out", "{tmp}/r"], "there is no method 'magic': choose one of ce, kd, kd-ls, dkd"),
     ("an unknown network", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet9", "--out",
      "{tmp}/r"], "resnet9"),
     ("an unknown teacher", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet8",

@@ -40,6 +40,7 @@ POLICIES: dict[str, ViewPolicy] = {
     "resized-crop": ResizedCrop(size=24, interpolation="bicubic"),
     "randaugment": RandAugment(base=ResizedCrop(size=24), num_ops=3, magnitude=14),
     "strong crop-flip": RandAugment(base=CropFlip(padding=4, flip=True)),
+    "weak and strong": RandAugment(base=CropFlip(padding=4, flip=True), strong_every=2),
     "mixup": MixUp(base=ResizedCrop(size=24), alpha=0.4),
     "cutmix": CutMix(base=RandAugment(base=ResizedCrop(size=24))),
 }
@@ -242,3 +243,21 @@ def test_views_that_cannot_be_are_refused_in_a_sentence(choice: dict[str, Any], 
 def test_a_box_outside_its_picture_is_refused() -> None:
     with pytest.raises(ViewsError, match=r"the box 80 x 60 at \(20, 0\) lies outside a picture of 90 x 70 pixels"):
         ResizedCrop().render([PHOTO], [0, 20, 60, 80, 0], 32)
+
+
+def test_weak_and_strong_slots_take_turns() -> None:
+    """Weak ones are the base's views, strong ones as without turns; caches of before stay what they were."""
+    base = CropFlip(padding=4, flip=True)
+    always, turns = RandAugment(base=base), RandAugment(base=base, strong_every=2)
+    sizes = [(32, 32)] * 50
+    every, some = draw(always, sizes, slots=range(4)), draw(turns, sizes, slots=range(4))
+    assert np.array_equal(every[[1, 3]], some[[1, 3]])
+    assert (some[[0, 2]][..., 1:] == 0).all(), "the identity"
+    picture = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+    for slot in (0, 2):
+        record = some[slot, 7].tolist()
+        assert torch.equal(turns.render([picture], record, None), base.render([picture], record[:1], None))
+    assert "strong_every" not in always.facts()
+    assert policy_of(turns.facts()) == turns
+    with pytest.raises(ViewsError, match="`strong_every` is 0: choose 1 or more"):
+        RandAugment(base=base, strong_every=0)

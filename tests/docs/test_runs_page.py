@@ -17,12 +17,13 @@ PAGE = CHECKOUT / "docs" / "runs.md"
 
 @pytest.fixture(scope="module")
 def runs(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A run of labels alone, a coupled one and a decoupled one with features."""
+    """A run of labels alone, one of each kind of terms, and one with features."""
     workshop = Workshop(data=picture_folder, folder=tmp_path_factory.mktemp("workshop"))
     workshop.make()
-    for method in ("ce", "kd", "de-mkd"):
-        workshop.distill(workshop.folder / method, method=method)
-    return [workshop.folder / method for method in ("ce", "kd", "de-mkd")]
+    methods = ("ce", "kd", "dist", "mlkd", "de-mkd")
+    for method in methods:
+        workshop.distill(workshop.folder / method, method=method, learning_rate=0.01)
+    return [workshop.folder / method for method in methods]
 
 
 def column(section: str, number: int) -> list[str]:

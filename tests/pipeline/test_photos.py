@@ -234,6 +234,7 @@ def test_what_cannot_be_cached_is_said_before_anything_is_computed(
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
+        ({"method": "ofa"}, MethodError, "OFA's loss of ofa needs one label a picture"),
         ({"method": "de-mkd-logits"}, MethodError, "the decoupled loss of de-mkd-logits needs one label a picture"),
         ({"method": "kd", "weight_source": "cross_entropy"}, MethodError, "`weight_source=cross_entropy` needs one"),
         ({"method": "kd", "wrong_teacher": "mask"}, MethodError, "`wrong_teacher=mask` needs one label"),

@@ -56,7 +56,7 @@ def test_precomputed_weights_are_those_of_the_entropies(workshop: Workshop) -> N
     ("method", "method_options"),
     [
         *((name, {}) for name in ("kd", "dkd", "ebkd", "ca-mkd", "de-mkd-logits", "de-mkd")),
-        ("de-mkd", {"weight_source": "shuffled_teachers", "weight_form": "softmax", "weight_tau": 0.05}),
+        ("de-mkd", {"shuffle": "teachers", "weight_form": "softmax", "weight_tau": 0.05}),
     ],
 )
 def test_cached_equals_online(workshop: Workshop, tmp_path: Path, method: str, method_options: dict[str, Any]) -> None:
@@ -251,7 +251,7 @@ def test_a_method_that_needs_features_says_both_cures(workshop: Workshop, tmp_pa
 @pytest.mark.parametrize("method", METHODS)
 def test_every_preset_lowers_its_own_loss(workshop: Workshop, tmp_path: Path, method: str) -> None:
     recorder = Recorder()
-    workshop.distill(tmp_path / "run", method=method, epochs=6, progress=recorder, warmup=0.0)
+    workshop.distill(tmp_path / "run", method=method, epochs=6, progress=recorder, warmup=0.0, learning_rate=0.01)
     losses = [report.losses["loss"] for report in recorder.reports]
     assert losses[-1] < losses[0]
 
@@ -259,8 +259,11 @@ def test_every_preset_lowers_its_own_loss(workshop: Workshop, tmp_path: Path, me
 @pytest.mark.parametrize(
     "options",
     [
-        {"weight_source": "shuffled_samples"},
-        {"weight_source": "shuffled_teachers"},
+        {"shuffle": "samples"},
+        {"shuffle": "teachers"},
+        {"weight_source": "agreement", "weight_form": "softmax"},
+        {"weight_source": "agreement", "shuffle": "teachers", "weight_level": "dataset"},
+        {"entropy_logits": "standardised"},
         {"weight_source": "fixed", "fixed_weights": (0.5, 0.25, 0.25)},
         {"weight_form": "softmax", "weight_tau": 0.5},
         {"weight_form": "inverse", "weight_level": "dataset"},
@@ -285,23 +288,23 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
     workshop: Workshop, tmp_path: Path
 ) -> None:
     means = {}
-    for source in ("entropy", "shuffled_samples", "shuffled_teachers"):
+    for shuffle in ("none", "samples", "teachers"):
         recorder = Recorder()
-        options = {"weight_source": source, "weight_form": "softmax", "weight_tau": 0.05}
-        workshop.distill(tmp_path / source, progress=recorder, method="de-mkd-logits", **options)
+        options = {"shuffle": shuffle, "weight_form": "softmax", "weight_tau": 0.05}
+        workshop.distill(tmp_path / shuffle, progress=recorder, method="de-mkd-logits", **options)
         assert recorder.reports[0].teachers is not None
-        means[source] = recorder.reports[0].teachers.mean_weight
-    assert means["shuffled_samples"] == pytest.approx(means["entropy"], abs=1e-5)
-    assert means["shuffled_teachers"] != pytest.approx(means["entropy"], abs=1e-3)
+        means[shuffle] = recorder.reports[0].teachers.mean_weight
+    assert means["samples"] == pytest.approx(means["none"], abs=1e-5)
+    assert means["teachers"] != pytest.approx(means["none"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("method", "options", "why"),
     [
-        ("no-such", {}, "choose one of ce, kd, dkd, ebkd, ca-mkd, de-mkd-logits, de-mkd"),
+        ("no-such", {}, "choose one of ce, kd, kd-ls, dkd, dkd-ls, ttm, .*, ebkd, ca-mkd, de-mkd-logits, de-mkd"),
         ("kd", {"weight_on": "nckd"}, "this loss is not decoupled"),
         ("ebkd", {"entropy_scope": "decoupled"}, "this loss is not decoupled"),
-        ("ca-mkd", {"decouple": "dkd", "entropy_scope": "decoupled"}, "needs a `weight_source` of entropies"),
+        ("ca-mkd", {"loss": "dkd", "entropy_scope": "decoupled"}, "needs `weight_source=entropy`"),
         ("ce", {"hint_weight": 1.0}, "ce has no teachers, so there are no features"),
         ("de-mkd", {"weight_source": "fixed"}, "go together"),
         ("de-mkd", {"fixed_weights": (0.5, 0.3, 0.2)}, "go together"),
@@ -310,12 +313,19 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
         ("de-mkd", {"kd_weight": -1.0}, "`kd_weight` cannot be -1.0: it must not be below 0"),
         ("de-mkd-logits", {"kd_weight": 0.0}, "nothing is learnt from the teachers; choose the method ce"),
         ("dkd", {"tckd_weight": 0.0, "nckd_weight": 0.0}, "nothing is learnt from the teachers; choose the method ce"),
-        ("kd", {"decouple": "dkd", "reduction": "released"}, "with their coupled loss"),
+        ("kd", {"loss": "dkd", "reduction": "released"}, "with their coupled loss"),
         (
             "de-mkd",
-            {"weight_level": "dataset", "weight_source": "shuffled_samples"},
-            "shuffled_samples changes nothing",
+            {"weight_level": "dataset", "shuffle": "samples"},
+            "`shuffle=samples` changes nothing",
         ),
+        (
+            "kd",
+            {"shuffle": "teachers"},
+            "`weight_source=uniform` gives all teachers the same weights: `shuffle` changes",
+        ),
+        ("kd", {"standardise": 1}, "`standardise` cannot be 1: it must be true or false"),
+        ("ofa", {"target_power": 0.0}, "`target_power` cannot be 0.0: it must be above 0"),
         ("kd", {"weight_source": "fixed", "fixed_weights": (2.0, -1.0)}, "none may be below 0, their sum is 1"),
         ("kd", {"weight_source": "fixed", "fixed_weights": (float("nan"), 1.0)}, "none may be below 0, their sum is 1"),
         ("de-mkd", {"weight_form": "hard"}, "choose one of one_minus_softmax, softmax"),
@@ -332,9 +342,9 @@ def test_unknown_and_contradicting_options_are_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("options", "views", "why"),
     [
-        ({"weight_source": "shuffled_samples"}, 5, "`weight_source=shuffled_samples` needs all samples at once"),
+        ({"shuffle": "samples"}, 5, "`shuffle=samples` needs all samples at once"),
         ({"weight_level": "dataset"}, 5, "`weight_level=dataset` needs all samples at once"),
-        ({"weight_source": "shuffled_teachers"}, "random", "drawn once per slot, and `views=random` has no slots"),
+        ({"shuffle": "teachers"}, "random", "drawn once per slot, and `views=random` has no slots"),
         ({"weight_source": "fixed", "fixed_weights": (0.5, 0.5)}, 5, "has 2 numbers for 3 teachers"),
     ],
 )

@@ -18,7 +18,8 @@ import tomli_w
 
 from demkd.cache import CacheBusyError, exclusive
 from demkd.cli import main
-from demkd.options import sweep_options
+from demkd.options import method_choices, sweep_options
+from demkd.pipeline.arguments import resolve_method
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.sweeping import OPTIONS_FILE, SweepError, SweepRun, find_baseline, plan_sweep, run_sweep
@@ -174,7 +175,10 @@ def test_options_that_are_lists_are_tried_as_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[runs.a]\nnckd_wieght = 2", r"\[runs\.a\] has an unknown option 'nckd_wieght'; known are batch_size, cache,"),
+        (
+            "[runs.a]\nnckd_wieght = 2",
+            r"\[runs\.a\] has an unknown option 'nckd_wieght'; known are batch_size, batch_weight, cache,",
+        ),
         ("[runs.a]\nonlin = false", r"\[runs\.a\] has an unknown option 'onlin'"),
         ("[run.a]\nseed = 1\n[runs.b]", r"\[runs\.b\] has an unknown option 'run'"),
         ("[runs.a]\nonline = 'yes'", r"\[runs\.a\] has online = 'yes': give true or false"),
@@ -226,7 +230,12 @@ def test_the_sweeps_of_the_recipes_and_their_baselines_are_understood(path: Path
     given = main.commands["sweep"].make_context("sweep", shlex.split(line[1])).params
     runs = plan(CHECKOUT / given["recipe"], given["out"])
     assert path == CHECKOUT / given["recipe"]
-    assert find_baseline(runs, given["baseline"]) or given["baseline"] in [run.options["method"] for run in runs]
+    baseline = given["baseline"]
+    assert baseline is None or find_baseline(runs, baseline) or baseline in [run.options["method"] for run in runs]
+    for run in runs:
+        options = main.commands["distill"].make_context("distill", [*run.words, "--out", "run"]).params
+        chosen = method_choices(options)
+        assert resolve_method(chosen.pop("method"), chosen).name == run.options["method"], "its options fit each other"
 
 
 @pytest.mark.slow

@@ -42,11 +42,13 @@ TEACHERS = {"a": network(1), "b": network(2)}
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same answers, all of them and the four largest."""
+    """The same answers, all of them and the four largest, these also with the others' sum at more temperatures."""
     folder = tmp_path_factory.mktemp("caches")
     for name, keep in (("all", None), ("top", KEEP)):
         demkd.cache_teachers(TEACHERS, data(), out=folder / name, views=3, keep=keep, **SILENT)
-    return {name: folder / name for name in ("all", "top")}
+    many = {"views": 1, "keep": KEEP, "rest_temperatures": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0)}
+    demkd.cache_teachers(TEACHERS, data(), out=folder / "warm", **many, **SILENT)
+    return {name: folder / name for name in ("all", "top", "warm")}
 
 
 def full(cache: Path, slot: int, teacher: int = 0) -> Tensor:
@@ -107,22 +109,24 @@ def test_kept_logits_are_the_definition() -> None:
     assert all(torch.isfinite(value.float()).all() for value in kept.values())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].needs_teachers])
+@pytest.mark.parametrize(
+    "method", [name for name, one in METHODS.items() if one.needs_teachers and not one.standardise]
+)
 def test_every_method_learns_from_kept_logits(caches: dict[str, Path], tmp_path: Path, method: str) -> None:
     """The target-class loss as from all logits; the others near."""
     losses = {}
-    for name, cache in caches.items():
+    for name in ("all", "warm"):
         told = Recorder()
-        options = {**SILENT, "progress": told, "epochs": 1, "batch_size": SAMPLES, "test": data()}
+        cache = caches[name]
+        options = {**SILENT, "progress": told, "epochs": 1, "views": 1, "batch_size": SAMPLES, "test": data()}
         demkd.distill(network(3, scale=1.0), train=data(), cache=cache, method=method, out=tmp_path / name, **options)
         losses[name] = told.reports[0].losses
         assert told.reports[0].teachers is not None
-    dense, top = losses["all"], losses["top"]
+    dense, top = losses["all"], losses["warm"]
     for name in {"label_loss", "target_class_kd", "hint_loss"} & dense.keys():
         assert top[name] == pytest.approx(dense[name], rel=2e-3)
-    for name in ("kd_loss", "non_target_class_kd"):
-        if name in dense:
-            assert 0 < abs(top[name] - dense[name]) < 0.5 * dense[name]
+    for name in dense.keys() - {"label_loss", "target_class_kd", "hint_loss", "loss"}:
+        assert 0 < abs(top[name] - dense[name]) < 0.5 * dense[name]
 
 
 def test_more_logits_are_nearer_to_all_of_them(caches: dict[str, Path], tmp_path: Path) -> None:
@@ -154,6 +158,29 @@ def test_a_temperature_that_the_file_lacks_is_refused_with_the_cure(
             network(3), train=data(), test=data(), cache=caches["top"], method="de-mkd-logits", out=tmp_path / "run",
             **options, **SILENT,
         )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            {"method": "kd-ls"},
+            "`standardise` needs the mean and deviation of all logits, and teacher a was cached with",
+        ),
+        ({"method": "ebkd", "entropy_logits": "standardised"}, "`entropy_logits=standardised` needs the mean"),
+        ({"method": "ttm"}, r"at the temperatures 1\.0, 2\.0, 4\.0, but 10 is asked for"),
+        ({"method": "wttm"}, r"at the temperatures 1\.0, 2\.0, 4\.0, but 5 is asked for"),
+        ({"method": "mlkd"}, r"at the temperatures 1\.0, 2\.0, 4\.0, but 3 is asked for"),
+    ],
+)
+def test_what_the_largest_logits_cannot_give_is_refused(
+    caches: dict[str, Path], tmp_path: Path, options: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(CacheMissingError, match=why):
+        demkd.distill(
+            network(3), train=data(), test=data(), cache=caches["top"], out=tmp_path / "run", **options, **SILENT
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -221,14 +248,18 @@ def test_more_classes_than_16_bits_count_are_answered(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["kd", "ebkd", "de-mkd-logits", "ca-mkd"])
-@pytest.mark.parametrize("name", ["all", "top"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in ("all", "top") for method in ("kd", "ebkd", "de-mkd-logits", "ca-mkd")]
+    + [("all", method) for method in ("kd-ls", "dist", "mlkd-ls", "wttm", "ofa")]
+    + [("warm", method) for method in ("dist", "mlkd", "wttm", "ofa")],
+)
 def test_targets_fused_batch_by_batch_are_those_of_the_whole_slot(
     caches: dict[str, Path], method: str, name: str
 ) -> None:
     """For targets beyond what is kept in memory; every field of every row, to the bit."""
     cache, labels = open_cache(caches[name]), data()[1]
-    options: dict[str, Any] = {"views": 3, "run_seed": 0, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"views": cache.num_views, "run_seed": 0, "device": torch.device("cpu")}
     whole = CachedTeachers(cache, labels, choose_method(method, hint_weight=0.0), **options)
     batched = CachedTeachers(cache, labels, choose_method(method, hint_weight=0.0), target_bytes=0, **options)
     for epoch in (1, 2):

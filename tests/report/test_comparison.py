@@ -27,11 +27,22 @@ CSV_COLUMNS = [
     "best_top1_mean",
     "best_top1_standard_deviation",
     "baseline",
-    "difference_mean",
     "pairs",
-    "interval_low",
-    "interval_high",
-    "detectable_difference",
+    *(
+        f"{which}{name}"
+        for which in ("", "best_")
+        for name in (
+            "difference_mean",
+            "interval_low",
+            "interval_high",
+            "p",
+            "holm_interval_low",
+            "holm_interval_high",
+            "holm_p",
+            "detectable_difference",
+            "seeds_for_a_point",
+        )
+    ),
 ]
 
 
@@ -145,9 +156,10 @@ def test_a_table_shows_per_cent_and_percentage_points(folders: list[Path]) -> No
     low, high = (100 * end for end in stats.ttest_rel(DKD, KD).confidence_interval(0.95))
     stds = [100 * np.std(values, ddof=1) for values in (KD, DKD)]
     assert compared(folders, "markdown", "kd").splitlines()[2:] == [
-        f"| kd | 4 | 50.50 ± {stds[0]:.2f} | 90.00 ± 0.00 |  |  |  |  |",
+        f"| kd | 4 | 50.50 ± {stds[0]:.2f} | 90.00 ± 0.00 |{'  |' * 8}",
         f"| **dkd** | **4** | **53.00 ± {stds[1]:.2f}** | **90.00 ± 0.00** | **+2.50** | **4** "
-        f"| **{low:+.2f} to {high:+.2f}** | **{(high - low) / 2:.2f}** |",
+        f"| **{low:+.2f} to {high:+.2f}** | **{low:+.2f} to {high:+.2f}** | **{stats.ttest_rel(DKD, KD).pvalue:.2g}** "
+        f"| **{(high - low) / 2:.2f}** | **16** | **+0.00** |",
     ]
 
 
@@ -161,7 +173,9 @@ def test_csv_has_the_numbers_of_the_json_a_column_each(folders: list[Path], base
         difference = group["difference"] or {}
         told = [group["name"], len(group["seeds"])]
         told += [group[name] for name in ("last", "last_std", "best", "best_std")]
-        told += [baseline, *(difference.get(name) for name in ("mean", "seeds", "low", "high", "detectable"))]
+        told += [baseline, difference.get("seeds")]
+        names = ("mean", "low", "high", "p", "holm_low", "holm_high", "holm_p", "detectable", "seeds_for_a_point")
+        told += [one.get(name) for one in (difference, group["best_difference"] or {}) for name in names]
         assert list(row.values()) == ["" if value is None else str(value) for value in told]
     assert (dkd["last_top1_standard_deviation"], dkd["interval_low"]) == ("", "")
     assert dkd["difference_mean"] == ("" if baseline is None else str(DKD[0] - KD[0]))
@@ -172,6 +186,32 @@ def test_csv_has_intervals_of_several_pairs(folders: list[Path]) -> None:
     interval = stats.ttest_rel(DKD, KD).confidence_interval(0.95)
     assert [float(dkd[name]) for name in ("interval_low", "interval_high")] == pytest.approx(list(interval))
     assert (dkd["seeds"], dkd["pairs"]) == ("4", "4")
+
+
+def test_every_seeds_value_is_told(folders: list[Path]) -> None:
+    """In the JSON always; with --seeds in the terminal and in Markdown, and as CSV a row a run."""
+    group = json.loads(compared(folders, "json"))["groups"][1]
+    assert dict(zip(group["seeds"], group["last_by_seed"], strict=True)) == dict(enumerate(DKD))
+    assert group["best_by_seed"] == [0.9] * 4
+    for form, line in (("markdown", "| dkd | 2 | 55.00 | 90.00 |"), ("csv", "dkd,2,0.55,0.9")):
+        told = CliRunner().invoke(main, ["compare", *map(str, folders), "--format", form, "--seeds"])
+        assert line in told.stdout.splitlines()
+    told = CliRunner().invoke(main, ["compare", *map(str, folders), "--seeds"])
+    assert "dkd" in told.stdout
+    assert "55.00" in told.stdout
+    assert "55.00" not in CliRunner().invoke(main, ["compare", *map(str, folders)]).stdout
+
+
+def test_best_epochs_have_differences_of_their_own(tmp_path: Path) -> None:
+    runs = [
+        read_run(write_run(tmp_path / f"{method}{seed}", seed=seed, last=last, method=method))
+        for method, values in (("kd", (0.5, 0.6)), ("dkd", (0.95, 0.97)))
+        for seed, last in enumerate(values)
+    ]
+    best = compare_runs(runs, baseline="kd").groups[1].best_difference
+    assert best is not None
+    interval = stats.ttest_rel([0.95, 0.97], [0.9, 0.9]).confidence_interval(0.95)
+    assert (best.mean, best.low, best.high) == pytest.approx((0.06, *interval))
 
 
 def test_what_cannot_be_compared_is_refused(folders: list[Path], tmp_path: Path) -> None:
@@ -220,8 +260,8 @@ def test_groups_of_the_same_words_are_all_shown(tmp_path: Path) -> None:
 def test_without_a_common_seed_there_are_0_pairs(folders: list[Path]) -> None:
     chosen = [folders[0], folders[5]]
     assert compared(chosen, "markdown", "kd").splitlines()[2:] == [
-        "| kd | 1 | 50.00 | 90.00 |  |  |  |  |",
-        "| **dkd** | **1** | **53.00** | **90.00** |  | **0** |  |  |",
+        f"| kd | 1 | 50.00 | 90.00 |{'  |' * 8}",
+        f"| **dkd** | **1** | **53.00** | **90.00** |  | **0** |{'  |' * 6}",
     ]
     assert [row["pairs"] for row in csv.DictReader(io.StringIO(compared(chosen, "csv", "kd")))] == ["", "0"]
     assert [row["pairs"] for row in csv.DictReader(io.StringIO(compared(chosen, "csv")))] == ["", ""]
