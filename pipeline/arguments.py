@@ -61,6 +61,8 @@ class CachingOptions(TypedDict, total=False):
         input_size: the side of a teacher's input, of all or by name: views are cut at this size, or resized to it.
         keep: only so many of the largest logits of each answer, and the sum of the others; all by default.
         rest_temperatures: at which that sum is kept.
+        shards: in how many files each teacher's answers are, so that as many processes can answer at once; by default
+            as many as there are already, else as torchrun has processes, else 1.
         reading: how pictures are decoded.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "float32" or "bfloat16".
@@ -77,6 +79,7 @@ class CachingOptions(TypedDict, total=False):
     input_size: ByTeacher[int]
     keep: int | None
     rest_temperatures: Sequence[float]
+    shards: int | None
     reading: "Reading | None"
     device: str
     precision: str

@@ -6,20 +6,22 @@ B in a batch, N samples, V slots, R integers of a view's record.
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from demkd.cache import CacheShape, CacheValueError, Provenance
+from demkd.cache import CacheMismatchError, CacheShape, CacheValueError, Provenance
 from demkd.cache.layout import BLOCK_ROWS
-from demkd.cache.space import FilePlan, plan_file
+from demkd.cache.shards import shard_count
+from demkd.cache.space import FilePlan, plan_teacher
 from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy, Views, ViewTask, records_on
 from demkd.dataset.source import SMALL
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
+from demkd.pipeline.launch import launch
 from demkd.pipeline.loading import InputChoice, LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
 from demkd.teachers import Teacher, feature_key
 
@@ -38,6 +40,7 @@ class CachingRequest:
         normalise, input_size: by teacher name; "" stands for all others.
         keep: how many of the largest logits; None for all.
         rest_temperatures: at which the sum of the other logits is kept.
+        shards: in how many files each teacher's answers are; None for as many as there are already, or processes.
     """
 
     source: ImageSource
@@ -53,6 +56,7 @@ class CachingRequest:
     input_size: Mapping[str, int] = field(default_factory=dict)
     keep: int | None = None
     rest_temperatures: tuple[float, ...] = defaults.REST_TEMPERATURES
+    shards: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +64,9 @@ class PreparedTeacher:
     """A teacher that passed every check, and what is asked of it.
 
     Attributes:
+        shape: of all its answers.
         view_size: of the views that it is shown; None for the pictures' own size.
+        shards: in how many files its answers are.
     """
 
     teacher: Teacher
@@ -68,6 +74,7 @@ class PreparedTeacher:
     shape: CacheShape
     provenance: Provenance
     view_size: int | None = None
+    shards: int = 1
 
     @property
     def name(self) -> str:
@@ -117,12 +124,15 @@ class CachingJob:
         return torch.split(indices.to(device), self.batch_size)
 
     def plans(self) -> list[FilePlan]:
-        """What remains to be done for every teacher's file.
+        """What remains to be done for every teacher.
 
         Raises:
             CacheMismatchError, CacheDamagedError: if a file that is there cannot be added to.
         """
-        return [plan_file(self.folder, one.name, shape=one.shape, provenance=one.provenance) for one in self.teachers]
+        return [
+            plan_teacher(self.folder, one.name, shape=one.shape, provenance=one.provenance, shards=one.shards)
+            for one in self.teachers
+        ]
 
 
 def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
@@ -130,7 +140,8 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
 
     Raises:
         ViewsError: if there are not so many views.
-        CacheValueError: if the batch size cannot be.
+        CacheValueError: if the batch size, or the number of shards, cannot be.
+        CacheMismatchError: if a teacher is in another number of shards.
         CheckpointError, TeacherError, NetworkSourceError: if a teacher cannot be used.
     """
     names = [spec.name for spec in request.teachers]
@@ -142,6 +153,7 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
             f"{BLOCK_ROWS} samples"
         )
     _require_answers(request)
+    shards = {name: _shards_of(request, name) for name in names}
     source, policy = request.source, request.policy or request.source.default_policy
     policy.require_pictures(source.sizes)
     most = policy.num_distinct_views
@@ -155,8 +167,30 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
         batch_size=_batch_size(request, policy, compute),
         folder=request.folder,
         compute=compute,
-        teachers=tuple(_prepare_teacher(request, spec, policy, num_views, compute) for spec in request.teachers),
+        teachers=tuple(
+            replace(_prepare_teacher(request, spec, policy, num_views, compute), shards=shards[spec.name])
+            for spec in request.teachers
+        ),
     )
+
+
+def _shards_of(request: CachingRequest, teacher: str) -> int:
+    """In how many files a teacher's answers are: as they are there, as asked, or a process each."""
+    samples, asked = len(request.source), request.shards
+    blocks = -(-samples // BLOCK_ROWS)
+    if asked is not None and not 1 <= asked <= blocks:
+        raise CacheValueError(
+            f"`shards` is {asked}, and {samples:,} samples are {blocks:,} blocks of {BLOCK_ROWS:,}: "
+            f"choose 1 to {blocks:,}"
+        )
+    there = shard_count(request.folder, teacher)
+    if there is not None and asked not in (None, there):
+        raise CacheMismatchError(
+            f"`shards` is {asked}, and teacher {teacher} in {request.folder} is in {there}: leave it out, or choose "
+            "another folder (`out`)"
+        )
+    launched = launch()
+    return there or asked or min(launched.world_size if launched else 1, blocks)
 
 
 def _batch_size(request: CachingRequest, policy: ViewPolicy, compute: Compute) -> int:
