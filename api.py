@@ -112,6 +112,7 @@ def _caching(teachers: "Teachers", data: "Data", out: Folder, options: CachingOp
         features=(features,) if isinstance(features, str) else tuple(features),
         source=source,
         policy=as_policy(policy, source.default_policy),
+        only_shards=tuple(chosen.pop("only_shards", ())),
         **chosen,
     )
     return request, compute, told

@@ -27,6 +27,7 @@ from demkd.options import (
     normalise_option,
     numbers,
     output_options,
+    ranges,
     reading_of,
     reading_options,
     recipe_option,
@@ -201,6 +202,12 @@ def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **opti
     metavar="N",
     help="Keep each teacher's answers in N files, for as many processes; by default as there are, or as torchrun says.",
 )
+@click.option(
+    "--only-shards",
+    metavar="N,N-N",
+    callback=lambda _ctx, _parameter, text: ranges(text),
+    help="Of those, from 0, make only these here: for machines without a common disk.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
 @view_options
 @view_size_option
@@ -226,7 +233,7 @@ def cache_teachers(
     refuse_code_of_recipe("teachers", teachers)
     chosen: dict[str, Any] = {
         **{name: options[name] for name in ("views", "view_seed", "feature_grid", "batch_size", "keep")},
-        "shards": options["shards"],
+        **{name: options[name] for name in ("shards", "only_shards")},
         **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
         "features": [layer for layer in options["features"] if layer != "none"],
         "rest_temperatures": numbers(options["rest_temperatures"], "--rest-temperatures"),

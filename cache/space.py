@@ -11,7 +11,7 @@ from demkd.cache.errors import CacheSpaceError
 from demkd.cache.file import file_bytes
 from demkd.cache.layout import CacheShape
 from demkd.cache.provenance import Provenance
-from demkd.cache.shards import WHOLE, Shard, all_shards, cache_file, files_by_teacher, partial_file
+from demkd.cache.shards import WHOLE, Shard, cache_file, files_by_teacher, partial_file
 from demkd.cache.teacher_file import TeacherFile, open_if_there
 from demkd.cache.writer import require_continuable
 
@@ -37,23 +37,23 @@ class FilePlan:
     pending: int
 
 
-def plan_teacher(folder: Path, teacher: str, *, shape: CacheShape, provenance: Provenance, shards: int = 1) -> FilePlan:
-    """Compare what is wanted of a teacher, in so many files, with what is there; ledgers are believed, the writer
+def plan_teacher(
+    folder: Path, teacher: str, *, shape: CacheShape, provenance: Provenance, shards: Sequence[Shard]
+) -> FilePlan:
+    """Compare what is wanted of a teacher, in these shards, with what is there; ledgers are believed, the writer
     checks them.
 
     Raises:
         CacheMismatchError: if a file there was made from something else.
         CacheDamagedError: if a file there is damaged.
     """
-    plans = [
-        _plan_file(folder, teacher, shard, shape=shape.part(shard), provenance=provenance)
-        for shard in all_shards(shards)
-    ]
+    plans = [_plan_file(folder, teacher, shard, shape=shape.part(shard), provenance=provenance) for shard in shards]
     return FilePlan(
         shape=replace(
             plans[0].shape,
             num_views=max(plan.shape.num_views for plan in plans),
             samples=shape.samples,
+            first_sample=0,
         ),
         file_bytes=sum(plan.file_bytes for plan in plans),
         new_bytes=sum(plan.new_bytes for plan in plans),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from demkd.cache import CacheMismatchError, CacheShape, CacheValueError, Provenance
 from demkd.cache.layout import BLOCK_ROWS
-from demkd.cache.shards import shard_count
+from demkd.cache.shards import Shard, all_shards, shard_count
 from demkd.cache.space import FilePlan, plan_teacher
 from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy, Views, ViewTask, records_on
 from demkd.dataset.source import SMALL
@@ -41,6 +41,7 @@ class CachingRequest:
         keep: how many of the largest logits; None for all.
         rest_temperatures: at which the sum of the other logits is kept.
         shards: in how many files each teacher's answers are; None for as many as there are already, or processes.
+        only_shards: those that are made here; empty for all.
     """
 
     source: ImageSource
@@ -57,6 +58,7 @@ class CachingRequest:
     keep: int | None = None
     rest_temperatures: tuple[float, ...] = defaults.REST_TEMPERATURES
     shards: int | None = None
+    only_shards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,7 @@ class PreparedTeacher:
         shape: of all its answers.
         view_size: of the views that it is shown; None for the pictures' own size.
         shards: in how many files its answers are.
+        only_shards: those that are made here; empty for all.
     """
 
     teacher: Teacher
@@ -75,10 +78,15 @@ class PreparedTeacher:
     provenance: Provenance
     view_size: int | None = None
     shards: int = 1
+    only_shards: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         return self.teacher.name
+
+    def made_here(self) -> list[Shard]:
+        """The shards that are asked for."""
+        return [shard for shard in all_shards(self.shards) if not self.only_shards or shard.number in self.only_shards]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +138,7 @@ class CachingJob:
             CacheMismatchError, CacheDamagedError: if a file that is there cannot be added to.
         """
         return [
-            plan_teacher(self.folder, one.name, shape=one.shape, provenance=one.provenance, shards=one.shards)
+            plan_teacher(self.folder, one.name, shape=one.shape, provenance=one.provenance, shards=one.made_here())
             for one in self.teachers
         ]
 
@@ -168,7 +176,11 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
         folder=request.folder,
         compute=compute,
         teachers=tuple(
-            replace(_prepare_teacher(request, spec, policy, num_views, compute), shards=shards[spec.name])
+            replace(
+                _prepare_teacher(request, spec, policy, num_views, compute),
+                shards=shards[spec.name],
+                only_shards=request.only_shards,
+            )
             for spec in request.teachers
         ),
     )
@@ -190,7 +202,14 @@ def _shards_of(request: CachingRequest, teacher: str) -> int:
             "another folder (`out`)"
         )
     launched = launch()
-    return there or asked or min(launched.world_size if launched else 1, blocks)
+    count = there or asked or min(launched.world_size if launched else 1, blocks)
+    for number in request.only_shards:
+        if not 0 <= number < count:
+            raise CacheValueError(
+                f"`only_shards` asks for {number}, and teacher {teacher} is to be in {count} (`shards`): choose among 0 "
+                f"to {count - 1}"
+            )
+    return count
 
 
 def _batch_size(request: CachingRequest, policy: ViewPolicy, compute: Compute) -> int:

@@ -37,22 +37,20 @@ class Unit:
 
 def units_of(teachers: Iterable[PreparedTeacher]) -> list[Unit]:
     """What there is to do, by the number of shards; every teacher is in as many units as it has shards."""
-    by_count: dict[int, list[PreparedTeacher]] = {}
+    by_shard: dict[Shard, list[PreparedTeacher]] = {}
     for one in teachers:
-        by_count.setdefault(one.shards, []).append(one)
-    return [Unit(shard=shard, teachers=tuple(some)) for count, some in by_count.items() for shard in all_shards(count)]
+        for shard in all_shards(one.shards):
+            by_shard.setdefault(shard, []).append(one)
+    return [Unit(shard=shard, teachers=tuple(some)) for shard, some in by_shard.items()]
 
 
-def work_through(folder: Path, units: list[Unit], launched: Launch | None, fill: Callable[[Unit], None]) -> list[Unit]:
+def work_through(folder: Path, units: list[Unit], launched: Launch | None, fill: Callable[[Unit], None]) -> None:
     """Fill every unit that is free until none is left, or others hold what is left.
 
     What is whole at the start is checked as well, which under torchrun the ranks share out.
 
     Args:
         fill: raises `CacheBusyError`, before it does anything, if another process holds a file of the unit.
-
-    Returns:
-        The units that others hold.
 
     Raises:
         CacheBusyError: if another process writes the one file of a teacher.
@@ -72,10 +70,9 @@ def work_through(folder: Path, units: list[Unit], launched: Launch | None, fill:
                 busy.append(unit)
         if len(busy) == len(left):
             if launched is None or launched.rank > 0:
-                break
+                return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         left = busy
-    return left
 
 
 def _is_own(unit: Unit, launched: Launch | None) -> bool:

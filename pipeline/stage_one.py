@@ -116,7 +116,7 @@ class _Filling:
 
 
 def _held(job: CachingJob, left: Sequence[Unit]) -> tuple[str, ...]:
-    """What other processes still write, in words."""
+    """What is not whole, and which other processes write it, in words."""
     names = dict.fromkeys(one.name for unit in left for one in unit.teachers)
     return tuple(
         f"teacher {name}: {words}"
@@ -126,10 +126,10 @@ def _held(job: CachingJob, left: Sequence[Unit]) -> tuple[str, ...]:
 
 
 def fill_files(job: CachingJob, progress: Progress) -> tuple[dict[str, tuple[int, float]], list[Unit]]:
-    """Answer every block that lacks something and no other process is at, and finish the files.
+    """Answer every block that is asked for, lacks something, and has no other process at it; finish the files.
 
     Returns:
-        By teacher, how many views it answered, and seconds of answering and writing; and what other processes hold.
+        By teacher, how many views it answered, and seconds of answering and writing; and what is not whole.
     """
     done = {one.name: (0, 0.0) for one in job.teachers}
     compared: set[str] = set()
@@ -139,8 +139,10 @@ def fill_files(job: CachingJob, progress: Progress) -> tuple[dict[str, tuple[int
             answered, seconds = done[filling.name]
             done[filling.name] = (answered + filling.answered, seconds + filling.seconds)
 
-    left = work_through(job.folder, units_of(job.teachers), launch(), fill)
-    return done, left
+    units = units_of(job.teachers)
+    here = {shard for one in job.teachers for shard in one.made_here()}
+    work_through(job.folder, [unit for unit in units if unit.shard in here], launch(), fill)
+    return done, [unit for unit in units if not unit.is_whole(job.folder)]
 
 
 def _fill_unit(job: CachingJob, unit: Unit, compared: set[str], progress: Progress) -> list[_Filling]:
