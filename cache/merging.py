@@ -32,6 +32,8 @@ def merge_teacher(folder: Path, name: str, *, advance: Callable[[int], None] = l
         CacheSpaceError: if the disk cannot hold the file beside the shards.
     """
     final = cache_file(folder, name)
+    if not is_whole(folder, name):  # before the locks are ours, which the sentence tells of
+        raise CacheIncompleteError(f"{state_in_words(folder, name)}: {_FIRST}")
     with contextlib.ExitStack() as locks:
         locks.enter_context(exclusive(final))
         remains = left_over(folder, name)
@@ -47,8 +49,6 @@ def merge_teacher(folder: Path, name: str, *, advance: Callable[[int], None] = l
 
 def _merge(folder: Path, name: str, shards: list[Shard], advance: Callable[[int], None]) -> list[Path]:
     """Write the whole file; the shards that it replaces."""
-    if not is_whole(folder, name):
-        raise CacheIncompleteError(f"{state_in_words(folder, name)}: {_FIRST}")
     if growing := [path for shard in shards if (path := partial_file(folder, name, shard)).exists()]:
         raise CacheIncompleteError(f"{growing[0]} is growing: {_FIRST}, or remove it")
     teacher = TeacherCache.open(folder, name)

@@ -218,7 +218,7 @@ def state_in_words(folder: Path, name: str) -> str:
     count = shard_count(folder, name) or 1
     if count == 1:
         started = open_if_there(partial_file(folder, name))
-        return f"teacher {name} in {folder} is {started.progress() if started else 1.0:.0%} done"
+        return f"teacher {name} in {folder} is {started.progress() if started else 0.0:.0%} done"
     lacking = [shard for shard in all_shards(count) if not cache_file(folder, name, shard).exists()]
     whole = f"{count - len(lacking)} of {count} shards are whole"
     return f"teacher {name} in {folder} is not whole: {'; '.join([whole, *shards_in_words(folder, name, lacking)])}"

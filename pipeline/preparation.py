@@ -206,8 +206,8 @@ def _shards_of(request: CachingRequest, teacher: str) -> int:
     for number in request.only_shards:
         if not 0 <= number < count:
             raise CacheValueError(
-                f"`only_shards` asks for {number}, and teacher {teacher} is to be in {count} (`shards`): choose among 0 "
-                f"to {count - 1}"
+                f"`only_shards` asks for {number}, and teacher {teacher} is to be in {count} (`shards`): "
+                f"choose among 0 to {count - 1}"
             )
     return count
 
