@@ -176,6 +176,7 @@ def test_what_a_dead_process_left_is_taken_over(
     assert merged(run, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_rank_0_waits_and_takes_over(sharing: Command, tmp_path: Path, stopped: "subprocess.Popen[str]") -> None:
     """Rank 1 ends without a word; rank 0 stays, fills what the dead one left, and reports the whole."""
     command = sharing(tmp_path, "--batch-size", 8, "--features", "none", "--json", views=18)
