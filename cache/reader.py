@@ -158,9 +158,8 @@ def open_cache(folder: str | os.PathLike[str], teachers: Sequence[str] | None = 
     folder = Path(folder)
     known = list(files_by_teacher(folder))
     chosen = _readable(folder, known) if teachers is None else list(teachers)
-    for name in chosen:
-        if name not in known or not is_whole(folder, name):
-            raise _absent(folder, name, known)
+    if lacking := [name for name in chosen if name not in known or not is_whole(folder, name)]:
+        raise _absent(folder, lacking, known)
     if not chosen:
         raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
     opened = [TeacherCache.open(folder, name) for name in chosen]
@@ -183,10 +182,11 @@ def _readable(folder: Path, known: Sequence[str]) -> list[str]:
     return finished or list(known)
 
 
-def _absent(folder: Path, name: str, known: Sequence[str]) -> CacheError:
-    if name in known:
+def _absent(folder: Path, lacking: Sequence[str], known: Sequence[str]) -> CacheError:
+    if not (unknown := [name for name in lacking if name not in known]):
+        states = "; ".join(state_in_words(folder, name) for name in lacking)
         return CacheIncompleteError(
-            f"{state_in_words(folder, name)}: run the same `cache_teachers` again to go on, or choose other `teachers`"
+            f"{states}: run the same `cache_teachers` again to go on, or choose other `teachers`"
         )
     have = ", ".join(name for name in known if is_whole(folder, name)) or "none"
-    return CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {have}")
+    return CacheMissingError(f"there is no teacher {unknown[0]!r} in {folder}; it has {have}")

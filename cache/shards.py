@@ -45,7 +45,8 @@ class Shard:
         if self == WHOLE:
             return None
         rows = self.samples(total, block_rows)
-        return {"first": rows.start, "samples": len(rows), "shard": self.number, "shards": self.count}
+        samples = rows.stop - rows.start  # of a hostile file it may be beyond what `len` can say
+        return {"first": rows.start, "samples": samples, "shard": self.number, "shards": self.count}
 
 
 WHOLE = Shard()

@@ -50,7 +50,7 @@ class TeacherFile:
             rest_temperatures=self.provenance.rest_temperatures,
             first_sample=samples.start,
         )
-        self.provenance.require_samples(self.shape.samples, len(samples))
+        self.provenance.require_samples(self.shape.samples, samples.stop - samples.start)
         if self.labels.min() < 0 or self.labels.max() >= self.shape.classes:
             raise foreign_labels(path)
         if self.shard == WHOLE:

@@ -1,5 +1,5 @@
-"""Runs every command of tutorial.md, then of library.md, in an empty folder, and those of photos.md and of scaling.md in
-folders of their own, and writes what they say into the pages: `python -m docs.write_pages`.
+"""Runs every command of tutorial.md, then of library.md, in an empty folder, those of photos.md and of scaling.md in
+others, and writes what they say into the pages: `python -m docs.write_pages`.
 
 A block of the language `console` has commands after `$ ` (ending in a backslash where they go on) and what they say. A
 block of Python whose first line is a comment with a file's name is saved under that name.
@@ -66,7 +66,7 @@ def run_page(text: str, folder: Path) -> str:
 
 
 def run_command(command: str, folder: Path) -> str:
-    """Run `demkd ...` in this process, which has PyTorch already, and anything else in processes of its own; its stdout.
+    """Run `demkd ...` in this process, which has PyTorch already, and anything else in others; its stdout.
 
     Raises:
         PageError: if it fails.
@@ -81,7 +81,12 @@ def run_command(command: str, folder: Path) -> str:
     else:
         words = [sys.executable, *_PROGRAMS[program], *arguments]
         # The same threads as here: sums are rounded in another order with others, which training amplifies.
-        found = {**os.environ, "COLUMNS": COLUMNS, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        found = {
+            **os.environ,
+            "COLUMNS": COLUMNS,
+            "PYTHONPATH": str(PACKAGE),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
         done = subprocess.run(words, cwd=folder, env=found, capture_output=True, text=True, check=False)  # noqa: S603
         code, output, errors = done.returncode, done.stdout, done.stderr
     if code != 0:

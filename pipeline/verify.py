@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheMissingError
 from demkd.cache.integrity import DAMAGED, Verification, bytes_to_verify, verify_cache
-from demkd.cache.shards import WEIGHTS_NAME, files_by_teacher, is_partial
+from demkd.cache.shards import WEIGHTS_NAME, all_shards, cache_file, is_partial, shard_count
 from demkd.cache.teacher import TeacherCache, is_whole
 from demkd.cache.teacher_file import TeacherFile
 from demkd.pipeline import defaults
@@ -147,8 +147,9 @@ def _as_cached(folder: Path, spec: "TeacherSpec", asked: Asked) -> tuple["Cachin
     from demkd.pipeline.preparation import CachingRequest
     from demkd.pipeline.stage_two import cached_policy
 
-    # Of a file that is whole: another shard may be damaged, or not there.
-    cached = TeacherFile(next(path for path in files_by_teacher(folder)[spec.name] if not is_partial(path)))
+    shards = all_shards(shard_count(folder, spec.name) or 1)
+    paths = (cache_file(folder, spec.name, shard) for shard in shards)
+    cached = TeacherFile(next(path for path in paths if path.exists()))  # another shard may be missing
     facts, notes = cached.provenance.identity, cached.provenance.notes
     own = Normalisation(mean=tuple(facts["teacher"]["mean"]), std=tuple(facts["teacher"]["std"]))
     size = chosen_for(asked.input_size, spec.name) or facts["teacher"].get("input_size")

@@ -341,3 +341,11 @@ def test_an_absent_teacher_has_no_count(tmp_path: Path) -> None:
         TeacherCache.open(tmp_path, "a")
     with pytest.raises(CacheError):
         merge_teacher(tmp_path, "a")
+
+
+@pytest.mark.parametrize("samples", [0, -1, 49, 10**400])
+@pytest.mark.parametrize("shard", [Shard(), Shard(count=2, number=1)], ids=str)
+def test_absurd_numbers_of_samples_are_refused(tmp_path: Path, samples: int, shard: Shard) -> None:
+    fill(tmp_path, shape(), origin=provenance(data__samples=samples), shard=shard, blocks=0)
+    with pytest.raises(CacheDamagedError):
+        TeacherFile(partial_file(tmp_path, "a", shard))

@@ -55,7 +55,8 @@ def test_a_second_writer_is_refused_until_the_first_one_dies(
     done = TeacherFile(cache / "a.h5.partial").progress()
     assert 0 < done < 1
     with pytest.raises(
-        CacheIncompleteError, match=rf"teacher a in .* is {done:.0%} done: run the same `cache_teachers`"
+        CacheIncompleteError,
+        match=rf"teacher a in \S* is {done:.0%} done; teacher b in .*: run the same `cache_teachers`",
     ):
         open_cache(cache)
     says(run(*distilling(picture_folder, cache, tmp_path / "run", epochs=1)), f"is {done:.0%} done")
