@@ -4,6 +4,7 @@ python -m benchmarks --quick                      # 5 minutes on two cores
 python -m benchmarks --data cifar100              # all of it, 162 views: 15 minutes, 8 GB of disk
 python -m benchmarks --growth
 python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 5 minutes
+python -m benchmarks --sharing                    # two processes of stage one against one: 2 minutes
 python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
 """
@@ -30,6 +31,8 @@ from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
+from demkd.benchmarks.sharing import measure_sharing
+from demkd.cache.layout import BLOCK_ROWS
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
@@ -53,7 +56,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise" if arguments.quick or arguments.growth or arguments.gpu else Path(arguments.data).name,
+        "data": "noise" if kind in ("quick", "growth", "gpu", "sharing") else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -74,6 +77,9 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     if arguments.photos:
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
+    if arguments.sharing:
+        asked = {"samples": 8 * BLOCK_ROWS, "views": 8, "repetitions": arguments.repetitions or 5}
+        return "sharing", _targets(measure_sharing("resnet8", **asked))
     if arguments.kept_logits and arguments.run:
         asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
         rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
@@ -112,6 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--photos", action="store_true", help="three lines about photos instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
+    parser.add_argument("--sharing", action="store_true", help="stage one by two processes instead")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
     parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")
