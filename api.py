@@ -545,7 +545,7 @@ def _progress(progress: bool | Progress) -> Progress:
 
 def _progress_of_rank(progress: bool | Progress) -> Progress:
     """The same; under torchrun rank 0 speaks for all."""
-    from demkd.pipeline.launch import is_silent
+    from demkd.pipeline.processes import speaks
     from demkd.pipeline.progress import SilentProgress
 
-    return SilentProgress() if is_silent() else _progress(progress)
+    return _progress(progress) if speaks() else SilentProgress()

@@ -228,7 +228,6 @@ def cache_teachers(
     With --shards, the same command in several processes shares the work; see docs/scaling.md.
     """
     from demkd import api, console
-    from demkd.pipeline.launch import is_silent
 
     refuse_code_of_recipe("teachers", teachers)
     chosen: dict[str, Any] = {
@@ -243,12 +242,10 @@ def cache_teachers(
     }
     if dry_run:
         plan = api.plan_caching(teachers, data, out=out, **chosen)
-        if not is_silent():
-            (console.show_json if as_json else console.show_plan)(plan)
+        (console.show_json if as_json else console.show_plan)(plan)
         return
     report = api.cache_teachers(teachers, data, out=out, **chosen)
-    if not is_silent():
-        (console.show_json if as_json else console.show_caching)(report)
+    (console.show_json if as_json else console.show_caching)(report)
 
 
 @main.command()

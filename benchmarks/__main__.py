@@ -80,13 +80,8 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     if arguments.sharing:
         asked = {"samples": 8 * BLOCK_ROWS, "views": 8, "repetitions": arguments.repetitions or 5}
         return "sharing", _targets(measure_sharing("resnet8", **asked))
-    if arguments.kept_logits and arguments.run:
-        asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
-        rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
-        print("\n".join(f"{row['run']}  {row['divergence']:.4f}" for row in rows))
-        return "kept-logits-students", rows
     if arguments.kept_logits:
-        return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
+        return _kept_logits(arguments)
     if arguments.precision:
         effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
         return "precision", _plain(effects)
@@ -96,6 +91,15 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
         sys.exit("the ten lines are of small pictures of one size, such as CIFAR's: give those (--data)")
     measured = measure_all(scale, arguments.device, pictures=pictures, only=arguments.only)
     return "quick" if arguments.quick else "full", _targets(measured)
+
+
+def _kept_logits(arguments: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    if not arguments.run:
+        return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
+    asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
+    rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
+    print("\n".join(f"{row['run']}  {row['divergence']:.4f}" for row in rows))
+    return "kept-logits-students", rows
 
 
 def _plain(effects: Iterable[Any]) -> list[dict[str, Any]]:

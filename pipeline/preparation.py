@@ -21,8 +21,8 @@ from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy, Views
 from demkd.dataset.source import SMALL
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.launch import launch
 from demkd.pipeline.loading import InputChoice, LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
+from demkd.pipeline.processes import announced
 from demkd.teachers import Teacher, feature_key
 
 _TRIED = 64  # samples that a teacher is tried on
@@ -201,8 +201,8 @@ def _shards_of(request: CachingRequest, teacher: str) -> int:
             f"`shards` is {asked}, and teacher {teacher} in {request.folder} is in {there}: leave it out, or choose "
             "another folder (`out`)"
         )
-    launched = launch()
-    count = there or asked or min(launched.world_size if launched else 1, blocks)
+    _, processes = announced() or (0, 1)
+    count = there or asked or min(processes, blocks)
     for number in request.only_shards:
         if not 0 <= number < count:
             raise CacheValueError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from demkd.cache import CacheBusyError
 from demkd.cache.shards import Shard, all_shards, cache_file
 from demkd.cache.teacher_file import open_if_there
-from demkd.pipeline.launch import Launch
 from demkd.pipeline.preparation import PreparedTeacher
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -44,12 +43,15 @@ def units_of(teachers: Iterable[PreparedTeacher]) -> list[Unit]:
     return [Unit(shard=shard, teachers=tuple(some)) for shard, some in by_shard.items()]
 
 
-def work_through(folder: Path, units: list[Unit], launched: Launch | None, fill: Callable[[Unit], None]) -> None:
+def work_through(
+    folder: Path, units: list[Unit], launched: tuple[int, int] | None, fill: Callable[[Unit], None]
+) -> None:
     """Fill every unit that is free until none is left, or others hold what is left.
 
     What is whole at the start is checked as well, which under torchrun the ranks share out.
 
     Args:
+        launched: rank and number of processes under torchrun.
         fill: raises `CacheBusyError`, before it does anything, if another process holds a file of the unit.
 
     Raises:
@@ -69,12 +71,13 @@ def work_through(folder: Path, units: list[Unit], launched: Launch | None, fill:
                     raise
                 busy.append(unit)
         if len(busy) == len(left):
-            if launched is None or launched.rank > 0:
+            if launched is None or launched[0] > 0:
                 return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         left = busy
 
 
-def _is_own(unit: Unit, launched: Launch | None) -> bool:
+def _is_own(unit: Unit, launched: tuple[int, int] | None) -> bool:
     """Whether this process is the one that checks a unit that was whole at the start."""
-    return launched is None or unit.shard.number % launched.world_size == launched.rank
+    rank, size = launched or (0, 1)
+    return unit.shard.number % size == rank

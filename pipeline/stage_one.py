@@ -40,8 +40,8 @@ from demkd.cache.teacher import is_whole, shards_in_words
 from demkd.dataset import Records, Views, ViewTask
 from demkd.losses import entropy, entropy_weights
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.launch import is_silent, launch
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
+from demkd.pipeline.processes import announced, speaks
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import CachingReport, TeacherCachingReport
 from demkd.pipeline.sharing import Unit, units_of, work_through
@@ -71,7 +71,7 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
     require_space(request.folder, job.plans())
     filled, left = fill_files(job, progress)
     seconds = time.perf_counter() - started
-    ends = not left and not is_silent()
+    ends = not left and speaks()
     return CachingReport(
         folder=request.folder,
         samples=len(job.source),
@@ -141,7 +141,7 @@ def fill_files(job: CachingJob, progress: Progress) -> tuple[dict[str, tuple[int
 
     units = units_of(job.teachers)
     here = {shard for one in job.teachers for shard in one.made_here()}
-    work_through(job.folder, [unit for unit in units if unit.shard in here], launch(), fill)
+    work_through(job.folder, [unit for unit in units if unit.shard in here], announced(), fill)
     return done, [unit for unit in units if not unit.is_whole(job.folder)]
 
 

@@ -341,7 +341,9 @@ def test_another_number_than_there_is_is_refused(run: Run, sharing: Command, thr
 
 def test_half_of_an_environment_is_refused(sharing: Command, tmp_path: Path) -> None:
     _, errors = finish(start(sharing(tmp_path), WORLD_SIZE="2"), code=1)
-    assert errors.startswith("error: the environment has WORLD_SIZE='2' and no RANK: start with torchrun")
+    assert errors.startswith(
+        "error: RANK is absent, WORLD_SIZE is 2: start the processes with torchrun, which sets both"
+    )
     assert len(errors.splitlines()) == 1
 
 
