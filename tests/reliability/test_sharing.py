@@ -62,7 +62,8 @@ def three(run: Run, sharing: Command, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_shells_that_start_at_once_make_the_bytes_of_one(
     run: Run, sharing: Command, tmp_path: Path, one: dict[str, bytes], processes: int
 ) -> None:
@@ -285,6 +286,7 @@ def test_repair_redoes_one_block_of_one_shard(
     assert [one["agrees"] for one in report["recomputed"]] == [True, True]
 
 
+@pytest.mark.slow
 def test_calling_again_redoes_a_damaged_shard(run: Run, sharing: Command, tmp_path: Path, three: Path) -> None:
     """Under torchrun each rank checks its part of what was whole."""
     cache = Path(shutil.copytree(three, tmp_path / "cache"))
@@ -339,6 +341,7 @@ def test_another_number_than_there_is_is_refused(run: Run, sharing: Command, thr
     assert files(three) == before
 
 
+@pytest.mark.slow
 def test_half_of_an_environment_is_refused(sharing: Command, tmp_path: Path) -> None:
     _, errors = finish(start(sharing(tmp_path), WORLD_SIZE="2"), code=1)
     assert errors.startswith(
