@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         CachingReport,
         EvaluationReport,
         ExportReport,
+        MergeReport,
         RunReport,
         VerificationReport,
     )
@@ -95,7 +96,7 @@ def _caching(teachers: "Teachers", data: "Data", out: Folder, options: CachingOp
 
     chosen: dict[str, Any] = dict(options)
     policy = chosen.pop("policy", None)
-    told = _progress(chosen.pop("progress", True))
+    told = _progress_of_rank(chosen.pop("progress", True))
     compute = _compute(chosen.pop("device", "auto"), chosen.pop("precision", "auto"))
     specs = teacher_specs(teachers)
     if not specs:
@@ -111,6 +112,7 @@ def _caching(teachers: "Teachers", data: "Data", out: Folder, options: CachingOp
         features=(features,) if isinstance(features, str) else tuple(features),
         source=source,
         policy=as_policy(policy, source.default_policy),
+        only_shards=tuple(chosen.pop("only_shards", ())),
         **chosen,
     )
     return request, compute, told
@@ -384,6 +386,20 @@ def verify(
     return run(Path(cache), teachers, _progress(progress))
 
 
+def merge(cache: Folder, *, teachers: Sequence[str] | None = None, progress: bool | Progress = True) -> "MergeReport":
+    """Make one file of each teacher's shards: the bytes that one process would have written.
+
+    Args:
+        teachers: some of them, by name.
+
+    Raises:
+        UserError: if a teacher is not whole, or damaged; the shards stay until its file is whole.
+    """
+    from demkd.pipeline.merging import merge as run
+
+    return run(Path(cache), teachers, _progress(progress))
+
+
 def recompute(
     cache: Folder,
     teachers: "Teachers",
@@ -525,3 +541,11 @@ def _progress(progress: bool | Progress) -> Progress:
     from demkd.console import ConsoleProgress
 
     return ConsoleProgress(quiet=not progress) if isinstance(progress, bool) else progress
+
+
+def _progress_of_rank(progress: bool | Progress) -> Progress:
+    """The same; under torchrun rank 0 speaks for all."""
+    from demkd.pipeline.processes import speaks
+    from demkd.pipeline.progress import SilentProgress
+
+    return _progress(progress) if speaks() else SilentProgress()

@@ -28,6 +28,7 @@ from demkd.options import (
     normalise_option,
     numbers,
     output_options,
+    ranges,
     reading_of,
     reading_options,
     recipe_option,
@@ -199,6 +200,18 @@ def train(network: str, data: str, out: Path, as_json: bool, quiet: bool, **opti
     metavar="T,T,...",
     help="With --keep: at which temperatures that sum is kept.",
 )
+@click.option(
+    "--shards",
+    type=int,
+    metavar="N",
+    help="Keep each teacher's answers in N files, for as many processes; by default as there are, or as torchrun says.",
+)
+@click.option(
+    "--only-shards",
+    metavar="N,N-N",
+    callback=lambda _ctx, _parameter, text: ranges(text),
+    help="Of those, from 0, make only these here: for machines without a common disk.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
 @view_options
 @view_size_option
@@ -216,12 +229,14 @@ def cache_teachers(
     Example:
         demkd cache-teachers --data cifar100 --views 16 --out runs/cache \\
             --teacher resnet20@resnet20.pth --teacher vgg8@vgg8.pth
+    With --shards, the same command in several processes shares the work; see docs/scaling.md.
     """
     from demkd import api, console
 
     refuse_code_of_recipe("teachers", teachers)
     chosen: dict[str, Any] = {
         **{name: options[name] for name in ("views", "view_seed", "feature_grid", "batch_size", "keep")},
+        **{name: options[name] for name in ("shards", "only_shards")},
         **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
         "features": [layer for layer in options["features"] if layer != "none"],
         "rest_temperatures": numbers(options["rest_temperatures"], "--rest-temperatures"),
@@ -235,6 +250,23 @@ def cache_teachers(
         return
     report = api.cache_teachers(teachers, data, out=out, **chosen)
     (console.show_json if as_json else console.show_caching)(report)
+
+
+@main.command()
+@click.argument("cache", type=FOLDER)
+@click.option("--teachers", help="Some of them, separated by commas; all by default.")
+@output_options
+def merge(cache: Path, teachers: str | None, as_json: bool, quiet: bool) -> None:
+    """Make one file of each teacher's shards in CACHE: the bytes that one process would have written.
+
+    \b
+    Example:
+        demkd merge runs/cache
+    """
+    from demkd import api, console
+
+    report = api.merge(cache, teachers=names(teachers), progress=choose_progress(quiet))
+    (console.show_json if as_json else console.show_merge)(report)
 
 
 @main.command()

@@ -430,6 +430,14 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from None
 
 
+def ranges(text: str | None) -> tuple[int, ...]:
+    """`0-3,7` as 0, 1, 2, 3, 7."""
+    found = [re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part) for part in text.split(",")] if text else []
+    if not all(found):
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 0-3,7")
+    return tuple(number for part in found if part for number in range(int(part[1]), int(part[2] or part[1]) + 1))
+
+
 def names(text: str | None) -> tuple[str, ...] | None:
     """`resnet20,vgg8` as names."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None

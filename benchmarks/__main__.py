@@ -4,6 +4,7 @@ python -m benchmarks --quick                      # 5 minutes on two cores
 python -m benchmarks --data cifar100              # all of it, 162 views: 15 minutes, 8 GB of disk
 python -m benchmarks --growth
 python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 5 minutes
+python -m benchmarks --sharing                    # two processes of stage one against one: 2 minutes
 python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
 """
@@ -31,6 +32,8 @@ from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
+from demkd.benchmarks.sharing import measure_sharing
+from demkd.cache.layout import BLOCK_ROWS
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
@@ -54,7 +57,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise" if arguments.quick or arguments.growth or arguments.gpu else Path(arguments.data).name,
+        "data": "noise" if kind in ("quick", "growth", "gpu", "sharing") else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -75,13 +78,11 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     if arguments.photos:
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
-    if arguments.kept_logits and arguments.run:
-        asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
-        rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
-        print("\n".join(f"{row['run']}  {row['divergence']:.4f}" for row in rows))
-        return "kept-logits-students", rows
+    if arguments.sharing:
+        asked = {"samples": 8 * BLOCK_ROWS, "views": 8, "repetitions": arguments.repetitions or 5}
+        return "sharing", _targets(measure_sharing("resnet8", **asked))
     if arguments.kept_logits:
-        return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
+        return _kept_logits(arguments)
     if arguments.precision:
         effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
         return "precision", _plain(effects)
@@ -99,6 +100,15 @@ def _measure_machine(arguments: argparse.Namespace) -> tuple[str, list[dict[str,
         return "gpu", _plain(measure_gpu(choose_compute(device=arguments.device), samples=arguments.samples or 50_000))
     measured = measure_processes(samples=arguments.samples or 9_600, repetitions=arguments.repetitions or 5)
     return "processes", _targets(measured)
+
+
+def _kept_logits(arguments: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    if not arguments.run:
+        return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
+    asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
+    rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
+    print("\n".join(f"{row['run']}  {row['divergence']:.4f}" for row in rows))
+    return "kept-logits-students", rows
 
 
 def _plain(effects: Iterable[Any]) -> list[dict[str, Any]]:
@@ -122,6 +132,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--photos", action="store_true", help="three lines about photos instead")
     parser.add_argument("--processes", action="store_true", help="two processes against one instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
+    parser.add_argument("--sharing", action="store_true", help="stage one by two processes instead")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
     parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")

@@ -7,10 +7,11 @@
         answers.logits[0], answers.entropy, answers.view, answers.teacher_weights
 
 `layout.py` says what a file holds and where, `user_block.py` vouches for it, `file.py` makes, opens and maps one,
-`disk.py` brings bytes to the disk. `writer.py` fills a file, `space.py` says before what that will take,
-`teacher_file.py` reads one, `reader.py` those of several teachers side by side, `provenance.py` says what it was made
-from, `weights.py` keeps the weights, `verify.py` checks every byte, and `hdf5_view.py` asks HDF5 whether it sees the
-same. NumPy and h5py only; never torch.
+`disk.py` brings bytes to the disk. `shards.py` says which file holds which samples. `writer.py` fills a file,
+`space.py` says before what that will take, `teacher_file.py` reads one, `teacher.py` the one or more of a teacher,
+`reader.py` several teachers side by side, `merging.py` makes one file of shards. `provenance.py` says what answers were
+made from, `weights.py` keeps the weights, `integrity.py` checks every byte, and `hdf5_view.py` asks HDF5 whether it
+sees the same. NumPy and h5py only; never torch.
 """
 
 from demkd.cache.errors import (
@@ -28,7 +29,9 @@ from demkd.cache.layout import CacheShape
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.reader import Cache, SlotAnswers, open_cache
-from demkd.cache.teacher_file import TeacherCache
+from demkd.cache.shards import Shard
+from demkd.cache.teacher import Rows, TeacherCache
+from demkd.cache.teacher_file import TeacherFile
 from demkd.cache.weights import write_weights
 from demkd.cache.writer import CacheWriter
 
@@ -45,8 +48,11 @@ __all__ = [
     "CacheValueError",
     "CacheWriter",
     "Provenance",
+    "Rows",
+    "Shard",
     "SlotAnswers",
     "TeacherCache",
+    "TeacherFile",
     "Verification",
     "exclusive",
     "open_cache",

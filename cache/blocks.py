@@ -44,16 +44,6 @@ class BlockWriter:
         """The data sets that a pending block lacks: all of them, or the features that were asked for later."""
         return [name for name, ledger in self._ledgers.items() if not ledger[slot, block]]
 
-    def written(self, slot: int, block: int) -> dict[str, Array]:
-        """What a block already has, by data set."""
-        rows = self.shape.rows(block)
-        return {name: self._arrays[name][slot, rows] for name, ledger in self._ledgers.items() if ledger[slot, block]}
-
-    def first_written(self) -> tuple[int, int] | None:
-        """A (slot, block) that is there already, to compare a resumed teacher's answers with."""
-        done = np.argwhere(self._ledgers["logits"] != 0)
-        return (int(done[0][0]), int(done[0][1])) if len(done) else None
-
     def write(self, slot: int, block: int, answers: Mapping[str, Array]) -> None:
         """Write a block's answers, one array per data set it lacks; float16 is made here.
 
@@ -76,7 +66,7 @@ class BlockWriter:
                 offset = extent.offset + slot * extent.slot_bytes + first * row_bytes
                 write_fully(self._descriptor, np.ascontiguousarray(data), offset)
             for name, data in stored.items():
-                entry = np.array([ledger_entry(name, slot, block, data)], "<u8")
+                entry = np.array([ledger_entry(name, slot, self.shape.first_block + block, data)], "<u8")
                 place = self._header.contents[f"ledger/{name}"].offset + 8 * (slot * self.shape.blocks + block)
                 write_fully(self._descriptor, entry, place)
                 self._ledgers[name][slot, block] = entry[0]
@@ -91,7 +81,7 @@ class BlockWriter:
         for name, ledger in self._ledgers.items():
             for slot, block in np.argwhere(ledger):
                 data = self._arrays[name][slot, self.shape.rows(block)]
-                if ledger[slot, block] != ledger_entry(name, slot, block, data):
+                if ledger[slot, block] != ledger_entry(name, slot, self.shape.first_block + block, data):
                     ledger[slot, block] = 0
 
     def _stored(self, name: str, slot: int, rows: slice, answer: Array) -> Array:
@@ -104,7 +94,8 @@ class BlockWriter:
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
             bad = tuple(np.argwhere(~np.isfinite(stored))[0])
             raise CacheValueError(
-                f"teacher {self._teacher} answers {answer[bad]} in {name} for sample {rows.start + bad[0]} "
+                f"teacher {self._teacher} answers {answer[bad]} in {name} for sample "
+                f"{self.shape.first_sample + rows.start + bad[0]} "
                 f"in slot {slot}, which float16 cannot hold: repair the teacher's weights or its normalisation"
             )
         return stored

@@ -12,12 +12,25 @@ from pathlib import Path
 
 import numpy as np
 
-from demkd.cache.errors import CacheError, CacheMissingError
+from demkd.cache.errors import CacheError, CacheMismatchError, CacheMissingError
 from demkd.cache.file import read_header
 from demkd.cache.hdf5_view import View, ask_hdf5
 from demkd.cache.layout import Header
-from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
-from demkd.cache.weights import WEIGHTS_NAME, CachedWeights
+from demkd.cache.shards import (
+    WEIGHTS_NAME,
+    Shard,
+    all_shards,
+    cache_file,
+    files_by_teacher,
+    left_over,
+    numbers_in_words,
+    partial_file,
+    shard_count,
+    split_name,
+)
+from demkd.cache.teacher import TeacherCache, is_whole
+from demkd.cache.teacher_file import TeacherFile
+from demkd.cache.weights import CachedWeights
 
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
 Seen = Mapping[Path, View | None]
@@ -26,6 +39,7 @@ _GO_ON = "run the same `cache_teachers` again to go on"
 _REDO = "run the same `cache_teachers` again, or `repair`, which redo these blocks and keep the others"
 _REMAKE = "remove it, and run the same `cache_teachers` again"
 _REMAKE_ONE = "remove the one that is wrong, and run `cache_teachers` for it again"
+_MERGED = "`merge` again removes it"
 _REMAKE_WEIGHTS = "run the same `cache_teachers` again, which computes the weights anew"
 
 
@@ -51,9 +65,10 @@ class FileVerdict:
 
     Attributes:
         name: the teacher's, or "weights".
+        shard: which part of the teacher's answers, in words; empty for a whole file.
         verdict: "sound", "damaged", "unfinished" (no finished file yet), "growing" (beside a finished one), or
-            "outdated" (weights of other teachers or fewer slots, which are not used). A block that a kill tore is no
-            damage while the file is being filled: it is redone.
+            "outdated" (weights of other teachers or fewer slots, shards beside the file that they were merged into;
+            they are not used). A block that a kill tore is no damage while the file is being filled: it is redone.
         blocks: how many were compared with their checksums.
         done: the share of blocks that are written.
         cure: what to do, empty for a sound file.
@@ -67,6 +82,7 @@ class FileVerdict:
     done: float
     faults: tuple[Fault, ...]
     cure: str
+    shard: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,28 +106,22 @@ def verify_cache(
     Raises:
         CacheMissingError: if there is no cache, or no such teacher.
     """
-    present = teachers_present(folder)
+    present = files_by_teacher(folder)
     if not present:
         raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
-    chosen = present if teachers is None else list(teachers)
+    chosen = list(present) if teachers is None else list(teachers)
     for name in chosen:
         if name not in present:
             raise CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {', '.join(present)}")
-    paths = [path for name in chosen for path in (cache_file(folder, name), partial_file(folder, name))]
-    paths = [path for path in (*paths, cache_file(folder, WEIGHTS_NAME)) if path.exists()]
+    weights = cache_file(folder, WEIGHTS_NAME)
+    paths = [path for name in chosen for path in present[name]] + ([weights] if weights.exists() else [])
     seen = ask_hdf5([path for path in paths if _has_sound_header(path)])
     verdicts = [verdict for name in chosen for verdict in _verify_teacher(folder, name, seen, advance)]
-    verdicts = _compare(chosen, verdicts)
-    if teachers is None and cache_file(folder, WEIGHTS_NAME) in paths:
+    verdicts = _compare(folder, chosen, verdicts)
+    if teachers is None and weights in paths:
         verdicts.append(_verify_weights(folder, verdicts, seen))
     sound = not any(verdict.verdict in (DAMAGED, UNFINISHED) for verdict in verdicts)
     return Verification(folder=folder, sound=sound, files=tuple(verdicts))
-
-
-def teachers_present(folder: Path) -> list[str]:
-    """The teachers with a file, finished or not, by name."""
-    files = [*folder.glob("*.h5"), *folder.glob("*.h5.partial")]
-    return sorted({file.name.removesuffix(".partial").removesuffix(".h5") for file in files} - {WEIGHTS_NAME})
 
 
 def bytes_to_verify(folder: Path) -> int:
@@ -129,19 +139,39 @@ def _has_sound_header(path: Path) -> bool:
 
 
 def _verify_teacher(folder: Path, name: str, seen: Seen, advance: Callable[[int], None]) -> Iterator[FileVerdict]:
-    final, started = cache_file(folder, name), partial_file(folder, name)
-    if final.exists():
-        yield _verify_file(final, name, SOUND, seen, advance)
-    if started.exists():
-        yield _verify_file(started, name, GROWING if final.exists() else UNFINISHED, seen, advance)
+    try:
+        shards = all_shards(shard_count(folder, name) or 1)
+    except CacheMismatchError as error:
+        yield _verdict(files_by_teacher(folder)[name][0], DAMAGED, _REMAKE_ONE, [Fault(text=str(error))])
+        return
+    missing = []
+    for shard in shards:
+        final, started = cache_file(folder, name, shard), partial_file(folder, name, shard)
+        if final.exists():
+            yield _verify_file(final, SOUND, seen, advance)
+        if started.exists():
+            yield _verify_file(started, GROWING if final.exists() else UNFINISHED, seen, advance)
+        if not (final.exists() or started.exists()):
+            missing.append(shard)
+    if missing:
+        yield _missing(folder, name, missing)
+    for path in left_over(folder, name):
+        yield _verdict(path, OUTDATED, _MERGED, [])
 
 
-def _verify_file(path: Path, name: str, usual: str, seen: Seen, advance: Callable[[int], None]) -> FileVerdict:
+def _missing(folder: Path, name: str, shards: Sequence[Shard]) -> FileVerdict:
+    """That there are no files of some shards."""
+    words = f"{numbers_in_words(shard.number for shard in shards)} of {shards[0].count}"
+    fault = Fault(text=f"{words} of teacher {name} {'is' if len(shards) == 1 else 'are'} missing")
+    return replace(_verdict(cache_file(folder, name, shards[0]), UNFINISHED, _GO_ON, [fault]), shard=words)
+
+
+def _verify_file(path: Path, usual: str, seen: Seen, advance: Callable[[int], None]) -> FileVerdict:
     """The verdict on a teacher's file: `usual` if nothing is wrong."""
     try:
-        file = TeacherCache(path)
+        file = TeacherFile(path)
     except CacheError as error:
-        return _verdict(path, name, DAMAGED, _REMAKE, [Fault(text=str(error))])
+        return _verdict(path, DAMAGED, _REMAKE, [Fault(text=str(error))])
     structure = _structure_faults(path, file.header, seen)
     faults = [*structure, *_block_faults(file, advance)]
     verdict, cure = usual, _GO_ON if usual == UNFINISHED else ""
@@ -150,17 +180,19 @@ def _verify_file(path: Path, name: str, usual: str, seen: Seen, advance: Callabl
     elif faults and not file.is_partial:
         verdict, cure = DAMAGED, _REDO
     blocks = sum(file.is_written(*place) for place in file.blocks())
-    return _verdict(path, name, verdict, cure, faults, blocks=blocks, done=file.progress())
+    return _verdict(path, verdict, cure, faults, blocks=blocks, done=file.progress())
 
 
 def _verdict(
-    path: Path, name: str, verdict: str, cure: str, faults: Sequence[Fault], *, blocks: int = 0, done: float = 0.0
+    path: Path, verdict: str, cure: str, faults: Sequence[Fault], *, blocks: int = 0, done: float = 0.0
 ) -> FileVerdict:
+    name, shard = split_name(path.name)
     return FileVerdict(
         name=name,
+        shard="" if shard.count == 1 else str(shard),
         path=path,
         verdict=verdict,
-        file_bytes=path.stat().st_size,
+        file_bytes=path.stat().st_size if path.exists() else 0,
         blocks=blocks,
         done=done,
         faults=tuple(faults),
@@ -181,24 +213,24 @@ def _structure_faults(path: Path, header: Header, seen: Seen) -> list[Fault]:
     ]
 
 
-def _block_faults(file: TeacherCache, advance: Callable[[int], None]) -> Iterator[Fault]:
+def _block_faults(file: TeacherFile, advance: Callable[[int], None]) -> Iterator[Fault]:
     """Blocks that are lost, changed, or hold impossible values; neighbours with the same fault as one."""
     for (name, slot, wrong), group in itertools.groupby(_checked_blocks(file, advance), key=lambda block: block[:3]):
-        rows = [file.shape.rows(block) for *_, block in group]
-        first, last = rows[0].start, rows[-1].stop - 1
+        samples = [file.shape.samples_of(block) for *_, block in group]
+        first, last = samples[0].start, samples[-1].stop - 1
         if wrong:
             text = f"{name}, slot {slot}, rows {first} to {last} {wrong}"
             yield Fault(text=text, dataset=name, slot=slot, first_row=first, last_row=last)
 
 
-def _checked_blocks(file: TeacherCache, advance: Callable[[int], None]) -> Iterator[tuple[str, int, str, int]]:
+def _checked_blocks(file: TeacherFile, advance: Callable[[int], None]) -> Iterator[tuple[str, int, str, int]]:
     """Data set, slot, what is wrong (or nothing) and block, in the order of `blocks`."""
     for name, slot, block in file.blocks():
         advance(file.block(name, slot, block).nbytes)
         yield name, slot, _what_is_wrong(file, name, slot, block), block
 
 
-def _what_is_wrong(file: TeacherCache, name: str, slot: int, block: int) -> str:
+def _what_is_wrong(file: TeacherFile, name: str, slot: int, block: int) -> str:
     if not file.is_written(name, slot, block):
         return "" if file.is_partial else "were lost"
     if not file.is_sound(name, slot, block):
@@ -211,17 +243,34 @@ def _what_is_wrong(file: TeacherCache, name: str, slot: int, block: int) -> str:
     return ""
 
 
-def _compare(names: Sequence[str], verdicts: Sequence[FileVerdict]) -> list[FileVerdict]:
-    """Add to the verdicts what is wrong between teachers: they must have seen the same views of the same samples."""
-    readable = {verdict.name: TeacherCache(verdict.path) for verdict in verdicts if verdict.verdict == SOUND}
-    first, *others = [name for name in names if name in readable] or [""]
-    faults = {name: text for name in others if (text := _misalignment(readable[first], readable[name]))}
+def _compare(folder: Path, names: Sequence[str], verdicts: Sequence[FileVerdict]) -> list[FileVerdict]:
+    """Add to the verdicts what is wrong between sound files: the shards of a teacher must belong together, and
+    teachers must have seen the same views of the same samples."""
+    faults, readable = {}, {}
+    for name in names:
+        try:
+            if sound := _sound_teacher(folder, name, verdicts):
+                readable[name] = sound
+        except CacheError as error:
+            faults[name] = str(error)
+    first, *others = readable or [""]
+    faults |= {name: text for name in others if (text := _misalignment(readable[first], readable[name]))}
     return [
         replace(verdict, verdict=DAMAGED, faults=(Fault(text=faults[verdict.name]),), cure=_REMAKE_ONE)
         if verdict.verdict == SOUND and verdict.name in faults
         else verdict
         for verdict in verdicts
     ]
+
+
+def _sound_teacher(folder: Path, name: str, verdicts: Sequence[FileVerdict]) -> TeacherCache | None:
+    """A teacher all of whose files are sound, put together.
+
+    Raises:
+        CacheError: if they do not belong together.
+    """
+    damaged = any(verdict.verdict == DAMAGED for verdict in verdicts if verdict.name == name)
+    return None if damaged or not is_whole(folder, name) else TeacherCache.open(folder, name)
 
 
 def _misalignment(reference: TeacherCache, other: TeacherCache) -> str:
@@ -246,15 +295,15 @@ def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -
     faults, verdict = [], SOUND
     try:
         faults += _structure_faults(path, read_header(path), seen)
-        finished = [file for file in teachers if file.verdict == SOUND]
-        if finished and not any(file.verdict == DAMAGED for file in teachers):  # else there is nothing to compare with
-            weights = CachedWeights.of(folder, [TeacherCache(file.path) for file in finished])
+        names = dict.fromkeys(file.name for file in teachers if is_whole(folder, file.name))
+        if names and not any(file.verdict == DAMAGED for file in teachers):  # else there is nothing to compare with
+            weights = CachedWeights.of(folder, [TeacherCache.open(folder, name) for name in names])
             verdict = SOUND if weights else OUTDATED
             faults += [] if weights is None else _weight_faults(weights)
     except CacheError as error:
         faults.append(Fault(text=str(error)))
     verdict = DAMAGED if faults else verdict
-    return _verdict(path, WEIGHTS_NAME, verdict, "" if verdict == SOUND else _REMAKE_WEIGHTS, faults, done=1.0)
+    return _verdict(path, verdict, "" if verdict == SOUND else _REMAKE_WEIGHTS, faults, done=1.0)
 
 
 def _weight_faults(weights: CachedWeights) -> list[Fault]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError
+from demkd.cache.shards import Shard
 
 FORMAT_VERSION = 3
 BLOCK_ROWS = 1024
@@ -47,14 +48,16 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheShape:
-    """How much one teacher's file holds.
+    """How much one teacher's answers are, or those in one file of them.
 
     Attributes:
         num_views: V.
+        samples: N, of the whole or of a shard.
         record_length: R, the integers of a view's record.
         keep: k, the largest logits that are kept of every answer; None for all C.
         rest_temperatures: at which the sum of the other logits is kept, if not all are.
         features: layer -> shape of one sample's features, (channels,) or (channels, height, width).
+        first_sample: of a shard, as the whole counts them.
     """
 
     num_views: int
@@ -65,6 +68,7 @@ class CacheShape:
     rest_temperatures: tuple[float, ...] = ()
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     block_rows: int = BLOCK_ROWS
+    first_sample: int = 0
 
     @property
     def blocks(self) -> int:
@@ -72,8 +76,23 @@ class CacheShape:
         return -(-self.samples // self.block_rows)
 
     def rows(self, block: int) -> slice:
-        """The samples of a block."""
+        """The rows of a block, in this file."""
         return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.samples))
+
+    def samples_of(self, block: int) -> range:
+        """The samples of a block, as the whole counts them."""
+        rows = self.rows(block)
+        return range(self.first_sample + rows.start, self.first_sample + rows.stop)
+
+    @property
+    def first_block(self) -> int:
+        """The number of the first block in the whole: a ledger's entries are of blocks of the whole."""
+        return self.first_sample // self.block_rows
+
+    def part(self, shard: Shard) -> "CacheShape":
+        """What a shard of this whole holds."""
+        samples = shard.samples(self.samples, self.block_rows)
+        return replace(self, samples=len(samples), first_sample=samples.start)
 
     def answers(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The data sets that teachers fill, each (V, N, ...): name -> shape, type."""
@@ -133,11 +152,11 @@ class Header:
         answers = [name.removeprefix("ledger/") for name in self.contents if name.startswith("ledger/")]
         return sorted(extent for name, extent in self.contents.items() if name in answers or name.startswith("ledger/"))
 
-    def shape(self, *, classes: int, rest_temperatures: tuple[float, ...]) -> CacheShape:
+    def shape(self, *, classes: int, rest_temperatures: tuple[float, ...], first_sample: int) -> CacheShape:
         """The shape of a teacher's file.
 
         Args:
-            classes, rest_temperatures: as its provenance says.
+            classes, rest_temperatures, first_sample: as its provenance says.
 
         Raises:
             CacheDamagedError: if the contents are not those of a teacher's file.
@@ -160,6 +179,7 @@ class Header:
                 rest_temperatures=rest_temperatures,
                 features=features,
                 block_rows=self.block_rows,
+                first_sample=first_sample,
             )
             expected = {**shape.answers(), **shape.ledgers(), "label": ((samples,), "<i8")}
             found = {name: (extent.shape, extent.dtype) for name, extent in self.contents.items()}
@@ -170,6 +190,6 @@ class Header:
 
 def ledger_entry(name: str, slot: int, block: int, data: Array) -> int:
     """What the ledger says of a written block: CRC-32 of its place and its bytes, so that a block in another's place
-    fails as surely as a flipped bit."""
+    fails as surely as a flipped bit; `block` is its number in the whole, so a shard in another's place fails too."""
     place = f"{name}/{slot}/{block}".encode()
     return WRITTEN | crc32(np.ascontiguousarray(data).data.cast("B"), crc32(place))

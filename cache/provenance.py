@@ -33,17 +33,20 @@ class Provenance:
         identity: what determines the answers: the teacher's weights and normalisation, the pixels and labels, the
             views, the precision. Digests and words, never paths or times.
         notes: what does not, or hardly: names, device, batch size, versions.
+        rows: of a shard, which samples it holds (`Shard.rows_table`); the identity is the same for all shards.
     """
 
     identity: Mapping[str, Any]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, int] | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of the identity."""
         return hashlib.sha256(_canonical(self.identity).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return _canonical({"identity": self.identity, "notes": self.notes})
+        rows = {} if self.rows is None else {"rows": self.rows}
+        return _canonical({"identity": self.identity, "notes": self.notes, **rows})
 
     @classmethod
     def from_json(cls, text: bytes) -> "Provenance":
@@ -54,10 +57,11 @@ class Provenance:
         """
         try:
             tables = json.loads(text)
-            read = cls(identity=dict(tables["identity"]), notes=dict(tables["notes"]))
-            if _depth(tables) <= _DEEPEST and read.to_json().encode() == text:
+            read = cls(identity=dict(tables["identity"]), notes=dict(tables["notes"]), rows=tables.get("rows"))
+            counted = read.rows is None or all(type(number) is int for number in read.rows.values())
+            if counted and _depth(tables) <= _DEEPEST and read.to_json().encode() == text:
                 return read
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         raise CacheDamagedError("the provenance of the cache file cannot be read: remove the file and make it again")
 
@@ -84,14 +88,19 @@ class Provenance:
         if not isinstance(temperatures, list) or not all(isinstance(one, float) and one > 0 for one in temperatures):
             raise _nonsense("answers.rest_temperatures")
 
-    def require_samples(self, samples: int) -> None:
-        """Check that it is of so many samples.
+    def require_samples(self, found: int, expected: int) -> None:
+        """Check that a file holds as many samples as this says.
 
         Raises:
-            CacheDamagedError: if it is of others.
+            CacheDamagedError: if it holds others.
         """
-        if self.identity["data"]["samples"] != samples:
+        if found != expected:
             raise _nonsense("data.samples")
+
+    @property
+    def samples(self) -> int:
+        """N, of the whole."""
+        return int(self.identity["data"]["samples"])
 
     def require(self, other: "Provenance", *, cached: str, cure: str, tables: tuple[str, ...] | None = None) -> None:
         """Refuse to combine this cached provenance with another one whose identity differs.

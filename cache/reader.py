@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheError, CacheIncompleteError, CacheMissingError
-from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
-from demkd.cache.weights import WEIGHTS_NAME, CachedWeights
+from demkd.cache.shards import files_by_teacher
+from demkd.cache.teacher import Rows, TeacherCache, is_whole, state_in_words
+from demkd.cache.weights import CachedWeights
 
 Array = NDArray[Any]
 
@@ -39,10 +40,10 @@ class SlotAnswers:
 
 
 class Cache:
-    """The files of some teachers that saw the same views of the same samples; a context manager.
+    """Some teachers that saw the same views of the same samples; a context manager.
 
     Attributes:
-        teachers: the K teachers' files, in the order asked for.
+        teachers: the K teachers, in the order asked for.
         num_views: V, the slots that all of them have.
     """
 
@@ -83,20 +84,27 @@ class Cache:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.teachers[0].provenance.identity["data"]["class_names"])
 
-    def features(self, slot: int, layers: Mapping[str, str]) -> list[Array]:
-        """The features of teacher `name` at `layers[name]`, for every teacher: K arrays (N, ...), float16."""
-        return [teacher.read(f"features/{layers[teacher.name]}", slot) for teacher in self.teachers]
+    def features(self, slot: int, layers: Mapping[str, str]) -> list[Rows]:
+        """The features of teacher `name` at `layers[name]`, for every teacher, checked: K x (N, ...), float16.
+
+        Raises:
+            CacheDamagedError, CacheIncompleteError: as `TeacherCache.check`.
+        """
+        keys = [f"features/{layers[teacher.name]}" for teacher in self.teachers]
+        for teacher, key in zip(self.teachers, keys, strict=True):
+            teacher.check(key, slot)
+        return [teacher.rows(key, slot) for teacher, key in zip(self.teachers, keys, strict=True)]
 
     def require_logits(self, slot: int, *, temperatures: Iterable[float]) -> None:
         """Check what `logits` will read of a slot.
 
         Raises:
-            CacheDamagedError, CacheIncompleteError: as `TeacherCache.read`.
+            CacheDamagedError, CacheIncompleteError: as `TeacherCache.check`.
             CacheMissingError: if the logits of a teacher are not all there, and not their sum at a temperature.
         """
         for teacher in self.teachers:
             for name in ("logits", *(("classes", "label_logit", "rest") if teacher.shape.keep else ())):
-                teacher.read(name, slot)
+                teacher.check(name, slot)
             for temperature in temperatures if teacher.shape.keep else ():
                 teacher.require_temperature(temperature)
 
@@ -143,20 +151,18 @@ def open_cache(folder: str | os.PathLike[str], teachers: Sequence[str] | None = 
 
     Raises:
         CacheMissingError: if the folder or a teacher is not there.
-        CacheIncompleteError: if a teacher's file is still being written.
+        CacheIncompleteError: if a teacher's files are still being written, or some of them are lost.
         CacheDamagedError: if a file is not what it should be.
         CacheMismatchError: if the teachers did not see the same views of the same samples.
     """
     folder = Path(folder)
-    present = sorted(file.stem for file in folder.glob("*.h5") if file.stem != WEIGHTS_NAME)
-    started = sorted(file.name.removesuffix(".h5.partial") for file in folder.glob("*.h5.partial"))
-    chosen = present if teachers is None else list(teachers)
-    for name in chosen if chosen else started:
-        if name not in present:
-            raise _absent(folder, name, present, started)
+    known = list(files_by_teacher(folder))
+    chosen = _readable(folder, known) if teachers is None else list(teachers)
+    if lacking := [name for name in chosen if name not in known or not is_whole(folder, name)]:
+        raise _absent(folder, lacking, known)
     if not chosen:
         raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
-    opened = [TeacherCache(cache_file(folder, name)) for name in chosen]
+    opened = [TeacherCache.open(folder, name) for name in chosen]
     for other in opened[1:]:
         opened[0].provenance.require(
             other.provenance,
@@ -167,11 +173,20 @@ def open_cache(folder: str | os.PathLike[str], teachers: Sequence[str] | None = 
     return Cache(folder, opened, CachedWeights.of(folder, opened) if weights else None)
 
 
-def _absent(folder: Path, name: str, present: Sequence[str], started: Sequence[str]) -> CacheError:
-    if name in started:
-        partial = TeacherCache(partial_file(folder, name))
+def _readable(folder: Path, known: Sequence[str]) -> list[str]:
+    """The teachers without a single started file, which would else be in everyone's way; all if there are no others.
+
+    One of whose shards some are whole is not left out: another may be lost, and a student would learn without it.
+    """
+    finished = [name for name, files in files_by_teacher(folder).items() if any(file.suffix == ".h5" for file in files)]
+    return finished or list(known)
+
+
+def _absent(folder: Path, lacking: Sequence[str], known: Sequence[str]) -> CacheError:
+    if not (unknown := [name for name in lacking if name not in known]):
+        states = "; ".join(state_in_words(folder, name) for name in lacking)
         return CacheIncompleteError(
-            f"teacher {name} in {folder} is {partial.progress():.0%} done: run the same `cache_teachers` again to go on"
+            f"{states}: run the same `cache_teachers` again to go on, or choose other `teachers`"
         )
-    have = ", ".join(present) or "none"
-    return CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {have}")
+    have = ", ".join(name for name in known if is_whole(folder, name)) or "none"
+    return CacheMissingError(f"there is no teacher {unknown[0]!r} in {folder}; it has {have}")

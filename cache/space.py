@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,22 @@ from demkd.cache.errors import CacheSpaceError
 from demkd.cache.file import file_bytes
 from demkd.cache.layout import CacheShape
 from demkd.cache.provenance import Provenance
-from demkd.cache.teacher_file import TeacherCache, cache_file, partial_file
-from demkd.cache.writer import require_same_origin
+from demkd.cache.shards import WHOLE, Shard, cache_file, files_by_teacher, partial_file
+from demkd.cache.teacher_file import TeacherFile, open_if_there
+from demkd.cache.writer import require_continuable
+
+_ROWS_BYTES = 100  # of a shard's provenance beside that of the whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilePlan:
-    """What remains to be done for one teacher's file.
+    """What remains to be done for one teacher's file, or for all its files.
 
     Attributes:
-        shape: of the finished file, which also covers what is there.
-        file_bytes: of the finished file, at most.
-        new_bytes: that the disk must have free; 0 where the file is whole, or started and its space reserved.
-        freed_bytes: of the file that it will replace.
+        shape: of what will be there, which also covers what is there.
+        file_bytes: of the finished files, at most.
+        new_bytes: that the disk must have free; 0 where a file is whole, or started and its space reserved.
+        freed_bytes: of the files that will be replaced.
         pending: (sample, slot) pairs that lack an answer.
     """
 
@@ -34,18 +37,38 @@ class FilePlan:
     pending: int
 
 
-def plan_file(folder: Path, teacher: str, *, shape: CacheShape, provenance: Provenance) -> FilePlan:
-    """Compare what is wanted with what is there; ledgers are believed, the writer checks them.
+def plan_teacher(
+    folder: Path, teacher: str, *, shape: CacheShape, provenance: Provenance, shards: Sequence[Shard]
+) -> FilePlan:
+    """Compare what is wanted of a teacher, in these shards, with what is there; ledgers are believed, the writer
+    checks them.
 
     Raises:
-        CacheMismatchError: if the file there was made from something else.
-        CacheDamagedError: if the file there is damaged.
+        CacheMismatchError: if a file there was made from something else.
+        CacheDamagedError: if a file there is damaged.
     """
-    paths = (cache_file(folder, teacher), partial_file(folder, teacher))
-    final, started = (TeacherCache(path) if path.exists() else None for path in paths)
+    plans = [_plan_file(folder, teacher, shard, shape=shape.part(shard), provenance=provenance) for shard in shards]
+    return FilePlan(
+        shape=replace(
+            plans[0].shape,
+            num_views=max(plan.shape.num_views for plan in plans),
+            samples=shape.samples,
+            first_sample=0,
+        ),
+        file_bytes=sum(plan.file_bytes for plan in plans),
+        new_bytes=sum(plan.new_bytes for plan in plans),
+        freed_bytes=sum(plan.freed_bytes for plan in plans),
+        pending=sum(plan.pending for plan in plans),
+    )
+
+
+def _plan_file(folder: Path, teacher: str, shard: Shard, *, shape: CacheShape, provenance: Provenance) -> FilePlan:
+    # In this order, because a started file may get its final name meanwhile.
+    started = open_if_there(partial_file(folder, teacher, shard))
+    final = open_if_there(cache_file(folder, teacher, shard))
     found = [cached for cached in (final, started) if cached]
     for cached in found:
-        require_same_origin(cached, provenance)
+        require_continuable(cached, provenance, shape)
     if final and final.shape.covers(shape):
         size = final.header.size
         return FilePlan(shape=final.shape, file_bytes=size, new_bytes=0, freed_bytes=0, pending=0)
@@ -53,7 +76,8 @@ def plan_file(folder: Path, teacher: str, *, shape: CacheShape, provenance: Prov
         shape = shape.union(cached.shape)
     reserved = started is not None and started.shape == shape
     size = file_bytes(
-        {**shape.answers(), **shape.ledgers(), "label": ((shape.samples,), "<i8")}, len(provenance.to_json().encode())
+        {**shape.answers(), **shape.ledgers(), "label": ((shape.samples,), "<i8")},
+        len(provenance.to_json().encode()) + (0 if shard == WHOLE else _ROWS_BYTES),
     )
     return FilePlan(
         shape=shape,
@@ -87,12 +111,12 @@ def require_space(folder: Path, plans: Sequence[FilePlan]) -> int:
 
 def _weights_bytes(folder: Path, plans: Sequence[FilePlan]) -> int:
     """Of weights.h5, (K, V, N), for the planned teachers and as many as are there."""
-    teachers = len(plans) + len(list(folder.glob("*.h5")))
+    teachers = len(plans) + len(files_by_teacher(folder))
     shape = (teachers, max(plan.shape.num_views for plan in plans), plans[0].shape.samples)
     return file_bytes({"weights": (shape, "<f4")}, 0)
 
 
-def _pending(shape: CacheShape, found: Sequence[TeacherCache]) -> int:
+def _pending(shape: CacheShape, found: Sequence[TeacherFile]) -> int:
     done = {name: np.zeros((shape.num_views, shape.blocks), bool) for name in shape.answers()}
     for cached in found:
         for name in cached.shape.answers():

@@ -1,6 +1,6 @@
-"""One teacher's file, for reading: its answers by slot, memory-mapped and checked against their checksums.
+"""One file of a teacher's answers, for reading: by slot, memory-mapped and checked against their checksums.
 
-V slots, N samples. No HDF5 handle is held: a `TeacherCache` can be pickled and forked, and used by any number of
+V slots, N samples. No HDF5 handle is held: a `TeacherFile` can be pickled and forked, and used by any number of
 processes.
 """
 
@@ -17,50 +17,47 @@ from demkd.cache.errors import CacheDamagedError, CacheIncompleteError, CacheMis
 from demkd.cache.file import map_file, read_header
 from demkd.cache.layout import CacheShape, ledger_entry
 from demkd.cache.provenance import Provenance
+from demkd.cache.shards import WHOLE, is_partial, split_name
 
 Array = NDArray[Any]
 
 
-def cache_file(folder: Path, teacher: str) -> Path:
-    """The file of a teacher's answers."""
-    return folder / f"{teacher}.h5"
+class TeacherFile:
+    """One file of a teacher, its answers by slot, checked whenever they are taken. Rows and blocks are the file's own.
 
-
-def partial_file(folder: Path, teacher: str) -> Path:
-    """The same file before it is whole."""
-    return folder / f"{teacher}.h5.partial"
-
-
-class TeacherCache:
-    """One teacher's file: its answers by slot, checked whenever they are taken."""
+    Attributes:
+        name: the teacher's.
+        shard: which samples it holds; `WHOLE` for all.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open and check the header; the answers are checked slot by slot.
 
         Raises:
             CacheMissingError: if there is no such file.
-            CacheDamagedError: if it is not a sound cache file.
+            CacheDamagedError: if it is not a sound cache file, or called as another shard than it is.
         """
         self.path = path
+        self.name, self.shard = split_name(path.name)
         header = read_header(path)
         self.header = header
         self._arrays = map_file(path, header)
         self.provenance = Provenance.from_json(self._arrays["provenance"].tobytes())
         self.provenance.require_teacher()
+        samples = self._require_place()
         self.shape: CacheShape = header.shape(
             classes=len(self.provenance.identity["data"]["class_names"]),
             rest_temperatures=self.provenance.rest_temperatures,
+            first_sample=samples.start,
         )
-        self.provenance.require_samples(self.shape.samples)
-        self._require_labels()
+        self.provenance.require_samples(self.shape.samples, samples.stop - samples.start)
+        if self.labels.min() < 0 or self.labels.max() >= self.shape.classes:
+            raise foreign_labels(path)
+        if self.shard == WHOLE:
+            require_labels(path, self.labels, self.provenance)
 
-    def __reduce__(self) -> tuple[type["TeacherCache"], tuple[Path]]:
-        return TeacherCache, (self.path,)  # pickling the memory maps would copy their bytes
-
-    @property
-    def name(self) -> str:
-        """The teacher's name: that of the file."""
-        return self.path.name.removesuffix(".partial").removesuffix(".h5")
+    def __reduce__(self) -> tuple[type["TeacherFile"], tuple[Path]]:
+        return TeacherFile, (self.path,)  # pickling the memory maps would copy their bytes
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -70,12 +67,13 @@ class TeacherCache:
     @property
     def is_partial(self) -> bool:
         """Whether the file is still being filled."""
-        return self.path.suffix == ".partial"
+        return is_partial(self.path)
 
-    def read(self, name: str, slot: int) -> Array:
-        """A data set's answers for every sample in one slot, (N, ...), mapped read-only.
+    def check(self, name: str, slot: int) -> None:
+        """Check a data set's answers in one slot.
 
         Raises:
+            CacheMissingError: if there is no such data set.
             CacheIncompleteError: if a block was never written.
             CacheDamagedError: if a block is not what its checksum says.
         """
@@ -83,47 +81,17 @@ class TeacherCache:
             have = ", ".join(self.shape.answers())
             raise CacheMissingError(f"{self.path} has no {name}; it has {have}")
         for block in range(self.shape.blocks):
-            self._check(name, slot, block)
+            self.check_block(name, slot, block)
+
+    def slot(self, name: str, slot: int) -> Array:
+        """A data set's answers for every sample in one slot, (N, ...), mapped read-only and unchecked."""
         answers: Array = self._arrays[name][slot]
         return answers
 
-    def logits(self, slot: int, rows: slice | NDArray[np.int64], *, temperature: float) -> Array:
-        """Logits (B, C) of some samples in a slot, unchecked, for a softmax at a temperature.
-
-        All of them as they were answered; or, where the k largest and the label's are kept, these, and for the others
-        one number that gives them together the share that they had, spread evenly.
-
-        Raises:
-            CacheMissingError: if the share of the others was not kept at this temperature.
-        """
-        kept: Array = self._arrays["logits"][slot, rows]
-        if self.shape.keep is None:
-            return kept
-        columns = self.require_temperature(temperature)
-        classes, labels = self._arrays["classes"][slot, rows], self.labels[rows]
-        label_logits = self._arrays["label_logit"][slot, rows]
-        outside = ~(classes == labels[:, None]).any(1)  # whether the label is kept beside the k largest
-        others = self.shape.classes - self.shape.keep - outside.astype(np.int64)  # (B,), how many
-        mean = temperature * (self._arrays["rest"][slot, rows][:, columns] - np.log(np.maximum(others, 1)))
-        logits = np.repeat(mean.astype(np.float32)[:, None], self.shape.classes, axis=1)
-        np.put_along_axis(logits, labels[:, None], label_logits[:, None], axis=1)
-        np.put_along_axis(logits, classes.astype(np.int64), kept, axis=1)
-        return logits
-
-    def require_temperature(self, temperature: float) -> int:
-        """Where the share of logits that were not kept is found at a temperature.
-
-        Raises:
-            CacheMissingError: if it is not there.
-        """
-        known = self.shape.rest_temperatures
-        if temperature not in known:
-            raise CacheMissingError(
-                f"teacher {self.name} was cached with its {self.shape.keep} largest logits, and the sum of the others "
-                f"at the temperatures {', '.join(map(str, known))}, but {temperature:g} is asked for: choose one of "
-                "these (`temperature`), or cache it anew with it (`rest_temperatures`) in another folder"
-            )
-        return known.index(temperature)
+    def read(self, name: str, slot: int) -> Array:
+        """The same, checked; raises as `check`."""
+        self.check(name, slot)
+        return self.slot(name, slot)
 
     def block(self, name: str, slot: int, block: int) -> Array:
         """A data set's answers for the samples of one block, unchecked."""
@@ -133,7 +101,7 @@ class TeacherCache:
     def is_sound(self, name: str, slot: int, block: int) -> bool:
         """Whether a block was written and is what its ledger entry says."""
         entry = int(self._arrays[f"ledger/{name}"][slot, block])
-        return entry == ledger_entry(name, slot, block, self.block(name, slot, block))
+        return entry == ledger_entry(name, slot, self.shape.first_block + block, self.block(name, slot, block))
 
     def is_written(self, name: str, slot: int, block: int) -> bool:
         """Whether the ledger says anything of a block."""
@@ -148,9 +116,14 @@ class TeacherCache:
         return all(self.is_sound(*place) for place in self.blocks())
 
     def check_all(self) -> None:
-        """Check every block of every data set; raises as `read` does."""
+        """Check every block of every data set; raises as `check` does."""
         for place in self.blocks():
-            self._check(*place)
+            self.check_block(*place)
+
+    def first_sound(self, name: str) -> tuple[int, int] | None:
+        """The first (slot, block) of a data set that is there and sound."""
+        places = np.argwhere(self.ledger(name) != 0).tolist()
+        return next(((slot, block) for slot, block in places if self.is_sound(name, slot, block)), None)
 
     def blocks_written(self) -> int:
         """How many of the V x blocks pairs are in the ledger, in all data sets."""
@@ -165,28 +138,13 @@ class TeacherCache:
         """A data set's ledger (V, blocks)."""
         return self._arrays[f"ledger/{name}"]
 
-    def content_sha256(self, slots: int) -> str:
-        """Digest of what was answered in the first slots: of the ledger of the entropies, and so of every entropy.
-
-        A file that grew keeps it.
-        """
-        return hashlib.sha256(self.ledger("entropy")[:slots].tobytes()).hexdigest()
-
     def place(self, name: str, slot: int, block: int) -> str:
         """A block in words."""
-        rows = self.shape.rows(block)
-        return f"{name} of teacher {self.name}, slot {slot}, rows {rows.start} to {rows.stop - 1}"
+        samples = self.shape.samples_of(block)
+        return f"{name} of teacher {self.name}, slot {slot}, rows {samples.start} to {samples.stop - 1}"
 
-    def _require_labels(self) -> None:
-        labels = self.labels
-        digest = hashlib.sha256(labels.tobytes()).hexdigest()
-        inside = labels.min() >= 0 and labels.max() < self.shape.classes
-        if not inside or digest != self.provenance.identity["data"]["labels_sha256"]:
-            raise CacheDamagedError(
-                f"the labels in {self.path} are not those of its provenance: remove it and make it again"
-            )
-
-    def _check(self, name: str, slot: int, block: int) -> None:
+    def check_block(self, name: str, slot: int, block: int) -> None:
+        """Check one block; raises as `check` does."""
         if self.is_sound(name, slot, block):
             return
         place = self.place(name, slot, block)
@@ -196,3 +154,39 @@ class TeacherCache:
         raise CacheDamagedError(
             f"{self.path} is damaged: {place} {what}; run the same `cache_teachers` again, which redoes them"
         )
+
+    def _require_place(self) -> range:
+        """The samples that the file's name stands for, which must be those that were sealed in it."""
+        total, rows = self.provenance.samples, self.header.block_rows
+        if self.provenance.rows != self.shard.rows_table(total, rows):
+            sealed = self.provenance.rows or {}
+            numbers = [sealed.get(name) for name in ("shard", "shards")]
+            what = f"shard {numbers[0]} of {numbers[1]}" if sealed else "the whole"
+            called = "the whole" if self.shard == WHOLE else str(self.shard)
+            raise CacheDamagedError(
+                f"{self.path} is called as {called} of a teacher's answers, and holds {what}: give it its own name "
+                "back, or remove it and make it again"
+            )
+        return self.shard.samples(total, rows)
+
+
+def require_labels(path: Path, labels: NDArray[np.int64], provenance: Provenance) -> None:
+    """Check that these are all labels of the data that a provenance is of.
+
+    Raises:
+        CacheDamagedError: if they are not.
+    """
+    if hashlib.sha256(labels.tobytes()).hexdigest() != provenance.identity["data"]["labels_sha256"]:
+        raise foreign_labels(path)
+
+
+def foreign_labels(path: Path) -> CacheDamagedError:
+    return CacheDamagedError(f"the labels in {path} are not those of its provenance: remove it and make it again")
+
+
+def open_if_there(path: Path) -> TeacherFile | None:
+    """A file, or None if there is none; it may go, or get its final name, at any moment."""
+    try:
+        return TeacherFile(path)
+    except CacheMissingError:
+        return None

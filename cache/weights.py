@@ -12,9 +12,8 @@ from demkd.cache.errors import CacheDamagedError, CacheMismatchError
 from demkd.cache.file import create_file, map_file, read_header
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
-from demkd.cache.teacher_file import TeacherCache, cache_file
-
-WEIGHTS_NAME = "weights"
+from demkd.cache.shards import WEIGHTS_NAME, cache_file
+from demkd.cache.teacher import TeacherCache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

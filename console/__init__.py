@@ -1,7 +1,7 @@
 """How progress, tables and errors look: the only room that knows rich. Progress goes to stderr, results to stdout."""
 
 from demkd.console.ablation import show_ablation
-from demkd.console.cache_results import show_caching, show_plan, show_verification
+from demkd.console.cache_results import show_caching, show_merge, show_plan, show_verification
 from demkd.console.inspection import show_inspection
 from demkd.console.networks import show_export, show_networks
 from demkd.console.output import show_csv, show_error, show_json, show_written
@@ -20,6 +20,7 @@ __all__ = [
     "show_export",
     "show_inspection",
     "show_json",
+    "show_merge",
     "show_networks",
     "show_plan",
     "show_run",

@@ -3,7 +3,7 @@
 from rich.markup import escape
 
 from demkd.console.output import decimal_bytes, plain_table, stdout
-from demkd.pipeline.results import CachingPlan, CachingReport, VerificationReport
+from demkd.pipeline.results import CachingPlan, CachingReport, MergeReport, VerificationReport
 
 _FAULTS_SHOWN = 10
 
@@ -19,13 +19,17 @@ def show_caching(report: CachingReport) -> None:
         table.add_row(
             teacher.name,
             teacher.network,
-            f"{teacher.top1:.2%}",
-            f"{teacher.mean_entropy:.3f}",
+            "" if teacher.top1 is None else f"{teacher.top1:.2%}",
+            "" if teacher.mean_entropy is None else f"{teacher.mean_entropy:.3f}",
             f"{teacher.answered:,}",
             f"{teacher.seconds:.1f} s",
-            decimal_bytes(teacher.file_bytes),
+            "" if teacher.file_bytes is None else decimal_bytes(teacher.file_bytes),
         )
     console.print(table)
+    for words in report.held:
+        console.print(escape(words), soft_wrap=True)
+    if report.held:
+        console.print("nothing else is left to do; the last one to end computes the weights")
     if report.weighted:
         console.print(f"weights.h5 has the entropy weights of {', '.join(report.weighted)}")
 
@@ -84,7 +88,8 @@ def show_verification(report: VerificationReport) -> None:
         checked = f"{file.blocks:,} blocks, " if file.blocks else ""
         share = f" ({file.done:.0%} done)" if file.done < 1 and file.verdict != "damaged" else ""
         size = decimal_bytes(file.file_bytes)
-        console.print(f"[{colour}]{file.verdict}[/]{share}  [bold]{escape(file.name)}[/]: {checked}{size}")
+        name = escape(f"{file.name}, {file.shard}" if file.shard else file.name)
+        console.print(f"[{colour}]{file.verdict}[/]{share}  [bold]{name}[/]: {checked}{size}")
         for fault in file.faults[:_FAULTS_SHOWN]:
             console.print(f"    {escape(fault.text)}", soft_wrap=True)
         if len(file.faults) > _FAULTS_SHOWN:
@@ -105,3 +110,11 @@ def show_verification(report: VerificationReport) -> None:
             soft_wrap=True,
         )
     console.print(f"{escape(str(report.folder))} is {'sound' if report.sound else '[bold red]not sound[/]'}")
+
+
+def show_merge(report: MergeReport) -> None:
+    """What was put together."""
+    console = stdout()
+    for teacher in report.teachers:
+        what = f"one file of {teacher.shards} shards" if teacher.shards else "one file already"
+        console.print(f"[bold]{escape(teacher.name)}[/]: {what}, {decimal_bytes(teacher.file_bytes)}")

@@ -84,17 +84,24 @@ def _facts(summary: CacheSummary) -> list[tuple[str, str]]:
     size = " x ".join(map(str, summary.picture_size))
     pictures = ", ".join(part for part in (f"{summary.split} split" if summary.split else "", size) if part)
     digests = f"pixels {(summary.pixels_sha256 or '-')[:_DIGEST]}, labels {summary.labels_sha256[:_DIGEST]}"
+    unfinished = f"; besides, unfinished: {', '.join(_progress(summary))}" if summary.unfinished else ""
     facts = [
         ("pictures", f"{pictures}; {digests}" if pictures else digests),
         ("views", _views(summary)),
         ("weights", summary.weighting or _WEIGHTS[summary.weights_state]),
-        ("files", "complete"),
+        ("files", f"complete{_shards(summary.teachers)}{unfinished}"),
     ]
-    if summary.unfinished:
-        facts[-1] = ("files", "complete; besides, unfinished: " + ", ".join(_progress(summary)))
     inputs = _merged([(teacher.name, _input(teacher)) for teacher in summary.teachers])
     made_by = _merged([(teacher.name, _software(teacher)) for teacher in summary.teachers])
     return [*facts, ("input", inputs), ("made by", made_by)]
+
+
+def _shards(teachers: Sequence[TeacherSummary]) -> str:
+    """In how many files the teachers' answers are, unless in one each."""
+    if all(teacher.shards == 1 for teacher in teachers):
+        return ""
+    words = [(one.name, "one file" if one.shards == 1 else f"{one.shards} shards") for one in teachers]
+    return f", {_merged(words)}"
 
 
 def _views(summary: CacheSummary) -> str:

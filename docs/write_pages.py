@@ -1,5 +1,5 @@
-"""Runs every command of tutorial.md, then of library.md, in an empty folder, and those of photos.md in another, and
-writes what they say into the pages: `python -m docs.write_pages`.
+"""Runs every command of tutorial.md, then of library.md, in an empty folder, those of photos.md and of scaling.md in
+others, and writes what they say into the pages: `python -m docs.write_pages`.
 
 A block of the language `console` has commands after `$ ` (ending in a backslash where they go on) and what they say. A
 block of Python whose first line is a comment with a file's name is saved under that name.
@@ -19,9 +19,12 @@ from click.testing import CliRunner
 
 from demkd.cli import main
 
-TUTORIAL, LIBRARY, PHOTOS = (Path(__file__).with_name(name) for name in ("tutorial.md", "library.md", "photos.md"))
+TUTORIAL, LIBRARY, PHOTOS, SCALING = (
+    Path(__file__).with_name(f"{name}.md") for name in ("tutorial", "library", "photos", "scaling")
+)
 PACKAGE = Path(__file__).parents[1]
 COLUMNS = "96"
+_PROGRAMS = {"python": (), "torchrun": ("-m", "torch.distributed.run")}
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -63,7 +66,7 @@ def run_page(text: str, folder: Path) -> str:
 
 
 def run_command(command: str, folder: Path) -> str:
-    """Run `demkd ...` in this process, which has PyTorch already, and anything else in one of its own; its stdout.
+    """Run `demkd ...` in this process, which has PyTorch already, and anything else in others; its stdout.
 
     Raises:
         PageError: if it fails.
@@ -76,10 +79,14 @@ def run_command(command: str, folder: Path) -> str:
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
     else:
-        assert program == "python", command
-        words = [sys.executable, *arguments]
+        words = [sys.executable, *_PROGRAMS[program], *arguments]
         # The same threads as here: sums are rounded in another order with others, which training amplifies.
-        found = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        found = {
+            **os.environ,
+            "COLUMNS": COLUMNS,
+            "PYTHONPATH": str(PACKAGE),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
         done = subprocess.run(words, cwd=folder, env=found, capture_output=True, text=True, check=False)  # noqa: S603
         code, output, errors = done.returncode, done.stdout, done.stderr
     if code != 0:
@@ -89,7 +96,7 @@ def run_command(command: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    for pages in ((TUTORIAL, LIBRARY), (PHOTOS,)):
+    for pages in ((TUTORIAL, LIBRARY), (PHOTOS,), (SCALING,)):
         with tempfile.TemporaryDirectory() as name:
             os.chdir(name)
             os.environ["XDG_CACHE_HOME"] = name

@@ -67,6 +67,9 @@ class CachingOptions(TypedDict, total=False):
         input_size: the side of a teacher's input, of all or by name: views are cut at this size, or resized to it.
         keep: only so many of the largest logits of each answer, and the sum of the others; all by default.
         rest_temperatures: at which that sum is kept.
+        shards: in how many files each teacher's answers are, so that as many processes can answer at once; by default
+            as many as there are already, else as torchrun has processes, else 1.
+        only_shards: those that are made here, from 0; all by default. For machines without a common disk.
         reading: how pictures are decoded.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "float32" or "bfloat16".
@@ -83,6 +86,8 @@ class CachingOptions(TypedDict, total=False):
     input_size: ByTeacher[int]
     keep: int | None
     rest_temperatures: Sequence[float]
+    shards: int | None
+    only_shards: Sequence[int]
     reading: "Reading | None"
     device: str
     precision: str

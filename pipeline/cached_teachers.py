@@ -9,12 +9,10 @@ N samples, K teachers, B in a batch, C classes.
 from collections.abc import Mapping
 from dataclasses import fields
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from demkd.cache import Cache, CacheMissingError, SlotAnswers, TeacherCache
+from demkd.cache import Cache, CacheMissingError, Rows, SlotAnswers, TeacherCache
 from demkd.dataset import seeded
 from demkd.pipeline.logit_losses import SoftTargets, fuse, loss_temperatures
 from demkd.pipeline.methods import Method
@@ -81,7 +79,7 @@ class CachedTeachers:
         self._slot, self._place = -1, place
         self._weights: TeacherWeights | None = None
         self._targets: SoftTargets | None = None
-        self._hints: list[NDArray[np.float16] | Tensor] = []
+        self._hints: list[Rows | Tensor] = []
         self._measures: Tensor | None = None
 
     @property
@@ -102,7 +100,7 @@ class CachedTeachers:
         self._weights = weights = self._weigh(answers)
         self._targets = self._fuse_slot(slot, weights) if self._fuses_whole_slots else None
         if self._method.needs_features:
-            self._hints = [self._resident(answers) for answers in self._cache.features(slot, self._layers)]
+            self._hints = [self._resident(features) for features in self._cache.features(slot, self._layers)]
         entropy = as_tensor(answers.entropy).to(self._device)
         self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
         return EpochViews(records=as_tensor(answers.view)[None], slot=slot)
@@ -188,11 +186,18 @@ class CachedTeachers:
     def _predictions(self, answers: SlotAnswers) -> Tensor:
         return as_tensor(answers.prediction).to(self._device)
 
-    def _resident(self, features: NDArray[np.float16]) -> NDArray[np.float16] | Tensor:
-        """A slot of features stays mapped on the CPU, and is uploaded once for a GPU."""
-        return features if self._device.type == "cpu" else as_tensor(features).to(self._device)
+    def _resident(self, features: Rows) -> Rows | Tensor:
+        """A slot of features stays mapped on the CPU, and is uploaded once for a GPU, file by file."""
+        if self._device.type == "cpu":
+            return features
+        resident = torch.empty(features.shape, dtype=torch.float16, device=self._device)
+        start = 0
+        for part in features.parts:
+            resident[start : start + len(part)] = as_tensor(part)
+            start += len(part)
+        return resident
 
-    def _take(self, features: NDArray[np.float16] | Tensor, indices: Tensor) -> Tensor:
+    def _take(self, features: Rows | Tensor, indices: Tensor) -> Tensor:
         if isinstance(features, Tensor):
             return features[indices].float()
         return torch.from_numpy(features[indices.numpy()]).float()

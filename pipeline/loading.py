@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demkd.cache.weights import WEIGHTS_NAME
+from demkd.cache.shards import WEIGHTS_NAME, WHOLE, split_name
 from demkd.dataset import (
     AsTheyAre,
     CentreCrop,
@@ -63,10 +63,11 @@ class TeacherSpec:
     module: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name == WEIGHTS_NAME:
+        usable = isinstance(self.name, str) and _NAME.fullmatch(self.name) and self.name != WEIGHTS_NAME
+        if not usable or split_name(self.name)[1] != WHOLE:
             raise TeacherSpecError(
                 f"a teacher cannot be called {self.name!r}: give it a name of letters, digits, . _ and -, other than "
-                f"{WEIGHTS_NAME!r} (`teachers=NAME=NETWORK@CHECKPOINT`)"
+                f"{WEIGHTS_NAME!r} and names of shards (`teachers=NAME=NETWORK@CHECKPOINT`)"
             )
 
     @classmethod

@@ -6,21 +6,23 @@ B in a batch, N samples, V slots, R integers of a view's record.
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from demkd.cache import CacheShape, CacheValueError, Provenance
+from demkd.cache import CacheMismatchError, CacheShape, CacheValueError, Provenance
 from demkd.cache.layout import BLOCK_ROWS
-from demkd.cache.space import FilePlan, plan_file
+from demkd.cache.shards import Shard, all_shards, shard_count
+from demkd.cache.space import FilePlan, plan_teacher
 from demkd.dataset import ImageSource, Normalisation, Records, ViewPolicy, Views, ViewTask, records_on
 from demkd.dataset.source import SMALL
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import InputChoice, LoadedNetwork, TeacherSpec, chosen_for, load_teacher, require_teachers
+from demkd.pipeline.processes import announced
 from demkd.teachers import Teacher, feature_key
 
 _TRIED = 64  # samples that a teacher is tried on
@@ -38,6 +40,8 @@ class CachingRequest:
         normalise, input_size: by teacher name; "" stands for all others.
         keep: how many of the largest logits; None for all.
         rest_temperatures: at which the sum of the other logits is kept.
+        shards: in how many files each teacher's answers are; None for as many as there are already, or processes.
+        only_shards: those that are made here; empty for all.
     """
 
     source: ImageSource
@@ -53,6 +57,8 @@ class CachingRequest:
     input_size: Mapping[str, int] = field(default_factory=dict)
     keep: int | None = None
     rest_temperatures: tuple[float, ...] = defaults.REST_TEMPERATURES
+    shards: int | None = None
+    only_shards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +66,10 @@ class PreparedTeacher:
     """A teacher that passed every check, and what is asked of it.
 
     Attributes:
+        shape: of all its answers.
         view_size: of the views that it is shown; None for the pictures' own size.
+        shards: in how many files its answers are.
+        only_shards: those that are made here; empty for all.
     """
 
     teacher: Teacher
@@ -68,10 +77,16 @@ class PreparedTeacher:
     shape: CacheShape
     provenance: Provenance
     view_size: int | None = None
+    shards: int = 1
+    only_shards: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         return self.teacher.name
+
+    def made_here(self) -> list[Shard]:
+        """The shards that are asked for."""
+        return [shard for shard in all_shards(self.shards) if not self.only_shards or shard.number in self.only_shards]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,12 +132,15 @@ class CachingJob:
         return torch.split(indices.to(device), self.batch_size)
 
     def plans(self) -> list[FilePlan]:
-        """What remains to be done for every teacher's file.
+        """What remains to be done for every teacher.
 
         Raises:
             CacheMismatchError, CacheDamagedError: if a file that is there cannot be added to.
         """
-        return [plan_file(self.folder, one.name, shape=one.shape, provenance=one.provenance) for one in self.teachers]
+        return [
+            plan_teacher(self.folder, one.name, shape=one.shape, provenance=one.provenance, shards=one.made_here())
+            for one in self.teachers
+        ]
 
 
 def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
@@ -130,7 +148,8 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
 
     Raises:
         ViewsError: if there are not so many views.
-        CacheValueError: if the batch size cannot be.
+        CacheValueError: if the batch size, or the number of shards, cannot be.
+        CacheMismatchError: if a teacher is in another number of shards.
         CheckpointError, TeacherError, NetworkSourceError: if a teacher cannot be used.
     """
     names = [spec.name for spec in request.teachers]
@@ -142,6 +161,7 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
             f"{BLOCK_ROWS} samples"
         )
     _require_answers(request)
+    shards = {name: _shards_of(request, name) for name in names}
     source, policy = request.source, request.policy or request.source.default_policy
     policy.require_pictures(source.sizes)
     most = policy.num_distinct_views
@@ -155,8 +175,41 @@ def prepare(request: CachingRequest, compute: Compute) -> CachingJob:
         batch_size=_batch_size(request, policy, compute),
         folder=request.folder,
         compute=compute,
-        teachers=tuple(_prepare_teacher(request, spec, policy, num_views, compute) for spec in request.teachers),
+        teachers=tuple(
+            replace(
+                _prepare_teacher(request, spec, policy, num_views, compute),
+                shards=shards[spec.name],
+                only_shards=request.only_shards,
+            )
+            for spec in request.teachers
+        ),
     )
+
+
+def _shards_of(request: CachingRequest, teacher: str) -> int:
+    """In how many files a teacher's answers are: as they are there, as asked, or a process each."""
+    samples, asked = len(request.source), request.shards
+    blocks = -(-samples // BLOCK_ROWS)
+    if asked is not None and not 1 <= asked <= blocks:
+        raise CacheValueError(
+            f"`shards` is {asked}, and {samples:,} samples are {blocks:,} blocks of {BLOCK_ROWS:,}: "
+            f"choose 1 to {blocks:,}"
+        )
+    there = shard_count(request.folder, teacher)
+    if there is not None and asked not in (None, there):
+        raise CacheMismatchError(
+            f"`shards` is {asked}, and teacher {teacher} in {request.folder} is in {there}: leave it out, or choose "
+            "another folder (`out`)"
+        )
+    _, processes = announced() or (0, 1)
+    count = there or asked or min(processes, blocks)
+    for number in request.only_shards:
+        if not 0 <= number < count:
+            raise CacheValueError(
+                f"`only_shards` asks for {number}, and teacher {teacher} is to be in {count} (`shards`): "
+                f"choose among 0 to {count - 1}"
+            )
+    return count
 
 
 def _batch_size(request: CachingRequest, policy: ViewPolicy, compute: Compute) -> int:

@@ -173,6 +173,11 @@ def announced() -> tuple[int, int] | None:
     return rank, size
 
 
+def speaks() -> bool:
+    """Whether this process tells what was done: the only one, or rank 0."""
+    return (announced() or (0, 1))[0] == 0
+
+
 @contextmanager
 def joined(compute: "Compute") -> "Iterator[Compute]":
     """Join the processes that torchrun started, if it did; the same compute, with its world.

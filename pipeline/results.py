@@ -84,9 +84,12 @@ class TeacherCachingReport:
     """What stage one did for one teacher.
 
     Attributes:
-        answered: views answered now; the others were there already.
-        top1, mean_entropy: over all slots; the share of right predictions, and nats.
+        answered: views answered now, by this process; the others were there already.
+        top1, mean_entropy: over all slots; the share of right predictions, and nats. None where other processes still
+            answer, or rank 0 tells it.
+        file_bytes: of all its files; likewise.
         seconds: of answering and writing.
+        shards: in how many files the answers are.
     """
 
     name: str
@@ -94,10 +97,11 @@ class TeacherCachingReport:
     parameters: int
     views: int
     answered: int
-    top1: float
-    mean_entropy: float
-    file_bytes: int
     seconds: float
+    top1: float | None = None
+    mean_entropy: float | None = None
+    file_bytes: int | None = None
+    shards: int = 1
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -109,6 +113,7 @@ class CachingReport:
         views: V, of a sample.
         num_distinct_views: that the policy has; None where there is no end to them.
         seconds: of everything but the weights.
+        held: what is not whole yet, and who writes it, in words.
     """
 
     folder: Path
@@ -119,6 +124,7 @@ class CachingReport:
     teachers: tuple[TeacherCachingReport, ...]
     weighted: tuple[str, ...]
     seconds: float
+    held: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         """The cache's folder: the report stands for the cache wherever one is wanted."""
@@ -295,3 +301,20 @@ class ExportReport:
     pictures: int
     largest_difference: float
     file_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergedTeacher:
+    """A teacher that is in one file now; `shards` is how many were put together, 0 if it was already."""
+
+    name: str
+    shards: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeReport:
+    """What `merge` returns."""
+
+    folder: Path
+    teachers: tuple[MergedTeacher, ...]

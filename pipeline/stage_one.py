@@ -15,7 +15,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import (
+    CacheBusyError,
     CacheDamagedError,
     CacheMismatchError,
     CacheShape,
@@ -33,14 +34,17 @@ from demkd.cache import (
     open_cache,
     write_weights,
 )
+from demkd.cache.shards import files_by_teacher
 from demkd.cache.space import require_space
-from demkd.cache.teacher_file import cache_file
+from demkd.cache.teacher import is_whole, shards_in_words
 from demkd.dataset import Records, Views, ViewTask
 from demkd.losses import entropy, entropy_weights
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
+from demkd.pipeline.processes import announced, speaks
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import CachingReport, TeacherCachingReport
+from demkd.pipeline.sharing import Unit, units_of, work_through
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
 from demkd.teachers import Teacher
 
@@ -56,7 +60,7 @@ _ANSWER_BYTES = 1 << 28  # to a block in all its slots, before they are written
 
 
 def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
-    """Let all teachers answer what is missing, then compute the weights.
+    """Let all teachers answer what is missing and no other process is at, then compute the weights, if all is whole.
 
     Raises:
         UserError: of any room, in words for the user; what was written stays, and the same call goes on.
@@ -65,23 +69,25 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
     job = prepare(request, compute)
     # Whatever is wrong with a file, or with the disk, is said now and not after hours of answers.
     require_space(request.folder, job.plans())
-    filled = fill_files(job, progress)
+    filled, left = fill_files(job, progress)
     seconds = time.perf_counter() - started
+    ends = not left and speaks()
     return CachingReport(
         folder=request.folder,
         samples=len(job.source),
         views=job.num_views,
         num_distinct_views=job.policy.num_distinct_views,
         precision=compute.precision,
-        teachers=tuple(_report(job, one, *filled[one.name], progress) for one in job.teachers),
-        weighted=precompute_weights(request.folder, progress),
+        teachers=tuple(_report(job, one, *filled[one.name], progress, whole=ends) for one in job.teachers),
+        weighted=precompute_weights(request.folder, progress) if ends else (),
         seconds=seconds,
+        held=_held(job, left),
     )
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Filling:
-    """A teacher, its file, the (slot, block) pairs that the file lacks, and what filling them took so far."""
+    """A teacher, its file of a unit, the (slot, block) pairs that the file lacks, and what filling them took so far."""
 
     prepared: PreparedTeacher
     writer: CacheWriter
@@ -109,35 +115,80 @@ class _Filling:
         return answers
 
 
-def fill_files(job: CachingJob, progress: Progress) -> dict[str, tuple[int, float]]:
-    """Answer every block that lacks something, for all teachers side by side, and finish the files.
+def _held(job: CachingJob, left: Sequence[Unit]) -> tuple[str, ...]:
+    """What is not whole, and which other processes write it, in words."""
+    names = dict.fromkeys(one.name for unit in left for one in unit.teachers)
+    return tuple(
+        f"teacher {name}: {words}"
+        for name in names
+        for words in shards_in_words(job.folder, name, [unit.shard for unit in left if unit.has(name)])
+    )
+
+
+def fill_files(job: CachingJob, progress: Progress) -> tuple[dict[str, tuple[int, float]], list[Unit]]:
+    """Answer every block that is asked for, lacks something, and has no other process at it; finish the files.
 
     Returns:
-        By teacher, how many views it answered, and seconds of answering and writing.
+        By teacher, how many views it answered, and seconds of answering and writing; and what is not whole.
+    """
+    done = {one.name: (0, 0.0) for one in job.teachers}
+    compared: set[str] = set()
+
+    def fill(unit: Unit) -> None:
+        for filling in _fill_unit(job, unit, compared, progress):
+            answered, seconds = done[filling.name]
+            done[filling.name] = (answered + filling.answered, seconds + filling.seconds)
+
+    units = units_of(job.teachers)
+    here = {shard for one in job.teachers for shard in one.made_here()}
+    work_through(job.folder, [unit for unit in units if unit.shard in here], announced(), fill)
+    return done, [unit for unit in units if not unit.is_whole(job.folder)]
+
+
+def _fill_unit(job: CachingJob, unit: Unit, compared: set[str], progress: Progress) -> list[_Filling]:
+    """Fill the files of a unit, all teachers side by side.
+
+    Args:
+        compared: the teachers whose answers were compared with earlier ones; more are added.
+
+    Raises:
+        CacheBusyError: if another process holds one of them.
     """
     labels = job.source.labels.numpy()
     with contextlib.ExitStack() as files:
+        writers = []
+        for one in unit.teachers:
+            shape, provenance = one.shape, one.provenance
+            writer = CacheWriter(
+                job.folder, one.name, shape=shape, provenance=provenance, labels=labels, shard=unit.shard
+            )
+            files.callback(writer.release)
+            writer.lock()
+            writers.append(writer)
         fillings = []
-        for one in job.teachers:
-            writer = CacheWriter(job.folder, one.name, shape=one.shape, provenance=one.provenance, labels=labels)
+        for one, writer in zip(unit.teachers, writers, strict=True):
             files.enter_context(writer)
             fillings.append(_Filling(prepared=one, writer=writer, pending=frozenset(writer.pending())))
-        if any(filling.pending for filling in fillings):
-            _fill(job, [filling for filling in fillings if filling.pending], progress)
+        pending = [filling for filling in fillings if filling.pending]
+        for filling in pending:
+            if filling.name not in compared:
+                _require_same_answers(job, filling)
+                compared.add(filling.name)
+        if pending:
+            _fill(job, unit, pending, progress)
         for filling in fillings:
             filling.writer.finish()
-    return {filling.name: (filling.answered, filling.seconds) for filling in fillings}
+    return fillings
 
 
-def _fill(job: CachingJob, fillings: Sequence[_Filling], progress: Progress) -> None:
+def _fill(job: CachingJob, unit: Unit, fillings: Sequence[_Filling], progress: Progress) -> None:
     """Block after block: its pictures are read once, and every slot of them goes to every teacher that lacks it."""
-    for filling in fillings:
-        _require_same_answers(job, filling)
     blocks = sorted({block for filling in fillings for _, block in filling.pending})
-    total = sum(filling.writer.shape.num_views for filling in fillings) * len(job.source)
+    total = sum(filling.writer.shape.num_views * filling.writer.shape.samples for filling in fillings)
     missing = sum(len(_samples(filling, block)) for filling in fillings for _, block in filling.pending)
     names = ", ".join(filling.name for filling in fillings)
-    with progress.task(f"asking {names}", total=total, unit="views", done=total - missing) as task:
+    part = f", {unit.shard}" if unit.shard.count > 1 else ""
+    with progress.task(f"asking {names}{part}", total=total, unit="views", done=total - missing) as task:
         synced = time.monotonic()
         for group, answers in _answered(job, fillings, _groups(job, fillings, blocks), task.advance):
             for (number, slot), parts in answers.items():
@@ -211,8 +262,8 @@ def _answered(
 
 def _samples(filling: _Filling, block: int) -> Tensor:
     """The samples (B,) of a block."""
-    rows = filling.writer.shape.rows(block)
-    return torch.arange(rows.start, rows.stop)
+    samples = filling.writer.shape.samples_of(block)
+    return torch.arange(samples.start, samples.stop)
 
 
 def ask(teacher: Teacher, views: Tensor, names: Sequence[str], labels: Tensor, shape: CacheShape) -> Answers:
@@ -280,16 +331,17 @@ def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
     Raises:
         CacheMismatchError: if the answers differ by more than rounding.
     """
-    place = filling.writer.blocks.first_written()
-    if place is None:
+    places = ((file, place) for file in filling.writer.earlier() if (place := file.first_sound("logits")))
+    file, place = next(places, (None, None))
+    if file is None or place is None:
         return
     slot, block = place
-    earlier = filling.writer.blocks.written(slot, block)["logits"].astype(np.float32)
-    _, answers = answer_again(job, filling.prepared, slot, _samples(filling, block))
+    rows = file.shape.samples_of(block)
+    earlier = file.block("logits", slot, block).astype(np.float32)
+    _, answers = answer_again(job, filling.prepared, slot, torch.arange(rows.start, rows.stop))
     now = answers["logits"]
     change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
     if change > RECOMPUTE_TOLERANCE * max(scale, 1.0):
-        rows = filling.writer.shape.rows(block)
         raise CacheMismatchError(
             f"teacher {filling.name} answers slot {slot}, rows {rows.start} to {rows.stop - 1}, otherwise than "
             f"when the cache was started (logits differ by up to {change:.3g}): its network's code has changed since; "
@@ -299,12 +351,13 @@ def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
 
 def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
     """Write weights.h5 for all whole teachers of a cache, if they fit together; the names of those weighted."""
+    whole = [name for name in files_by_teacher(folder) if is_whole(folder, name)]
     with contextlib.suppress(CacheDamagedError, CacheMismatchError):  # of the weights: they are computed anew
-        present = open_cache(folder)
+        present = open_cache(folder, whole)
         if present.teacher_weights is not None and present.teacher_weights.weighting == DEFAULT_WEIGHTING:
             return present.names
     try:
-        cache = open_cache(folder, weights=False)
+        cache = open_cache(folder, whole, weights=False)
     except CacheMismatchError as error:
         progress.warn(f"no weights were computed: {error}")
         return ()
@@ -312,33 +365,42 @@ def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
     for slot in range(cache.num_views):
         entropies = np.stack([teacher.read("entropy", slot) for teacher in cache.teachers])
         weights[:, slot] = entropy_weights(torch.from_numpy(entropies)).numpy()
-    write_weights(folder, cache.teachers, weights, weighting=DEFAULT_WEIGHTING)
+    with contextlib.suppress(CacheBusyError):  # another process that ended just now writes the same
+        write_weights(folder, cache.teachers, weights, weighting=DEFAULT_WEIGHTING)
     return cache.names
 
 
 def _report(
-    job: CachingJob, prepared: PreparedTeacher, answered: int, seconds: float, progress: Progress
+    job: CachingJob, prepared: PreparedTeacher, answered: int, seconds: float, progress: Progress, *, whole: bool
 ) -> TeacherCachingReport:
-    file = TeacherCache(cache_file(job.folder, prepared.name))
+    report = TeacherCachingReport(
+        name=prepared.name,
+        network=prepared.network,
+        parameters=prepared.teacher.parameters,
+        views=prepared.shape.num_views,
+        answered=answered,
+        seconds=seconds,
+        shards=prepared.shards,
+        features=prepared.shape.features,
+    )
+    if not whole:
+        return report
+    cached = TeacherCache.open(job.folder, prepared.name)
     labels, classes = job.source.labels.numpy(), job.source.classes
-    slots = range(file.shape.num_views)
-    top1 = float(np.mean([(file.read("prediction", slot) == labels).mean() for slot in slots]))
+    slots = range(cached.shape.num_views)
+    top1 = float(np.mean([(cached.read("prediction", slot) == labels).mean() for slot in slots]))
     if top1 < _near_chance(classes):
         progress.warn(
             f"teacher {prepared.name} is right about {top1:.1%} of {job.source.name}, near chance ({1 / classes:.1%}): "
             "are its classes in another order, or its normalisation another one?"
         )
-    return TeacherCachingReport(
-        name=prepared.name,
-        network=prepared.network,
-        parameters=prepared.teacher.parameters,
-        views=file.shape.num_views,
-        answered=answered,
+    return replace(
+        report,
+        views=cached.shape.num_views,
         top1=top1,
-        mean_entropy=float(np.mean([file.read("entropy", slot).mean(dtype=np.float64) for slot in slots])),
-        file_bytes=file.path.stat().st_size,
-        seconds=seconds,
-        features=file.shape.features,
+        mean_entropy=float(np.mean([cached.read("entropy", slot).mean(dtype=np.float64) for slot in slots])),
+        file_bytes=cached.file_bytes,
+        features=cached.shape.features,
     )
 
 

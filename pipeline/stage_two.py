@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demkd.cache import Cache, Provenance, TeacherCache, open_cache
+from demkd.cache import Cache, Provenance, TeacherCache, TeacherFile, open_cache
 from demkd.dataset import ImageSource, ViewPolicy, ViewsError, policy_of, seeded
 from demkd.pipeline import defaults
 from demkd.pipeline.cached_teachers import CachedTeachers
@@ -194,7 +194,7 @@ def require_same_data(cached: TeacherCache, source: ImageSource) -> None:
     )
 
 
-def cached_policy(cached: TeacherCache) -> tuple[ViewPolicy, int]:
+def cached_policy(cached: TeacherCache | TeacherFile) -> tuple[ViewPolicy, int]:
     """The views that a cache's records are of, and the seed that they were drawn with."""
     facts = cached.provenance.identity["views"]
     return policy_of(facts), int(facts["seed"])

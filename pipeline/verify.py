@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheMissingError
 from demkd.cache.integrity import DAMAGED, Verification, bytes_to_verify, verify_cache
-from demkd.cache.teacher_file import TeacherCache, cache_file
-from demkd.cache.weights import WEIGHTS_NAME
+from demkd.cache.shards import WEIGHTS_NAME, all_shards, cache_file, is_partial, shard_count
+from demkd.cache.teacher import TeacherCache, is_whole
+from demkd.cache.teacher_file import TeacherFile
 from demkd.pipeline import defaults
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import RecomputeReport, RepairReport, VerificationReport
@@ -72,11 +73,13 @@ def repair(folder: Path, asked: Asked, progress: Progress) -> VerificationReport
 
     before = _verify_bytes(folder, None, progress)
     # A file that is still being filled needs no repair: going on with it redoes what is torn.
-    damaged = {file.name: file for file in before.files if file.verdict == DAMAGED and file.path.suffix != ".partial"}
-    specs = [_spec(folder, name, asked) for name in damaged if name != WEIGHTS_NAME]
-    for spec in specs:
-        if not damaged[spec.name].blocks:
-            raise CacheDamagedError(f"{damaged[spec.name].faults[0].text} (no single block can be redone)")
+    damaged = [file for file in before.files if file.verdict == DAMAGED and not is_partial(file.path)]
+    specs = [
+        _spec(folder, name, asked) for name in dict.fromkeys(file.name for file in damaged) if name != WEIGHTS_NAME
+    ]
+    for file in damaged:
+        if file.name != WEIGHTS_NAME and not file.blocks:
+            raise CacheDamagedError(f"{file.faults[0].text} (no single block can be redone)")
     answered = {WEIGHTS_NAME: 0}
     for spec in specs:  # one at a time, because each has a precision of its own
         report = cache_teachers(*_as_cached(folder, spec, asked), progress)
@@ -85,8 +88,12 @@ def repair(folder: Path, asked: Asked, progress: Progress) -> VerificationReport
         precompute_weights(folder, progress)
     after = _verify_bytes(folder, None, progress)
     repaired = tuple(
-        RepairReport(name=name, answered=answered[name], redone=tuple(fault.text for fault in file.faults))
-        for name, file in damaged.items()
+        RepairReport(
+            name=name,
+            answered=answered[name],
+            redone=tuple(fault.text for file in damaged if file.name == name for fault in file.faults),
+        )
+        for name in dict.fromkeys(file.name for file in damaged)
     )
     return VerificationReport(folder=folder, sound=after.sound, files=after.files, repaired=repaired)
 
@@ -101,9 +108,9 @@ def recompute(
         CacheMissingError: if a teacher is not in the cache.
         CacheMismatchError: if a teacher, the data or the views are not those of the cache.
     """
-    sound = {file.name for file in report.files if file.verdict != DAMAGED}
+    damaged = {file.name for file in report.files if file.verdict == DAMAGED}
     for spec in asked.teachers:
-        if spec.name not in sound and cache_file(report.folder, spec.name).exists():
+        if spec.name in damaged and is_whole(report.folder, spec.name):
             raise CacheDamagedError(f"teacher {spec.name} in {report.folder} is damaged: repair it before comparing")
     comparisons = tuple(
         _recompute_teacher(report.folder, spec, asked, progress, pairs=pairs, seed=seed) for spec in asked.teachers
@@ -140,7 +147,9 @@ def _as_cached(folder: Path, spec: "TeacherSpec", asked: Asked) -> tuple["Cachin
     from demkd.pipeline.preparation import CachingRequest
     from demkd.pipeline.stage_two import cached_policy
 
-    cached = TeacherCache(cache_file(folder, spec.name))
+    shards = all_shards(shard_count(folder, spec.name) or 1)
+    paths = (cache_file(folder, spec.name, shard) for shard in shards)
+    cached = TeacherFile(next(path for path in paths if path.exists()))  # another shard may be missing
     facts, notes = cached.provenance.identity, cached.provenance.notes
     own = Normalisation(mean=tuple(facts["teacher"]["mean"]), std=tuple(facts["teacher"]["std"]))
     size = chosen_for(asked.input_size, spec.name) or facts["teacher"].get("input_size")
@@ -168,9 +177,9 @@ def _recompute_teacher(
 ) -> RecomputeReport:
     from demkd.pipeline.preparation import prepare
 
-    if not cache_file(folder, spec.name).exists():
+    if not is_whole(folder, spec.name):
         raise CacheMissingError(f"there is no teacher {spec.name!r} in {folder}: name it as it is there")
-    file = TeacherCache(cache_file(folder, spec.name))
+    file = TeacherCache.open(folder, spec.name)
     job = prepare(*_as_cached(folder, spec, asked))
     file.provenance.require(
         job.teachers[0].provenance,
@@ -223,5 +232,6 @@ def _both_answers(
     records, answers = answer_again(job, job.teachers[0], slot, torch.from_numpy(samples))
     if not np.array_equal(records, file.read("view", slot)[samples]):
         raise CacheDamagedError(f"{file.path} has other views than its view seed says: remove it and make it again")
-    stored = file.read("logits", slot)[samples].astype(np.float32)
+    file.check("logits", slot)
+    stored = file.rows("logits", slot)[samples].astype(np.float32)
     return answers["logits"], stored, answers["prediction"] == file.read("prediction", slot)[samples]

@@ -92,7 +92,7 @@ def _origin(teacher: TeacherSummary) -> list[tuple[str, str]]:
         "input size": "" if teacher.input_size is None else f"{teacher.input_size} pixels",
         "features": ", ".join(layers) or "none",
         "views in the file": str(teacher.views),
-        "file": f"{teacher.file_bytes / 1e6:,.2f} MB",
+        "file": f"{teacher.file_bytes / 1e6:,.2f} MB" + (f" in {teacher.shards} shards" if teacher.shards > 1 else ""),
         "device": teacher.device or "",
         "versions": ", ".join(f"{name} {version}" for name, version in teacher.versions.items()),
     }

@@ -121,7 +121,7 @@ def views_of_sample(cache: Cache, index: int) -> SampleViews:
 
 
 def _slot_row(cache: Cache, index: int, slot: int) -> SlotRow:
-    shown = {" ".join(map(str, _answer(teacher, "view", slot, index))) for teacher in cache.teachers}
+    shown = {" ".join(map(str, teacher.answer("view", slot, index))) for teacher in cache.teachers}
     if len(shown) > 1:
         raise CacheDamagedError(f"teachers in {cache.folder} saw different views of sample {index} in slot {slot}")
     return SlotRow(
@@ -133,31 +133,22 @@ def _slot_row(cache: Cache, index: int, slot: int) -> SlotRow:
 
 def _slot_teacher(cache: Cache, position: int, index: int, slot: int) -> SlotTeacher:
     teacher = cache.teachers[position]
-    prediction = int(_answer(teacher, "prediction", slot, index))
+    prediction = int(teacher.answer("prediction", slot, index))
     if prediction >= cache.classes:
         raise CacheDamagedError(f"{teacher.path} predicts class {prediction}: remove it and make it again")
     return SlotTeacher(
         name=teacher.name,
         prediction=cache.class_names[prediction],
         right=prediction == int(cache.labels[index]),
-        entropy=float(_answer(teacher, "entropy", slot, index)),
+        entropy=float(teacher.answer("entropy", slot, index)),
         weight=None if cache.teacher_weights is None else float(cache.teacher_weights.values[position, slot, index]),
     )
-
-
-def _answer(teacher: TeacherCache, name: str, slot: int, index: int) -> Array:
-    """One sample's answer in one slot, from a checked block."""
-    block, row = divmod(index, teacher.shape.block_rows)
-    if not teacher.is_sound(name, slot, block):
-        teacher.read(name, slot)  # says in words what is wrong with it
-    answer: Array = teacher.block(name, slot, block)[row]
-    return answer
 
 
 def _logits(teacher: TeacherCache, slot: int, index: int) -> Array:
     """(C,), for a softmax at temperature 1; the smaller ones are evenly spread if they were not kept."""
     for name in ("logits", *(("classes", "label_logit", "rest") if teacher.shape.keep else ())):
-        _answer(teacher, name, slot, index)  # checks the block
+        teacher.answer(name, slot, index)  # checks the block
     lowest = min(teacher.shape.rest_temperatures, default=1.0)
     logits: Array = teacher.logits(slot, np.array([index]), temperature=lowest)[0].astype(np.float64)
     return logits

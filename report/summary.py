@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.cache import Cache, CacheError, TeacherCache
-from demkd.cache.teacher_file import cache_file
-from demkd.cache.weights import WEIGHTS_NAME
+from demkd.cache import Cache, CacheError, TeacherFile
+from demkd.cache.shards import WEIGHTS_NAME, WHOLE, cache_file, split_name
 from demkd.report.statistics import CacheStatistics
 
 HISTOGRAM_BINS = 20
@@ -30,7 +29,8 @@ class TeacherSummary:
         mean, std: its normalisation by channel, for pixels in [0, 1].
         input_size: to how many pixels views were resized for it; None if they were not.
         features: layer -> shape of one sample's features.
-        views: the slots that its file has; the numbers are of those that all teachers have.
+        shards: in how many files its answers are.
+        views: the slots that they have; the numbers are of those that all teachers have.
         versions: of the software that ran it.
         top1: share of right predictions over all V x N views.
         quartiles: of the entropy: 25 %, 50 %, 75 %.
@@ -49,6 +49,7 @@ class TeacherSummary:
     precision: str
     features: Mapping[str, tuple[int, ...]]
     file_bytes: int
+    shards: int
     views: int
     device: str | None
     versions: Mapping[str, str]
@@ -77,7 +78,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnfinishedFile:
-    """A teacher's file that is still being filled; `progress` in 0..1, None if the file cannot be read."""
+    """A file that is still being filled, whole or a shard; `progress` in 0..1, None if it cannot be read."""
 
     name: str
     progress: float | None
@@ -172,7 +173,8 @@ def _summarise_teacher(statistics: CacheStatistics, position: int) -> TeacherSum
         input_size=_kept(identity.get("input_size"), int),
         precision=teacher.provenance.identity["precision"],
         features=teacher.shape.features,
-        file_bytes=teacher.header.size,
+        file_bytes=teacher.file_bytes,
+        shards=len(teacher.files),
         views=teacher.shape.num_views,
         device=_kept(notes.get("device"), str),
         versions={str(key): str(value) for key, value in versions.items()} if isinstance(versions, Mapping) else {},
@@ -226,13 +228,19 @@ def _weights_bytes(cache: Cache) -> int:
 
 
 def _unfinished(folder: Path) -> tuple[UnfinishedFile, ...]:
-    files = sorted(folder.glob("*.h5.partial"))
-    return tuple(UnfinishedFile(name=file.name.removesuffix(".h5.partial"), progress=_progress(file)) for file in files)
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(".h5.partial"))
+    return tuple(UnfinishedFile(name=_called(file), progress=_progress(file)) for file in files)
+
+
+def _called(file: Path) -> str:
+    """The teacher, and which shard of it."""
+    name, shard = split_name(file.name)
+    return name if shard == WHOLE else f"{name} ({shard})"
 
 
 def _progress(file: Path) -> float | None:
     try:
-        return TeacherCache(file).progress()
+        return TeacherFile(file).progress()
     except (CacheError, OSError):  # damaged, or renamed by the writer since we looked
         return None
 

@@ -13,6 +13,7 @@ from demkd.benchmarks.growth import Size, measure_growth
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.photos import measure_photos
+from demkd.benchmarks.sharing import measure_sharing
 from demkd.benchmarks.teachers import known_classes, make_teachers, misnamed_classes, pictures_of_specialist
 from demkd.networks import build_network
 from demkd.pipeline.compute import choose_compute
@@ -40,6 +41,12 @@ def test_growth_is_measured_on_real_files() -> None:
     assert min(small.write_s, small.epoch_s, small.open_s) > 0
     more_logits = 3 * 3 * 200 * 100 * 2  # views, teachers, samples, classes, bytes
     assert more_logits < large.file_bytes - small.file_bytes < 1.1 * more_logits
+
+
+@pytest.mark.slow
+def test_sharing_is_measured() -> None:
+    (measured,) = measure_sharing("resnet8", samples=2048, views=1, repetitions=1)
+    assert measured.value > 0
 
 
 @pytest.mark.slow

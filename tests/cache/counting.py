@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.cache import CacheShape, CacheWriter, Provenance
+from demkd.cache import CacheShape, CacheWriter, Provenance, Shard
+from demkd.cache.shards import WHOLE, all_shards
 
 SAMPLES, CLASSES, BLOCK_ROWS = 50, 7, 16
 LABELS = np.arange(SAMPLES, dtype=np.int64) % CLASSES
@@ -59,12 +60,23 @@ def answers(
     return {name: made[name] for name in names}
 
 
-def fill(folder: Path, wanted: CacheShape, *, teacher: str = "a", number: int = 0, blocks: int | None = None) -> int:
+def fill(
+    folder: Path,
+    wanted: CacheShape,
+    *,
+    teacher: str = "a",
+    number: int = 0,
+    blocks: int | None = None,
+    shard: Shard = WHOLE,
+    origin: Provenance | None = None,
+) -> int:
     """Write a counting teacher, or the first `blocks` pending blocks of it; how many were pending."""
-    with CacheWriter(folder, teacher, shape=wanted, provenance=provenance(), labels=LABELS) as writer:
+    origin = origin or provenance()
+    with CacheWriter(folder, teacher, shape=wanted, provenance=origin, labels=LABELS, shard=shard) as writer:
         pending = writer.pending()
         for slot, block in pending[:blocks]:
-            rows = writer.shape.rows(block)
+            samples = writer.shape.samples_of(block)
+            rows = slice(samples.start, samples.stop)
             names = writer.blocks.missing(slot, block)
             writer.blocks.write(slot, block, answers(names, slot, rows, teacher=number, features=writer.shape))
         if not writer.whole:
@@ -72,6 +84,12 @@ def fill(folder: Path, wanted: CacheShape, *, teacher: str = "a", number: int = 
         if blocks is None or blocks >= len(pending):
             writer.finish()
     return len(pending)
+
+
+def fill_shards(folder: Path, wanted: CacheShape, *, count: int, **how: Any) -> None:
+    """Write a counting teacher in shards."""
+    for shard in all_shards(count):
+        fill(folder, wanted, shard=shard, **how)
 
 
 def flip(path: Path, offset: int) -> None:

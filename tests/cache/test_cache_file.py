@@ -19,7 +19,7 @@ from demkd.cache import (
     CacheMissingError,
     CacheValueError,
     CacheWriter,
-    TeacherCache,
+    TeacherFile,
     exclusive,
     open_cache,
     write_weights,
@@ -30,7 +30,7 @@ ALL = slice(0, SAMPLES)
 
 
 def check_everything(folder: Path, *, views: int, teacher: str = "a", number: int = 0) -> None:
-    file = TeacherCache(folder / f"{teacher}.h5")
+    file = TeacherFile(folder / f"{teacher}.h5")
     assert file.shape.num_views == views
     for slot in range(views):
         truth = answers(file.shape.answers(), slot, ALL, teacher=number, features=file.shape)
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_any_hdf5_tool_reads_the_same(tmp_path: Path) -> None:
     """The offsets of our header are those of HDF5."""
     fill(tmp_path, shape(stage3=(4,)))
-    file = TeacherCache(tmp_path / "a.h5")
+    file = TeacherFile(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5") as plain:
         for name in file.shape.answers():
             assert plain[name].chunks is None
@@ -73,7 +73,7 @@ def test_an_unfinished_file_cannot_be_finished(tmp_path: Path) -> None:
 
 def test_an_unwritten_block_is_an_error_and_not_zeros(tmp_path: Path) -> None:
     fill(tmp_path, shape(), blocks=10)
-    partial = TeacherCache(tmp_path / "a.h5.partial")
+    partial = TeacherFile(tmp_path / "a.h5.partial")
     assert np.array_equal(partial.read("logits", 0), answers(["logits"], 0, ALL)["logits"])
     with pytest.raises(CacheIncompleteError, match="slot 1, rows 48 to 49"):
         partial.read("logits", 1)
@@ -171,7 +171,7 @@ def test_a_flipped_bit_in_the_answers_is_found(tmp_path: Path, name: str) -> Non
     with h5py.File(tmp_path / "a.h5") as plain:
         offset = plain[name].id.get_offset() + plain[name][0].nbytes + 8  # slot 1, in the first block
     flip(tmp_path / "a.h5", offset)
-    file = TeacherCache(tmp_path / "a.h5")
+    file = TeacherFile(tmp_path / "a.h5")
     file.read(name, 0)
     with pytest.raises(CacheDamagedError, match=rf"{name} of teacher a, slot 1, rows 0 to 15 do not match"):
         file.read(name, 1)
@@ -183,7 +183,7 @@ def test_a_flipped_bit_in_a_ledger_is_found(tmp_path: Path) -> None:
         offset = plain["ledger/entropy"].id.get_offset()
     flip(tmp_path / "a.h5", offset)
     with pytest.raises(CacheDamagedError, match="entropy of teacher a, slot 0, rows 0 to 15"):
-        TeacherCache(tmp_path / "a.h5").read("entropy", 0)
+        TeacherFile(tmp_path / "a.h5").read("entropy", 0)
 
 
 def test_a_block_in_anothers_place_is_found(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_block_in_anothers_place_is_found(tmp_path: Path) -> None:
         plain["logits"][2] = plain["logits"][1]
         plain["ledger/logits"][2] = plain["ledger/logits"][1]
     with pytest.raises(CacheDamagedError, match="logits of teacher a, slot 2"):
-        TeacherCache(tmp_path / "a.h5").read("logits", 2)
+        TeacherFile(tmp_path / "a.h5").read("logits", 2)
 
 
 def test_torn_blocks_are_redone_on_resume(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_changed_label_or_provenance_is_found(tmp_path: Path) -> None:
             offset = plain[name].id.get_offset()
         flip(tmp_path / name / "a.h5", offset + 8)
         with pytest.raises(CacheDamagedError, match="do not match their digest"):
-            TeacherCache(tmp_path / name / "a.h5")
+            TeacherFile(tmp_path / name / "a.h5")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 4000, 5000, 20000, -1, -100])
@@ -276,10 +276,10 @@ def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_readers_work_in_other_processes(tmp_path: Path, method: str) -> None:
     fill(tmp_path, shape())
-    file = TeacherCache(tmp_path / "a.h5")
+    file = TeacherFile(tmp_path / "a.h5")
     assert len(pickle.dumps(file)) < 1000, "the path travels, not the map"
     with multiprocessing.get_context(method).Pool(2) as pool:
-        by_slot = pool.starmap(TeacherCache.read, [(file, "logits", 1)] * 4)
+        by_slot = pool.starmap(TeacherFile.read, [(file, "logits", 1)] * 4)
     for found in by_slot:
         assert np.array_equal(found, file.read("logits", 1))
 
@@ -347,7 +347,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(CacheMissingError, match=r"there is no teacher 'b' in .*; it has a"):
         open_cache(tmp_path, ["b"])
     with pytest.raises(CacheMissingError, match="has no features/stage3; it has logits, entropy, prediction, view"):
-        TeacherCache(tmp_path / "a.h5").read("features/stage3", 0)
+        TeacherFile(tmp_path / "a.h5").read("features/stage3", 0)
     with pytest.raises(CacheIncompleteError, match=r"slot 3 is asked for, and .* has slots 0 to 2"):
         open_cache(tmp_path).read_slot(3)
 

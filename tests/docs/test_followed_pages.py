@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.write_pages import LIBRARY, PHOTOS, TUTORIAL, PageError, run_command, run_page, steps
+from docs.write_pages import LIBRARY, PHOTOS, SCALING, TUTORIAL, PageError, run_command, run_page, steps
 from tests.docs.shape import shape
 
 
@@ -44,6 +44,13 @@ def test_the_page_about_photos_says_what_happens(tmp_path: Path, monkeypatch: py
     accuracies = [float(share) for share in re.findall(r"test top-1 (\d+\.\d+)%", now)]
     assert len(accuracies) == 3
     assert min(accuracies) > 50, "four classes"
+
+
+@pytest.mark.slow
+def test_the_page_about_scaling_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = SCALING.read_text(encoding="utf-8")
+    assert shape(run_page(page, tmp_path)) == shape(page), "run python -m docs.write_pages"
 
 
 @pytest.mark.slow

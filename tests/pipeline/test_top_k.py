@@ -207,7 +207,10 @@ def test_a_cache_of_kept_logits_is_inspected_verified_asked_again_and_repaired(
     before = {name: open_cache(tmp_path).teachers[0].read(name, 2).copy() for name in ("classes", "rest", "logits")}
     file = open_cache(tmp_path).teachers[0]
     for name in ("classes", "rest"):
-        flip(file.path, file.header.contents[name].offset + file.header.contents[name].slot_bytes * 2 + 3)
+        flip(
+            file.path,
+            file.files[0].header.contents[name].offset + file.files[0].header.contents[name].slot_bytes * 2 + 3,
+        )
     assert not demkd.verify(tmp_path, progress=False).sound
     repaired = demkd.repair(tmp_path, TEACHERS, data(), **SILENT)
     assert repaired.sound

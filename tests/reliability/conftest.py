@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+Together = Callable[[Sequence[dict[str, Any]]], list[Outcome]]
 
 
 @pytest.fixture(scope="session")
-def run() -> Iterator[Run]:
-    """Run the command line in a forked process: `run("cache-teachers", ..., kill_after=0.3)`."""
+def together() -> Iterator[Together]:
+    """Run command lines in forked processes side by side: `together([{"arguments": [...], "kill_at": 3}, ...])`."""
     runner = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "tests.reliability.stage_runner"],
         cwd=CHECKOUT,
@@ -47,17 +48,30 @@ def run() -> Iterator[Run]:
     assert runner.stdin
     assert runner.stdout
 
-    def ask(*arguments: object, code: int | None = None, **how: Any) -> Outcome:
-        print(json.dumps({"arguments": [str(a) for a in arguments], **how}), file=runner.stdin, flush=True)
-        outcome = Outcome(**json.loads(runner.stdout.readline()))
-        assert code is None or outcome.code == code, f"exit code {outcome.code}: {outcome.stdout}{outcome.stderr}"
-        assert "Traceback" not in outcome.stderr, outcome.stderr
-        return outcome
+    def ask(commands: Sequence[dict[str, Any]]) -> list[Outcome]:
+        as_text = [{**command, "arguments": [str(word) for word in command["arguments"]]} for command in commands]
+        print(json.dumps(as_text), file=runner.stdin, flush=True)
+        outcomes = [Outcome(**outcome) for outcome in json.loads(runner.stdout.readline())]
+        for outcome in outcomes:
+            assert "Traceback" not in outcome.stderr, outcome.stderr
+        return outcomes
 
     yield ask
     runner.stdin.close()
     runner.wait(timeout=30)
     runner.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def run(together: Together) -> Run:
+    """Run the command line in a forked process: `run("cache-teachers", ..., kill_after=0.3)`."""
+
+    def ask(*arguments: object, code: int | None = None, **how: Any) -> Outcome:
+        (outcome,) = together([{"arguments": arguments, **how}])
+        assert code is None or outcome.code == code, f"exit code {outcome.code}: {outcome.stdout}{outcome.stderr}"
+        return outcome
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Runs the command line in forked processes after one import, and kills them where it is told to.
 
-A program: a line of JSON in is one command to run, a line of JSON out is what came of it. A fresh interpreter imports
-PyTorch for seconds; a forked one starts in milliseconds and is as real a process to kill.
+A program: a line of JSON in is a list of commands to run side by side, a line of JSON out is what came of each. A fresh
+interpreter imports PyTorch for seconds; a forked one starts in milliseconds and is as real a process to kill.
 
     arguments   of the command line
     kill_after  SIGKILL after so many seconds
@@ -17,9 +17,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import torch
@@ -82,30 +83,51 @@ def _child(command: dict[str, Any], output: int, errors: int, calls: int) -> Non
     os._exit(code)
 
 
-def _run(command: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        receiving, sending = os.pipe()
-        started = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _child(command, output.fileno(), errors.fileno(), sending)
-        os.close(sending)
-        if command.get("kill_after") is not None:
-            time.sleep(command["kill_after"])
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        seconds = time.monotonic() - started
-        with os.fdopen(receiving, "rb") as pipe:
-            calls = pipe.read()
-        output.seek(0)
-        errors.seek(0)
+@dataclass(frozen=True)
+class _Started:
+    """A forked command, and where it writes."""
+
+    process: int
+    kill_after: float | None
+    output: IO[bytes]
+    errors: IO[bytes]
+    calls: int
+
+
+def _start(command: dict[str, Any]) -> _Started:
+    output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receiving)
+        _child(command, output.fileno(), errors.fileno(), sending)
+    os.close(sending)
+    return _Started(child, command.get("kill_after"), output, errors, receiving)
+
+
+def _finish(child: _Started, began: float) -> dict[str, Any]:
+    _, status = os.waitpid(child.process, 0)
+    seconds = time.monotonic() - began
+    with os.fdopen(child.calls, "rb") as pipe, child.output, child.errors:
+        child.output.seek(0)
+        child.errors.seek(0)
         return {
             "code": os.waitstatus_to_exitcode(status),
             "seconds": seconds,
-            "calls": int(calls or b"0"),
-            "stdout": output.read().decode(),
-            "stderr": errors.read().decode(),
+            "calls": int(pipe.read() or b"0"),
+            "stdout": child.output.read().decode(),
+            "stderr": child.errors.read().decode(),
         }
+
+
+def _run(commands: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    began = time.monotonic()
+    children = [_start(command) for command in commands]
+    doomed = [(child.kill_after, child.process) for child in children if child.kill_after is not None]
+    for moment, process in sorted(doomed):
+        time.sleep(max(0.0, began + moment - time.monotonic()))
+        os.kill(process, signal.SIGKILL)
+    return [_finish(child, began) for child in children]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demkd.cache import TeacherCache, open_cache
+from demkd.cache import TeacherFile, open_cache
 from demkd.cache.integrity import OUTDATED, SOUND, verify_cache
 from tests.reliability.conftest import Run, caching, contents, teacher_options
 
@@ -31,13 +31,13 @@ def test_more_views_ask_only_about_the_new_ones(run: Run, picture_folder: Path, 
         "a": 4 * SAMPLES,
         "b": 4 * SAMPLES,
     }
-    old = {name: TeacherCache(tmp_path / f"{name}.h5") for name in "ab"}
+    old = {name: TeacherFile(tmp_path / f"{name}.h5") for name in "ab"}
     assert answered(run, caching(picture_folder, teachers, tmp_path, views=9, features="none")) == {
         "a": 5 * SAMPLES,
         "b": 5 * SAMPLES,
     }
     for name in "ab":
-        grown = TeacherCache(tmp_path / f"{name}.h5")
+        grown = TeacherFile(tmp_path / f"{name}.h5")
         for slot in range(4):
             assert np.array_equal(grown.read("logits", slot), old[name].read("logits", slot))
     assert verify_cache(tmp_path).sound
@@ -57,11 +57,11 @@ def test_more_features_keep_the_logits_that_are_there(
 ) -> None:
     """The teachers look again, because features cannot be had otherwise, but only features are written."""
     run(*caching(picture_folder, teachers, tmp_path, views=3, features="none"), code=0)
-    old = TeacherCache(tmp_path / "a.h5")
+    old = TeacherFile(tmp_path / "a.h5")
     ledgers = {name: np.array(old.ledger(name)) for name in old.shape.answers()}
     run(*caching(picture_folder, teachers, tmp_path, views=3, features="last"), code=0)
     run(*caching(picture_folder, teachers, tmp_path, views=3, features="stage1"), code=0)
-    grown = TeacherCache(tmp_path / "a.h5")
+    grown = TeacherFile(tmp_path / "a.h5")
     assert set(grown.shape.features) == {"stage1", "stage3"}
     for name, ledger in ledgers.items():
         assert np.array_equal(grown.ledger(name), ledger)

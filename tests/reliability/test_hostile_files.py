@@ -20,7 +20,7 @@ from demkd.errors import UserError
 from demkd.pipeline.recipe import read_recipe
 from demkd.pipeline.runs import RunFolder
 from demkd.teachers import read_checkpoint
-from tests.cache.counting import SAMPLES, fill, shape
+from tests.cache.counting import SAMPLES, fill, fill_shards, shape
 from tests.conftest import CHECKOUT
 from tests.reliability import mutations as m
 from tests.reliability.conftest import Run, attempt
@@ -79,6 +79,17 @@ def examine() -> Iterator[Callable[..., str]]:
     examiner.stdout.close()
 
 
+@pytest.fixture(scope="module")
+def pristine_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in two shards each."""
+    folder = tmp_path_factory.mktemp("pristine-shards")
+    for number, name in enumerate("ab"):
+        fill_shards(folder, shape(stage3=(4,)), count=2, teacher=name, number=number)
+    halves = np.full((2, 3, SAMPLES), 0.5, np.float32)
+    write_weights(folder, open_cache(folder).teachers, halves, weighting="halves")
+    return folder
+
+
 def judge(verdict: str, case: str) -> str:
     """One of the two things that may happen."""
     kind, _, text = verdict.partition(" ")
@@ -93,7 +104,8 @@ def spoil_and_examine(
 ) -> str:
     """Spoil one file of a copy of the cache, and ask what a reader makes of it."""
     chance = random.Random(f"{mutation.__name__} {seed}")
-    name = chance.choice(["a.h5", "a.h5", "weights.h5"])
+    names = sorted(file.name for file in pristine.glob("a.*h5"))
+    name = chance.choice([*names, *names, "weights.h5"])
     for file in pristine.glob("*.h5"):
         shutil.copyfile(file, folder / file.name)
     mutation(folder / name, chance)
@@ -101,8 +113,11 @@ def spoil_and_examine(
     return judge(examine(folder, verify=verify), f"{mutation.__name__} of {name}, seed {seed}")
 
 
-def test_the_examiner_finds_a_sound_cache_correct(examine: Callable[..., str], pristine: Path) -> None:
+def test_the_examiner_finds_a_sound_cache_correct(
+    examine: Callable[..., str], pristine: Path, pristine_shards: Path
+) -> None:
     assert examine(pristine, verify=True) == "correct"
+    assert examine(pristine_shards, verify=True) == "correct"
 
 
 def test_the_examiner_finds_a_lie(examine: Callable[..., str], tmp_path: Path) -> None:
@@ -115,6 +130,24 @@ def test_the_examiner_finds_a_lie(examine: Callable[..., str], tmp_path: Path) -
 def test_some_hostile_caches(examine: Callable[..., str], pristine: Path, tmp_path: Path, mutation: m.Mutation) -> None:
     for seed in range(-4, 0):
         spoil_and_examine(examine, pristine, tmp_path, mutation, seed)
+
+
+@pytest.mark.parametrize(("mutation"), _SLOW_FILES, ids=lambda mutation: str(mutation.__name__))
+def test_some_hostile_shards(
+    examine: Callable[..., str], pristine_shards: Path, tmp_path: Path, mutation: m.Mutation
+) -> None:
+    for seed in range(-2, 0):
+        spoil_and_examine(examine, pristine_shards, tmp_path, mutation, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("mutation"), _SLOW_FILES, ids=lambda mutation: str(mutation.__name__))
+def test_many_hostile_shards(
+    examine: Callable[..., str], pristine_shards: Path, tmp_path: Path, mutation: m.Mutation
+) -> None:
+    for seed in range(_SLOW_FILES[mutation] // 5):
+        spoil_and_examine(examine, pristine_shards, tmp_path, mutation, seed)
 
 
 @pytest.mark.slow

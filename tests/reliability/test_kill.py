@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demkd.cache import Cache, CacheError, CacheIncompleteError, CacheMissingError, TeacherCache, open_cache
+from demkd.cache import Cache, CacheError, CacheIncompleteError, CacheMissingError, TeacherFile, open_cache
 from demkd.cache.integrity import DAMAGED, verify_cache
 from tests.reliability.conftest import Outcome, Run, attempt, caching, contents, distilling, outcome_of_run
 
@@ -28,7 +28,7 @@ def run_all(run: Run, commands: Sequence[Sequence[object]]) -> list[Outcome]:
 def require_readable(folder: Path) -> None:
     """After a kill, every file opens; finished ones are whole, started ones say how far they are."""
     for file in [*folder.glob("[ab].h5"), *folder.glob("[ab].h5.partial")]:
-        cached = TeacherCache(file)
+        cached = TeacherFile(file)
         assert cached.is_partial or cached.is_whole()
         assert 0 <= cached.progress() <= 1
     opened = attempt(lambda: open_cache(folder))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from demkd.cache import TeacherCache, open_cache
+from demkd.cache import TeacherFile, open_cache
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import SilentProgress
@@ -75,7 +75,7 @@ def test_batch_size_and_resuming_never_change_a_view(
         full = [*command, "--out", out, "--batch-size", size, *teacher_options(teachers, "a")]
         run(*full, kill_at=25 + size % 10)
         run(*full, code=0)
-    small, large = (TeacherCache(tmp_path / f"batch{size}" / "a.h5") for size in (7, 256))
+    small, large = (TeacherFile(tmp_path / f"batch{size}" / "a.h5") for size in (7, 256))
     for slot in range(6):
         assert np.array_equal(small.read("view", slot), large.read("view", slot))
         assert np.allclose(small.read("logits", slot), large.read("logits", slot), atol=0.01)

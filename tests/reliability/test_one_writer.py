@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from demkd.cache import CacheIncompleteError, TeacherCache, exclusive, open_cache
+from demkd.cache import CacheIncompleteError, TeacherFile, exclusive, open_cache
 from demkd.cache.integrity import verify_cache
 from tests.conftest import CHECKOUT
 from tests.reliability.conftest import Run, caching, contents, distilling, says
@@ -37,7 +37,7 @@ def wait_for_answers(path: Path) -> None:
     """Until some blocks of a file are written."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if path.exists() and TeacherCache(path).blocks_written() > 2:
+        if path.exists() and TeacherFile(path).blocks_written() > 2:
             return
         time.sleep(0.001)
     pytest.fail(f"{path} was not begun")
@@ -52,10 +52,11 @@ def test_a_second_writer_is_refused_until_the_first_one_dies(
     before = contents(cache)
     says(run(*command), f"a.h5 is being written by process {stopped_owner.pid} on {socket.gethostname()}")
     assert contents(cache) == before
-    done = TeacherCache(cache / "a.h5.partial").progress()
+    done = TeacherFile(cache / "a.h5.partial").progress()
     assert 0 < done < 1
     with pytest.raises(
-        CacheIncompleteError, match=rf"teacher a in .* is {done:.0%} done: run the same `cache_teachers`"
+        CacheIncompleteError,
+        match=rf"teacher a in \S* is {done:.0%} done; teacher b in .*: run the same `cache_teachers`",
     ):
         open_cache(cache)
     says(run(*distilling(picture_folder, cache, tmp_path / "run", epochs=1)), f"is {done:.0%} done")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from demkd.cache import CacheMismatchError, Provenance, TeacherCache, open_cache
+from demkd.cache import CacheMismatchError, Provenance, TeacherFile, open_cache
 from demkd.dataset import CropFlip, Normalisation, load_images
 from demkd.pipeline.preparation import view_facts
 from demkd.teachers.checkpoint import state_sha256
@@ -164,7 +164,7 @@ def test_a_fingerprint_does_not_depend_on_path_process_or_file_times(
     data = shutil.copytree(picture_folder, tmp_path / "elsewhere" / "images", copy_function=shutil.copy)
     own = shutil.copytree(teachers, tmp_path / "checkpoints", copy_function=shutil.copy)
     run(*command(Path(data), Path(own), tmp_path / "cache", "--views", 4), code=0)
-    first, second = TeacherCache(pristine_cache / "a.h5"), TeacherCache(tmp_path / "cache" / "a.h5")
+    first, second = TeacherFile(pristine_cache / "a.h5"), TeacherFile(tmp_path / "cache" / "a.h5")
     assert first.provenance.identity == second.provenance.identity
     assert first.provenance.fingerprint() == second.provenance.fingerprint()
     for name in first.shape.answers():
@@ -210,7 +210,7 @@ def test_every_source_of_the_answers_is_in_the_provenance(
     picture_folder: Path, teachers: Path, pristine_cache: Path
 ) -> None:
     """What is compared, and what is only recorded; no path, no time."""
-    provenance = TeacherCache(pristine_cache / "a.h5").provenance
+    provenance = TeacherFile(pristine_cache / "a.h5").provenance
     identity = provenance.identity
     assert identity["teacher"].keys() >= {"network", "state_sha256", "mean", "std"}
     assert identity["data"].keys() >= {"split", "samples", "class_names", "pixels_sha256", "labels_sha256"}

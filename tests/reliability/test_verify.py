@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from demkd.cache import CacheShape, CacheWriter, TeacherCache, open_cache, write_weights
+from demkd.cache import CacheShape, CacheWriter, TeacherFile, open_cache, write_weights
 from demkd.cache.file import read_header
 from demkd.cache.integrity import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
 from demkd.cache.layout import ledger_entry
@@ -104,7 +104,7 @@ def test_what_the_checksums_vouch_for_must_still_be_answers(tmp_path: Path) -> N
 def forge(path: Path, name: str, value: "np.generic") -> None:
     """Put a value at slot 1, row 17, with the right checksum for it."""
     header = read_header(path)
-    block = np.array(TeacherCache(path).block(name, 1, 1))
+    block = np.array(TeacherFile(path).block(name, 1, 1))
     block[1] = value
     with path.open("r+b") as file:
         file.seek(place(path, name, 1, 16))
@@ -233,7 +233,7 @@ def test_recomputing_finds_answers_that_checksums_vouch_for(
 ) -> None:
     """Every stored logit of a block changed, with correct checksums: only the teacher itself can tell."""
     path = cache / "b.h5"
-    file = TeacherCache(path)
+    file = TeacherFile(path)
     for slot in range(4):
         block = np.array(file.block("logits", slot, 0)) + np.float16(1)
         with path.open("r+b") as raw:
@@ -363,5 +363,5 @@ def test_block_rows_are_those_of_the_file(tmp_path: Path) -> None:
 def test_the_labels_digest_is_that_of_the_data(tmp_path: Path) -> None:
     """The provenance of the counting cache is what `ImageSource.labels_sha256` gives for its labels."""
     fill(tmp_path, shape())
-    identity = TeacherCache(tmp_path / "a.h5").provenance.identity
+    identity = TeacherFile(tmp_path / "a.h5").provenance.identity
     assert identity["data"]["labels_sha256"] == hashlib.sha256(LABELS.astype("<i8").tobytes()).hexdigest()

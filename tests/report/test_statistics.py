@@ -242,7 +242,7 @@ def test_what_is_unfinished_or_without_weights_is_said(folder: Path, tmp_path: P
 @pytest.mark.parametrize("name", ["entropy", "prediction", "logits"])
 def test_a_flipped_bit_is_found_before_it_is_shown(folder: Path, tmp_path: Path, name: str) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    extent = open_cache(copy).teachers[1].header.contents[name]
+    extent = open_cache(copy).teachers[1].files[0].header.contents[name]
     flip(copy / "bob.h5", extent.offset + extent.slot_bytes + 2)  # slot 1, first block
     cache = open_cache(copy)
     with pytest.raises(CacheDamagedError, match=rf"{name} of teacher bob, slot 1, rows 0 to 4 do not match"):
