@@ -39,6 +39,7 @@ from demkd.pipeline.weighing import (
 )
 
 _ROWS_AT_ONCE = 4096  # bounds what fusing a slot needs beside its result
+_BYTES_AT_ONCE = 1 << 26  # of a teacher's logits, likewise; a GPU likes more rows
 TARGET_BYTES = 1 << 30  # of a slot's fused targets that are kept in memory; with more, batches are fused one by one
 
 
@@ -115,6 +116,13 @@ class CachedTeachers:
             hint_weights=self._weights.hint[:, indices] if self._hints else None,
         )
 
+    def all_targets(self) -> BatchTargets | None:
+        resident = [hint for hint in self._hints if isinstance(hint, Tensor)]
+        if self._targets is None or self._weights is None or len(resident) < len(self._hints):
+            return None
+        weights = self._weights.hint if resident else None
+        return BatchTargets(targets=self._targets, hints=resident, hint_weights=weights)
+
     def statistics(self) -> TeacherStatistics | None:
         return None if self._measures is None else teacher_statistics(self._cache.names, self._measures)
 
@@ -174,8 +182,10 @@ class CachedTeachers:
         return type(parts[0]).concatenate(parts)  # type: ignore[arg-type]
 
     def _blocks(self) -> list[slice]:
-        samples = self._cache.samples
-        return [slice(start, min(start + _ROWS_AT_ONCE, samples)) for start in range(0, samples, _ROWS_AT_ONCE)]
+        samples, rows = self._cache.samples, _ROWS_AT_ONCE
+        if self._device.type == "cuda":
+            rows = max(rows, _BYTES_AT_ONCE // (4 * self._cache.classes))
+        return [slice(start, min(start + rows, samples)) for start in range(0, samples, rows)]
 
     def _logits(self, slot: int, rows: slice | Tensor, *, temperature: float) -> list[Tensor]:
         """Some rows of the K teachers' logits as float32, for a softmax at a temperature."""

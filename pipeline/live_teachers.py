@@ -106,6 +106,9 @@ class LiveTeachers:
         at_all = dict.fromkeys(loss_temperatures(self._method), logits)
         return BatchTargets(targets=fuse(at_all, labels, self._method, weights), hints=hints, hint_weights=weights.hint)
 
+    def all_targets(self) -> None:
+        return None
+
     def statistics(self) -> TeacherStatistics | None:
         if not self._measured:
             return None

@@ -24,7 +24,7 @@ class Replay(Generic[Argument]):
 
         Args:
             function: waits for nothing, and does the same for equal shapes; what it returns is overwritten by the next
-                call.
+                call. Tensors that are those of the call before are not copied again: nobody may change them.
         """
         self._function = function
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -32,6 +32,7 @@ class Replay(Generic[Argument]):
         self._shapes: list[torch.Size] = []
         self._calls = 0
         self._argument: Argument | None = None
+        self._last: list[Tensor] = []
         self._result: Tensor | None = None
 
     def __call__(self, argument: Argument) -> Tensor:
@@ -44,8 +45,11 @@ class Replay(Generic[Argument]):
         if self._graph is None:
             self._record(argument)
         else:
-            for static, tensor in zip(_tensors(self._argument), _tensors(argument), strict=True):
-                static.copy_(tensor)
+            given = list(_tensors(argument))
+            for static, tensor, last in zip(_tensors(self._argument), given, self._last, strict=True):
+                if tensor is not last:
+                    static.copy_(tensor)
+            self._last = given
         assert self._graph is not None
         assert self._result is not None
         self._graph.replay()
@@ -62,7 +66,7 @@ class Replay(Generic[Argument]):
 
     def _record(self, argument: Argument) -> None:
         """Record a call, which does not make it."""
-        self._argument = _mapped(argument, torch.clone)
+        self._argument, self._last = _mapped(argument, torch.clone), list(_tensors(argument))
         torch.cuda.synchronize(self._stream.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):

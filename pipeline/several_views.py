@@ -43,6 +43,9 @@ class _SeveralViews:
         ]
         return _joined(parts)
 
+    def all_targets(self) -> None:
+        return None
+
     def statistics(self) -> TeacherStatistics | None:
         """Means over the views."""
         found = [one for source in self._sources if (one := source.statistics())]

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from demkd.teachers import Teacher
 
 Array = NDArray[Any]
 Answers = Mapping[str, Tensor]  # data set -> (B, ...)
+Item = TypeVar("Item")
 
 # As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
 RECOMPUTE_TOLERANCE = 0.05
@@ -99,10 +100,10 @@ class _Filling:
     def name(self) -> str:
         return self.prepared.name
 
-    def write(self, slot: int, block: int, parts: Sequence[Answers], records: Records) -> None:
+    def write(self, slot: int, block: int, answers: "Arriving", records: Records) -> None:
         """Put what was answered to the batches of a block in one slot."""
         started = time.perf_counter()
-        self.writer.blocks.write(slot, block, {**joined(parts), "view": records})
+        self.writer.blocks.write(slot, block, {**answers.arrays(), "view": records})
         self.answered += len(records)
         self.seconds += time.perf_counter() - started
 
@@ -190,9 +191,10 @@ def _fill(job: CachingJob, unit: Unit, fillings: Sequence[_Filling], progress: P
     part = f", {unit.shard}" if unit.shard.count > 1 else ""
     with progress.task(f"asking {names}{part}", total=total, unit="views", done=total - missing) as task:
         synced = time.monotonic()
-        for group, answers in _answered(job, fillings, _groups(job, fillings, blocks), task.advance):
-            for (number, slot), parts in answers.items():
-                fillings[number].write(slot, group.block, parts, group.records[group.slots.index(slot)])
+        answered = _answered(job, fillings, _groups(job, fillings, blocks), task.advance)
+        for group, answers in _one_behind(answered) if job.compute.device.type == "cuda" else answered:
+            for (number, slot), arriving in answers.items():
+                fillings[number].write(slot, group.block, arriving, group.records[group.slots.index(slot)])
             if time.monotonic() - synced > _SECONDS_BETWEEN_SYNCS:
                 for filling in fillings:
                     filling.writer.blocks.sync()
@@ -234,7 +236,7 @@ def _area(job: CachingJob, size: int | None) -> int:
 
 def _answered(
     job: CachingJob, fillings: Sequence[_Filling], groups: Iterator[_Group], advance: Callable[[int], None]
-) -> Iterator[tuple[_Group, dict[tuple[int, int], list[Answers]]]]:
+) -> Iterator[tuple[_Group, dict[tuple[int, int], "Arriving"]]]:
     """Each group with the answers to its batches, by filling and slot; views are made some batches ahead."""
     started: deque[tuple[_Group, int]] = deque()  # groups whose batches are under way, and how many there are
 
@@ -257,7 +259,16 @@ def _answered(
                         found = one.ask(batch, place, slot, group.block, some)
                         answers.setdefault((filling, slot), []).append(found)
                         advance(len(some))
-        yield group, answers
+        yield group, {key: Arriving(parts) for key, parts in answers.items()}
+
+
+def _one_behind(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each when the next one was begun: a GPU answers a block while the one before is written."""
+    before = next(items)
+    for item in items:
+        yield before
+        before = item
+    yield before
 
 
 def _samples(filling: _Filling, block: int) -> Tensor:
@@ -305,9 +316,34 @@ def kept_logits(logits: Tensor, labels: Tensor, shape: CacheShape) -> Answers:
     }
 
 
+class Arriving:
+    """The answers to batches as those to all of them, on their way from a GPU while it goes on with what is next."""
+
+    def __init__(self, parts: Sequence[Answers]) -> None:
+        """Begin to copy."""
+        joint = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._copied: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in joint.values()):
+            joint = {name: _pinned(tensor) for name, tensor in joint.items()}
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._tensors = joint
+
+    def arrays(self) -> dict[str, Array]:
+        """By data set, (B, ...); waits until they are there."""
+        if self._copied:
+            self._copied.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._tensors.items()}
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy that is made while the processor goes on."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 def joined(parts: Sequence[Answers]) -> dict[str, Array]:
     """The answers to batches as those to all of them."""
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    return Arriving(parts).arrays()
 
 
 def answer_again(

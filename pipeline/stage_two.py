@@ -34,6 +34,7 @@ from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
 from demkd.pipeline.requests import DistillRequest, StudentRequest
 from demkd.pipeline.results import RunReport
+from demkd.pipeline.running import fit
 from demkd.pipeline.runs import open_run
 from demkd.pipeline.several_views import in_every_view
 from demkd.pipeline.target_source import (
@@ -44,7 +45,7 @@ from demkd.pipeline.target_source import (
     independent_views,
     scheduled_views,
 )
-from demkd.pipeline.training import Trainer, fit
+from demkd.pipeline.training import Trainer
 from demkd.teachers import Teacher
 
 

@@ -41,6 +41,14 @@ class BatchTargets:
     hints: Sequence[Tensor] = ()
     hint_weights: Tensor | None = None
 
+    def rows(self, indices: Tensor) -> "BatchTargets":
+        """What they say about some of the samples (B,)."""
+        return BatchTargets(
+            targets=self.targets and self.targets.rows(indices),
+            hints=[hint.index_select(0, indices) for hint in self.hints],
+            hint_weights=None if self.hint_weights is None else self.hint_weights.index_select(1, indices),
+        )
+
 
 BatchViews = Mapping[int | None, Tensor]  # by size, None being the pictures' own: (B, 3, H, W), uint8
 
@@ -60,6 +68,9 @@ class TargetSource(Protocol):
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:
         """What the teachers say about samples (B,) in the epoch's views; of S of them, all in each: (S B,)."""
+
+    def all_targets(self) -> BatchTargets | None:
+        """What the teachers say about all samples in this epoch, where it lies on the device; else ask by batch."""
 
     def statistics(self) -> TeacherStatistics | None:
         """How the teachers were weighted in this epoch."""
@@ -110,6 +121,9 @@ class LabelsOnly:
         return self._plan(epoch)
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:  # noqa: ARG002
+        return BatchTargets()
+
+    def all_targets(self) -> BatchTargets:
         return BatchTargets()
 
     def statistics(self) -> None:

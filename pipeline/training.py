@@ -1,35 +1,34 @@
-"""The training loop: set up, one epoch, one step, evaluate. Everything that is trained is trained here.
+"""The training loop: set up, one epoch, one step. Everything that is trained is trained here; `running.py` calls it.
 
 N samples, B in a batch, C classes, K teachers, L terms of the loss, R integers of a view's record.
 """
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import ImageSource, Normalisation, policy_of, seeded, tasks_of
-from demkd.errors import ToldElsewhereError, UserError
+from demkd.dataset import ImageSource, MemoryImages, Normalisation, policy_of, seeded, tasks_of
+from demkd.errors import UserError
 from demkd.networks import Network, build_network
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.evaluation import Accuracy, evaluate
-from demkd.pipeline.events import EventLog
 from demkd.pipeline.loading import NetworkInput, wrap
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
 from demkd.pipeline.processes import require_batch
-from demkd.pipeline.progress import Progress, Task
+from demkd.pipeline.progress import Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.replay import Replay
-from demkd.pipeline.results import EpochReport, RunReport, TeacherStatistics
-from demkd.pipeline.runs import RunFolder
+from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.steps import EpochInput, ResidentInput, StepInput
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
-from demkd.pipeline.target_source import BatchTargets, TargetSource, one_after_another
+from demkd.pipeline.target_source import TargetSource, one_after_another
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -46,17 +45,6 @@ class Epoch:
     seconds: float
     data_seconds: float
     slot: int | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepInput:
-    """What one step is made of: views (B, 3, H, W), uint8, labels, targets, and what each term counts for (L,)."""
-
-    views: Tensor
-    labels: Labels
-    targets: BatchTargets
-    factors: Tensor
-    share: float
 
 
 class Trainer:
@@ -121,13 +109,16 @@ class Trainer:
         self._optimizer, self._scheduler, settings = own.make(list(self.model.parameters()), settings)
         self._settings, self._follows_schedule = settings, settings.schedule in SCHEDULES and not own.optimizer
         self.recipe = replace(recipe, training=settings)
-        self._replay: Replay[StepInput] | None = (
-            None  # no method of one's own elsewhere: processes part when a trainer goes
-        )
+        self._replay: Replay[StepInput] | None = None
+        self._resident_replay: Replay[ResidentInput] | None = None
+        self._render = None
+        if isinstance(train, MemoryImages) and train.is_resident(self._policy):
+            self._render = train.renderer(self._policy, compute.device)
         if compute.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches keep their shape, so that trying the kernels pays
             if not own.optimizer and not self._world.joined:
                 self._replay = Replay(self._step, compute.device)
+                self._resident_replay = Replay(self._resident_step, compute.device)
                 self._keep_rate_on_device()
 
     @property
@@ -152,47 +143,27 @@ class Trainer:
             TrainingError: if the loss is no longer finite.
         """
         started = time.perf_counter()
-        settings, device = self._settings, self._compute.device
-        # Whatever the network draws in this epoch (dropout) depends on the seed, the epoch and the process alone.
-        torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch) + self._world.rank)
-        shown = self._target_source.start_epoch(epoch)
-        # Where pictures lie in the device's memory, everything else does too; else workers are told what to make.
-        home = device if self._source.is_resident(self._policy) else torch.device("cpu")
-        records = shown.records.to(home)
-        order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
-        whole = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
-        batches = [self._world.part(batch) for batch in whole]
-        stream = self._source.views(self._policy, tasks_of(batches, records, self._sizes), device)
+        settings = self._settings
+        begun = self._begin(epoch)
         self._compute.wait()
         prepared = time.perf_counter()
-        factors = self._objective.factors(epoch=epoch).to(device, torch.float32)
-        sums = torch.zeros(len(self._objective.names) + 2, device=device)
+        sums = torch.zeros(len(self._objective.names) + 2, device=self._compute.device)
         seen = 0
         self.model.train()
         self._set_learning_rate((epoch - 1) / settings.epochs)
         learning_rate = self.learning_rate
-        for step, (indices, made) in enumerate(zip(batches, stream, strict=True)):
+        steps = self._steps_of(begun)
+        for step, indices in enumerate(begun.batches):
             self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
-            views = {size: one_after_another(of_slots) for size, of_slots in made.items()}
-            # Gradients become the mean over processes, and are to be that over samples.
-            share = len(indices) * self._world.size / len(whole[step])
-            on_device = indices.to(device).repeat(len(records))  # once for each view
-            given = StepInput(
-                views=views[settings.size],
-                labels=Labels.of(self._labels, on_device, self._policy, records[:, indices].flatten(0, 1).to(device)),
-                targets=self._target_source.batch_targets(on_device, views),
-                factors=factors,
-                share=share,
-            )
-            sums += (self._replay or self._step)(given) * len(indices)
+            sums += next(steps) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
         if self._scheduler:
             self._scheduler.step()
         self._world.share_buffers(self.model)
-        sums, seen = self._world.total(sums), sum(map(len, whole))
-        means = dict(zip((*self._objective.names, "loss", "right"), (sums.double() / seen).tolist(), strict=True))
+        figures = self._world.total(sums).double() / sum(map(len, begun.whole_batches))
+        means = dict(zip((*self._objective.names, "loss", "right"), figures.tolist(), strict=True))
         if not all(map(isfinite, means.values())):
             raise TrainingError(f"the loss is no longer finite in epoch {epoch}: lower `learning_rate`")
         return Epoch(
@@ -201,8 +172,50 @@ class Trainer:
             learning_rate=learning_rate,
             seconds=time.perf_counter() - started,
             data_seconds=prepared - started,
+            slot=begun.slot,
+        )
+
+    def _begin(self, epoch: int) -> EpochInput:
+        """Read what an epoch needs, and decide who shows which view when."""
+        settings, device = self._settings, self._compute.device
+        # Whatever the network draws in this epoch (dropout) depends on the seed, the epoch and the process alone.
+        torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch) + self._world.rank)
+        shown = self._target_source.start_epoch(epoch)
+        # Where pictures lie in the device's memory, everything else does too; else workers are told what to make.
+        home = device if self._source.is_resident(self._policy) else torch.device("cpu")
+        order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
+        whole = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
+        return EpochInput(
+            records=shown.records.to(home),
+            whole_batches=whole,
+            batches=[self._world.part(batch) for batch in whole],
+            factors=self._objective.factors(epoch=epoch).to(device, torch.float32),
             slot=shown.slot,
         )
+
+    def _steps_of(self, begun: EpochInput) -> Iterator[Tensor]:
+        """Train on one batch after the other; what `_step` returns of each."""
+        all_targets = self._target_source.all_targets()
+        if self._resident_replay and self._render and all_targets:
+            for indices in begun.batches:
+                yield self._resident_replay(
+                    ResidentInput(indices=indices, records=begun.records, targets=all_targets, factors=begun.factors)
+                )
+            return
+        device, records = self._compute.device, begun.records
+        stream = self._source.views(self._policy, tasks_of(begun.batches, records, self._sizes), device)
+        for indices, batch, made in zip(begun.batches, begun.whole_batches, stream, strict=True):
+            views = {size: one_after_another(of_slots) for size, of_slots in made.items()}
+            on_device = indices.to(device).repeat(len(records))  # once for each view
+            given = StepInput(
+                views=views[self._settings.size],
+                labels=Labels.of(self._labels, on_device, self._policy, records[:, indices].flatten(0, 1).to(device)),
+                targets=self._target_source.batch_targets(on_device, views),
+                factors=begun.factors,
+                # Gradients become the mean over processes, and are to be that over samples.
+                share=len(indices) * self._world.size / len(batch),
+            )
+            yield (self._replay or self._step)(given)
 
     def teacher_statistics(self) -> TeacherStatistics | None:
         """How the teachers were weighted in the last epoch."""
@@ -226,6 +239,20 @@ class Trainer:
             self._scheduler.load_state_dict(state["scheduler"])
         if self._replay:
             self._keep_rate_on_device()
+
+    def _resident_step(self, given: ResidentInput) -> Tensor:
+        """Cut the views of one batch, take its labels and targets, and train on it."""
+        assert self._render
+        records = given.records[0, given.indices]
+        return self._step(
+            StepInput(
+                views=self._render(given.indices, records),
+                labels=Labels.of(self._labels, given.indices, self._policy, records),
+                targets=given.targets.rows(given.indices),
+                factors=given.factors,
+                share=1,
+            )
+        )
 
     def _step(self, given: StepInput) -> Tensor:
         """Train on one batch.
@@ -274,103 +301,7 @@ def _blank(size: tuple[int, int], device: torch.device) -> Tensor:
     return torch.zeros(2, 3, *size, dtype=torch.uint8, device=device)
 
 
-def fit(trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Compute, progress: Progress) -> RunReport:
-    """Train to the end of the recipe, going on from the run's checkpoint, and write the student.
-
-    Args:
-        run: None in processes other than the first, which do the same and keep nothing.
-    """
-    recipe, settings, world = trainer.recipe, trainer.recipe.training, compute.world
-    resumed_after = _resume(trainer, run, compute)
-    events = _events(run, progress)
-    total = settings.epochs * trainer.steps
-    title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
-    with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
-        for epoch in range(resumed_after + 1, settings.epochs + 1):
-            trained = trainer.train_epoch(epoch, task)
-            tested = evaluate(trainer.student, test, trainer.input, compute)
-            report = _epoch_report(epoch, settings, trainer, trained, tested)
-            if run and events:
-                run.add_metrics(report)
-                run.save_checkpoint({"epoch": epoch, **trainer.state()})
-                events.add(asdict(report))
-            progress.epoch(report)
-    facts = {
-        "network": settings.network,
-        "class_names": test.class_names,
-        "mean": settings.mean,
-        "std": settings.std,
-        "input_size": settings.size,
-        "crop_ratio": settings.crop_ratio,
-    }
-    if run:
-        run.save_student(trainer.student.state_dict(), facts)
-    summary = world.share(_summary(recipe, run, len(test), resumed_after) if run else None)
-    assert summary is not None
-    return summary
-
-
-def _resume(trainer: Trainer, run: RunFolder | None, compute: Compute) -> int:
-    """Go back to the run's checkpoint, if it has one, in all processes; after which epoch that was."""
-    checkpoint = compute.world.share(run.load_checkpoint() if run else None)
-    epoch = 0
-    if checkpoint:
-        try:
-            trainer.restore(checkpoint)
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            raise (run.damaged_checkpoint() if run else ToldElsewhereError("the checkpoint is damaged")) from error
-        epoch = int(checkpoint["epoch"])
-    if run:
-        run.cut_metrics(epoch)
-    return epoch
-
-
-def _events(run: RunFolder | None, progress: Progress) -> EventLog | None:
-    """The run's TensorBoard events, made to agree with its metrics."""
-    if run is None:
-        return None
-    events = EventLog(run.path, warn=progress.warn)
-    events.restart(run.read_metrics())
-    return events
-
-
-def _epoch_report(epoch: int, settings: Training, trainer: Trainer, trained: Epoch, tested: Accuracy) -> EpochReport:
-    return EpochReport(
-        epoch=epoch,
-        epochs=settings.epochs,
-        learning_rate=trained.learning_rate,
-        losses=trained.losses,
-        train_top1=trained.top1,
-        test_top1=tested.top1,
-        test_top5=tested.top5,
-        seconds=trained.seconds,
-        data_seconds=trained.data_seconds,
-        test_seconds=tested.seconds,
-        slot=trained.slot,
-        teachers=trainer.teacher_statistics(),
-    )
-
-
 def _running_means(epoch: int, sums: Tensor, seen: int) -> str:
     """How an epoch is going; asking waits for the device, so only whoever shows it asks."""
     loss, right = (sums[-2:] / seen).tolist()
     return f"epoch {epoch}  loss {loss:.3f}  train top-1 {right:.2%}"
-
-
-def _summary(recipe: Recipe, run: RunFolder, test_samples: int, resumed_after: int) -> RunReport:
-    lines = run.read_metrics()
-    best = max(lines, key=lambda line: float(line["test_top1"]))
-    return RunReport(
-        folder=run.path,
-        network=recipe.training.network,
-        method=recipe.teaching.method.name if recipe.teaching else "labels only",
-        seed=recipe.training.seed,
-        epochs=recipe.training.epochs,
-        test_samples=test_samples,
-        test_top1=lines[-1]["test_top1"],
-        test_top5=lines[-1]["test_top5"],
-        best_top1=best["test_top1"],
-        best_epoch=best["epoch"],
-        seconds=sum(line["seconds"] for line in lines),
-        resumed_after=resumed_after,
-    )
