@@ -325,7 +325,7 @@ class Arriving:
         self._copied: torch.cuda.Event | None = None
         if any(tensor.is_cuda for tensor in joint.values()):
             joint = {name: _pinned(tensor) for name, tensor in joint.items()}
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
         self._tensors = joint
 
