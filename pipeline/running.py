@@ -12,10 +12,13 @@ from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.results import EpochReport, RunReport
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.training import Epoch, Trainer
+from demkd.pipeline.turns import Steps
 
 
-def fit(trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Compute, progress: Progress) -> RunReport:
-    """Train to the end of the recipe, going on from the run's checkpoint, and write the student.
+def fit(
+    trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Compute, progress: Progress
+) -> Steps[RunReport]:
+    """Train to the end of the recipe step by step, going on from the run's checkpoint, and write the student.
 
     Args:
         run: None in processes other than the first, which do the same and keep nothing.
@@ -27,7 +30,7 @@ def fit(trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Com
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
-            trained = trainer.train_epoch(epoch, task)
+            trained = yield from trainer.epoch_in_steps(epoch, task)
             tested = evaluate(trainer.student, test, trainer.input, compute)
             report = _epoch_report(epoch, settings, trainer, trained, tested)
             if run and events:

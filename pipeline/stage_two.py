@@ -46,10 +46,21 @@ from demkd.pipeline.target_source import (
     scheduled_views,
 )
 from demkd.pipeline.training import Trainer
+from demkd.pipeline.turns import Steps, to_the_end
 from demkd.teachers import Teacher
 
 
 def train(request: StudentRequest, compute: Compute, progress: Progress) -> RunReport:
+    """Supervised training on labels; see `train_in_steps`."""
+    return to_the_end(train_in_steps(request, compute, progress))
+
+
+def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
+    """Train a student as the method says; see `distill_in_steps`."""
+    return to_the_end(distill_in_steps(request, compute, progress))
+
+
+def train_in_steps(request: StudentRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
     """Supervised training on labels, every epoch with independent views.
 
     Raises:
@@ -59,10 +70,10 @@ def train(request: StudentRequest, compute: Compute, progress: Progress) -> RunR
     policy.require_pictures(request.train.sizes)
     plan = independent_views(policy, request.train, run_seed=request.options.seed)
     recipe = Recipe(training=_training(request, policy, compute), teaching=None, sources=_digests(request.train))
-    return _run(request, recipe, _training_labels(request), LabelsOnly(plan), compute, progress)
+    return (yield from _run(request, recipe, _training_labels(request), LabelsOnly(plan), compute, progress))
 
 
-def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
+def distill_in_steps(request: DistillRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
     """Train a student as the method says.
 
     Raises:
@@ -75,11 +86,11 @@ def distill(request: DistillRequest, compute: Compute, progress: Progress) -> Ru
             "with two classes standardised logits say which is larger, and nothing else: the loss has no slope"
         )
     if request.cache is not None:
-        return _distill_cached(request, request.cache, compute, progress)
-    return _distill_live(request, compute, progress)
+        return (yield from _distill_cached(request, request.cache, compute, progress))
+    return (yield from _distill_live(request, compute, progress))
 
 
-def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, progress: Progress) -> RunReport:
+def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, progress: Progress) -> Steps[RunReport]:
     with open_cache(folder, request.teachers or None) as cache:
         require_same_data(cache.teachers[0], request.train)
         policy, views, view_seed = _cached_views(request, cache, folder)
@@ -121,10 +132,10 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
                 place=place,
             )
 
-        return _run(request, recipe, labels, in_every_view(source_of, together), compute, progress)
+        return (yield from _run(request, recipe, labels, in_every_view(source_of, together), compute, progress))
 
 
-def _distill_live(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
+def _distill_live(request: DistillRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
     policy = request.policy or request.train.default_policy
     views = _live_view_count(request, policy)
     policy.require_pictures(request.train.sizes)
@@ -177,7 +188,7 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
             world=compute.world,
         )
 
-    return _run(request, recipe, labels, in_every_view(source_of, together), compute, progress)
+    return (yield from _run(request, recipe, labels, in_every_view(source_of, together), compute, progress))
 
 
 def require_same_data(cached: TeacherCache, source: ImageSource) -> None:
@@ -345,7 +356,7 @@ def _run(
     target_source: TargetSource,
     compute: Compute,
     progress: Progress,
-) -> RunReport:
+) -> Steps[RunReport]:
     trainer = Trainer(
         recipe,
         request.train,
@@ -359,4 +370,4 @@ def _run(
     choices = {name: str(value) for name, value in trainer.recipe.choices().items()}
     compute.world.require_same({**choices, **{f"test_{name}": value for name, value in _digests(test).items()}})
     with open_run(request.folder, trainer.recipe) if compute.world.is_first else nullcontext() as run:
-        return fit(trainer, run, test, compute, progress)
+        return (yield from fit(trainer, run, test, compute, progress))

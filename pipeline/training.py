@@ -29,6 +29,7 @@ from demkd.pipeline.steps import EpochInput, ResidentInput, StepInput
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
 from demkd.pipeline.target_source import TargetSource, one_after_another
+from demkd.pipeline.turns import Steps, to_the_end
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -137,7 +138,11 @@ class Trainer:
         return full + (rest >= self._world.least_batch)
 
     def train_epoch(self, epoch: int, task: Task) -> Epoch:
-        """One pass over the data, in epoch 1, 2, ...
+        """One pass over the data; see `epoch_in_steps`."""
+        return to_the_end(self.epoch_in_steps(epoch, task))
+
+    def epoch_in_steps(self, epoch: int, task: Task) -> Steps[Epoch]:
+        """One pass over the data, in epoch 1, 2, ..., step by step.
 
         Raises:
             TrainingError: if the loss is no longer finite.
@@ -159,6 +164,7 @@ class Trainer:
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
+            yield
         if self._scheduler:
             self._scheduler.step()
         self._world.share_buffers(self.model)
