@@ -21,8 +21,8 @@ def show_ablation(ablation: Ablation, *, form: str) -> None:
     if form == "csv":
         show_csv(ablation_rows(ablation))
         return
-    headings = ["teacher", "alone %", "adds to all others", "95 % interval", "corrected"]
-    headings += ["adds on average", "95 % interval", "corrected", "seeds"]
+    headings = ["teacher", "alone\ntop-1 %", "adds to\nall others", "95 %\ninterval", "corrected"]
+    headings += ["adds on\naverage", "95 %\ninterval", "corrected", "seeds"]
     rows = [_cells(teacher) for teacher in ablation.teachers]
     sets = [
         [", ".join(one.teachers), str(len(one.seeds)), percent(one.last, one.last_std), percent(one.best, one.best_std)]
@@ -30,11 +30,11 @@ def show_ablation(ablation: Ablation, *, form: str) -> None:
     ]
     set_headings = ["students of", "seeds", "last top-1 %", "best top-1 %"]
     if form == "markdown":
-        write_markdown(headings, rows)
+        write_markdown([heading.replace("\n", " ") for heading in headings], rows)
         sys.stdout.write("\n")
         write_markdown(set_headings, sets)
         return
-    _print(headings, rows, ranks=(0, 5, 0, 2, 3, 1, 2, 3, 4))
+    _print(headings, rows, ranks=(0, 4, 0, 2, 3, 1, 2, 3, 5))
     stdout().print(f"[dim]{_EXPLAINED}[/]\n")
     _print(set_headings, sets, ranks=(0, 1, 0, 0))
 

@@ -20,12 +20,13 @@ BATCH = 16
 # name -> how the student is trained; all but `batch-norm` have no batch normalisation.
 CASES: dict[str, dict[str, Any]] = {
     "features": {"method": "de-mkd", "hint_layer": "2", "student_layer": "0"},
-    "shuffled": {"method": "de-mkd-logits", "weight_source": "shuffled_samples", "label_noise": 0.3},
+    "shuffled": {"method": "de-mkd-logits", "shuffle": "samples", "label_noise": 0.3},
     "dataset": {"method": "ebkd", "weight_level": "dataset", "wrong_teacher": "mask"},
     "mixed": {"method": "ebkd", "cache": "mixed"},
     "largest": {"method": "kd", "cache": "largest", "temperature": 2.0},
     "live": {"method": "ca-mkd", "hint_weight": 0.0, "cache": None, "views": 3},
     "batch-norm": {"method": "de-mkd-logits", "sync_bn": True},
+    "standardised": {"method": "wttm", "standardise": True, "weight_source": "agreement"},
     "labels": {"method": "ce"},
 }
 
