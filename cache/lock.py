@@ -37,6 +37,8 @@ def exclusive(path: Path) -> Iterator[None]:
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
+        # Not left to the last close: processes that were forked meanwhile, to decode pictures, have the descriptor too.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

@@ -272,6 +272,28 @@ def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         assert (tmp_path / "x.lock").exists()
 
 
+def test_a_lock_is_free_again_though_a_process_that_was_forked_meanwhile_lives_on(tmp_path: Path) -> None:
+    """As those that decode pictures, which have the lock's descriptor too."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from demkd.cache import exclusive\n"
+        "path = Path(sys.argv[1])\n"
+        "with exclusive(path):\n"
+        "    child = os.fork()\n"
+        "    if not child: time.sleep(60)\n"
+        "try:\n"
+        "    with exclusive(path): print('again')\n"
+        "finally: os.kill(child, 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout == "again\n", done.stderr
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_readers_work_in_other_processes(tmp_path: Path, method: str) -> None:
