@@ -44,6 +44,7 @@ from demkd.pipeline.child_process import child_environment, python_module
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
+from demkd.untrusted import read_regular
 
 OPTIONS_FILE = "sweep.toml"  # in a run's folder: the options that the sweep gave it
 _OWN = frozenset(
@@ -116,7 +117,7 @@ class SweepRun:
 
     def _made_with(self) -> str | None:
         file = self.folder / OPTIONS_FILE
-        return file.read_text(encoding="utf-8") if file.exists() else None
+        return read_regular(file).decode() if file.exists() else None
 
     def _as_text(self) -> str:
         return tomli_w.dumps(dict(self.options))

@@ -11,14 +11,14 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOMS = ("cache", "console", "dataset", "losses", "networks", "pipeline", "report", "teachers")
 MAY_IMPORT = {
-    "cache": {"errors"},
-    "dataset": {"errors"},
+    "cache": {"errors", "untrusted"},
+    "dataset": {"errors", "untrusted"},
     "losses": set(),
     "networks": {"errors"},
     "teachers": {"errors"},
-    "pipeline": {"errors", "cache", "dataset", "losses", "networks", "teachers"},
-    "report": {"errors", "cache"},
-    "console": {"pipeline", "cache", "report"},
+    "pipeline": {"errors", "untrusted", "cache", "dataset", "losses", "networks", "teachers"},
+    "report": {"errors", "untrusted", "cache"},
+    "console": {"untrusted", "pipeline", "cache", "report"},
     "option_sections": set(),
     "options": {"option_sections", "console", "pipeline", "dataset"},
     "api": {"errors", "console", "pipeline", "cache", "dataset", "report"},
