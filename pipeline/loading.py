@@ -305,7 +305,7 @@ def refuse_own_code(networks: Sequence[str]) -> None:
         if is_own_code(name):
             raise RecipeError(
                 f"the recipe names {name}, code of your own, which is only imported when you name it: "
-                "give it on the command line"
+                "give it on the command line, of `distill` if this is a sweep"
             )
 
 

@@ -41,6 +41,7 @@ import tomli_w
 
 from demkd.errors import UserError
 from demkd.pipeline.child_process import child_environment, python_module
+from demkd.pipeline.loading import refuse_own_code
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
@@ -107,6 +108,12 @@ class SweepRun:
     words: tuple[str, ...]
 
     @property
+    def networks(self) -> list[str]:
+        """The student and the live teachers, as they are written."""
+        chosen = [self.options[name] for name in ("student", "teacher") if name in self.options]
+        return [in_words(item) for value in chosen for item in (value if isinstance(value, list) else [value])]
+
+    @property
     def finished(self) -> bool:
         """Whether it was made with exactly these options; if not, `distill` says what differs."""
         return (self.folder / STUDENT_FILE).exists() and self._made_with() == self._as_text()
@@ -134,7 +141,8 @@ def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[
         known: the options of `distill`, by name.
 
     Raises:
-        RecipeError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made; naming them.
+        RecipeError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made, or that would
+            run code of the user's own; naming them.
     """
     tables = read_recipe(path)
     lines = tables.pop("runs", None)
@@ -151,6 +159,7 @@ def plan_runs(lines: Mapping[str, Mapping[str, Any]], out: Path, known: Mapping[
     """
     runs = [run for line, options in lines.items() for run in _runs_of(line, options, out, known)]
     _require_own_folders(runs)
+    refuse_own_code([name for run in runs for name in run.networks])
     return runs
 
 

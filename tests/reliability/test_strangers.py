@@ -1,4 +1,4 @@
-"""A stranger's folder on the command line: pipes where files should be, code where names should be, odd bytes in names."""
+"""A stranger's files on the command line: pipes in the place of files, code in the place of names, odd names."""
 
 import os
 from pathlib import Path
