@@ -56,8 +56,10 @@ def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None)
 
 def _fits(parameter: click.Parameter, value: object) -> bool:
     """Whether a recipe's value is of a kind that the option's type can judge."""
+    if isinstance(value, str) and "\0" in value:  # what no path may hold
+        return False
     if parameter.multiple:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value)
     if isinstance(value, bool) or isinstance(parameter.type, click.types.BoolParamType):
         return isinstance(value, bool) and isinstance(parameter.type, click.types.BoolParamType)
     if isinstance(parameter.type, click.types.IntParamType):

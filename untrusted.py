@@ -1,4 +1,4 @@
-"""What a stranger's files and names may not do: keep a reader waiting for ever, or speak to the terminal."""
+"""What a stranger's files and names may not do: keep a reader waiting, lead it in a circle, speak to a terminal."""
 
 import errno
 import os
@@ -33,6 +33,11 @@ def read_regular(path: Path) -> bytes:
     """
     with open_regular(path) as file:
         return file.read()
+
+
+def real_path(path: Path | str) -> Path:
+    """Where a path leads, as far as its links lead anywhere; `Path.resolve` raises at a loop of links."""
+    return Path(os.path.realpath(path))
 
 
 def visible(text: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     ProgressColumn,
@@ -20,7 +19,7 @@ from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from demkd.console.output import decimal_bytes
+from demkd.console.output import PlainConsole, decimal_bytes, escape
 from demkd.pipeline.progress import SilentProgress, Task
 from demkd.pipeline.results import EpochReport
 
@@ -43,7 +42,7 @@ class ConsoleProgress:
         """
         self._translate = translate
         self._quiet = quiet
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or PlainConsole(stderr=True)
         self._has_bars = self._console.is_terminal and not self._console.is_dumb_terminal
         self._task: _Bar | _Lines | None = None
 

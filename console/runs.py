@@ -3,11 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from rich.markup import escape
-
 from demkd.console.cache_results import show_caching
 from demkd.console.fitting import Column, fitted, words
-from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout, write_markdown
+from demkd.console.output import counted, decimal_bytes, escape, plain_table, show_csv, stdout, write_markdown
 from demkd.pipeline.results import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
 from demkd.report.comparison_text import HEADINGS, NO_PAIRS, difference_texts, percent

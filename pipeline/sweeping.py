@@ -26,9 +26,7 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -45,7 +43,7 @@ from demkd.pipeline.loading import refuse_own_code
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
-from demkd.untrusted import read_regular
+from demkd.untrusted import read_regular, real_path
 
 OPTIONS_FILE = "sweep.toml"  # in a run's folder: the options that the sweep gave it
 _OWN = frozenset(
@@ -88,7 +86,9 @@ class SweepOption:
         if self.switch:
             return isinstance(value, bool)
         items = value if isinstance(value, list) else [value]
-        return bool(items) and all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in items)
+        return bool(items) and all(
+            isinstance(one, str | int | float) and not isinstance(one, bool) and "\0" not in str(one) for one in items
+        )
 
     def words(self, value: Any) -> list[str]:
         """One alternative on the command line."""
@@ -182,8 +182,8 @@ def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
         raise SweepError(
             f"[runs.{wanted}] has runs that differ in more than the seed: choose a --baseline of {folders}"
         )
-    folder = Path(wanted).resolve()
-    in_folder = (run for run in runs if wanted == run.folder.name or folder == run.folder.resolve())
+    folder = real_path(wanted)
+    in_folder = (run for run in runs if wanted == run.folder.name or folder == real_path(run.folder))
     return next(iter([*of_table.values(), *in_folder]), None)
 
 
@@ -209,16 +209,6 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
     if failures:
         names = ", ".join(run.folder.name for run, _ in failures)
         raise SweepError(f"{len(failures)} of {len(runs)} runs failed ({names}); the first said: {failures[0][1]}")
-
-
-@contextmanager
-def exit_when_terminated() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that a sweep ends its processes; to be called in the main thread."""
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _runs_of(line: str, options: Mapping[str, Any], out: Path, known: Mapping[str, SweepOption]) -> Iterator[SweepRun]:

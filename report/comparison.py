@@ -14,7 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from demkd.report.pairs import ComparisonError, Difference, corrected, paired
-from demkd.untrusted import read_regular
+from demkd.untrusted import read_regular, real_path
 
 __all__ = [
     "DIGEST",
@@ -240,9 +240,9 @@ def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | Non
         return None
     if wanted in members_of:
         return wanted
-    folder = Path(wanted).resolve()
+    folder = real_path(wanted)
     for name, members in members_of.items():
-        if any(folder == run.folder.resolve() for run in members):
+        if any(folder == real_path(run.folder) for run in members):
             return name
     raise ComparisonError(f"there is no baseline {wanted!r}: choose one of {'; '.join(members_of)}, or a run's folder")
 
