@@ -7,6 +7,7 @@ folder. Whatever a user can repair is a `UserError`, whose text puts the names o
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -155,6 +156,7 @@ def train(
             normalise=normalisations,
             policy=as_policy(policy, training_source.default_policy),
         )
+        told.settings(_settings(options, compute))
         return run(request, compute, told)
 
 
@@ -253,6 +255,7 @@ def distill(
             hint_layer=layers,
             student_layer=student_layer,
         )
+        told.settings(_settings(settings, compute, chosen))
         return run(request, compute, told)
 
 
@@ -535,6 +538,16 @@ def _joined(device: str, precision: str, progress: bool | Progress) -> "Iterator
 
     with joined(_compute(device, precision)) as compute:
         yield compute, compute.world.voice(_progress(progress))
+
+
+def _settings(options: "TrainingOptions", compute: "Compute", method: "Method | None" = None) -> dict[str, object]:
+    """A run's choices by option, without those that have no value."""
+    chosen = asdict(options)
+    if method is not None:
+        ways = asdict(method)
+        chosen = {"student": chosen.pop("network"), **chosen, "method": ways.pop("name"), **ways}
+    chosen |= {"device": compute.device, "precision": compute.precision}
+    return {name: value for name, value in chosen.items() if value not in (None, "", ())}
 
 
 def _progress(progress: bool | Progress) -> Progress:

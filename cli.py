@@ -24,6 +24,7 @@ from demkd.option_sections import SectionedCommand
 from demkd.options import (
     FILE,
     FOLDER,
+    LOG,
     choose_progress,
     compute_options,
     crop_ratio_option,
@@ -81,6 +82,8 @@ class _Commands(click.Group):
             text, code = self._last_words(error, ctx)
         if text and (first or code != INTERRUPTED):
             _show_error(text)
+            if LOG in ctx.meta:
+                ctx.meta[LOG].error(text)
         sys.exit(code)
 
     def _last_words(self, error: BaseException, ctx: click.Context) -> tuple[str, int]:
@@ -663,7 +666,7 @@ def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: b
     """
     from demkd import console
     from demkd.pipeline.ablating import plan_ablation, set_of
-    from demkd.pipeline.sweeping import exit_when_terminated, run_sweep
+    from demkd.pipeline.sweeping import run_sweep
     from demkd.report.ablation import measure_ablation
     from demkd.report.ablation import subsets as sets_of
     from demkd.report.comparison import read_run
@@ -671,8 +674,7 @@ def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: b
     teachers, runs = plan_ablation(
         recipe, out, sweep_options(distill), lambda names: sets_of(names, leave_one_out=subsets != "all")
     )
-    with exit_when_terminated():
-        run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
+    run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
     last: dict[frozenset[str], dict[int, float]] = {}
     best: dict[frozenset[str], dict[int, float]] = {}
     for run in runs:
@@ -711,7 +713,24 @@ def _show_comparison(
 
 
 @main.command()
+@click.argument("folder", default=".", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def doctor(folder: Path, as_json: bool) -> None:
+    """Say what this machine has: versions, devices, precision, cores, decoding, and free disk at FOLDER.
+
+    \b
+    Example:
+        demkd doctor runs
+    """
+    from demkd import console
+    from demkd.pipeline.doctor import examine
+
+    (console.show_json if as_json else console.show_doctor)(examine(folder))
+
+
+@main.command()
 @click.option("--out", default="runs/demo", show_default=True, type=FOLDER, help="Where to put everything.")
+@click.option("--epoch-lines", is_flag=True, help="Where stderr is no terminal: a line an epoch, not one a run.")
 @compute_options
 @output_options
 def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:

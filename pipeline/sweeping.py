@@ -38,6 +38,7 @@ from typing import Any
 import tomli_w
 
 from demkd.errors import UserError
+from demkd.pipeline import defaults
 from demkd.pipeline.child_process import child_environment, python_module
 from demkd.pipeline.loading import refuse_own_code
 from demkd.pipeline.progress import Progress
@@ -304,7 +305,7 @@ def _make(run: SweepRun, stdin: int, processes: list[_Process]) -> _Result:
     """Make one run in a process of its own, whose stdout is its report as JSON."""
     with subprocess.Popen(  # noqa: S603 - our own command
         run.command(),
-        env=child_environment(),
+        env={name: text for name, text in child_environment().items() if name != defaults.DATA_VARIABLE},
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
