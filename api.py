@@ -346,6 +346,8 @@ def inspect(
     uncertain: int | None = None,
     disagree: int | None = None,
     wrong_and_trusted: int | None = None,
+    suspect: int | None = None,
+    score: str | None = None,
 ) -> "Inspection":
     """How sure, how right and how trusted each teacher of a cache is: a summary, or one thing from close by.
 
@@ -354,12 +356,15 @@ def inspect(
         sample: what the teachers answer about this sample, in a `slot` or in all `views`.
         uncertain, disagree, wrong_and_trusted: so many samples of highest entropy, about which teachers disagree most,
             where a wrong teacher is trusted most.
+        suspect: so many samples whose label may be wrong, by `score`: "cross-entropy", "margin", "certainty",
+            "disagreement" or "entropy" (report/suspects.py).
     """
     from demkd.report import samples
     from demkd.report.classes import list_classes
     from demkd.report.single_sample import summarise_sample, views_of_sample
     from demkd.report.statistics import read_statistics
     from demkd.report.summary import summarise
+    from demkd.report.suspects import USUAL_SCORE, suspects
 
     with open_cache(cache, teachers) as opened:
         if sample is not None:
@@ -373,6 +378,8 @@ def inspect(
             return samples.disputed(statistics, disagree)
         if wrong_and_trusted is not None:
             return samples.wrong_and_trusted(statistics, wrong_and_trusted)
+        if suspect is not None:
+            return suspects(statistics, suspect, score=score or USUAL_SCORE)
         return summarise(statistics)
 
 

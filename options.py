@@ -334,7 +334,13 @@ inspection_options = section(
             ("--uncertain", "of highest entropy"),
             ("--disagree", "about which teachers disagree most"),
             ("--wrong-and-trusted", "where a wrong teacher is trusted most"),
+            ("--suspect", "whose label is likeliest to be wrong"),
         )
+    ),
+    click.option(
+        "--score",
+        metavar="WORD",
+        help="With --suspect: cross-entropy (by default), margin, certainty, disagreement or entropy.",
     ),
     click.option("--html", type=FILE, help="Write a page with figures and galleries of the whole cache."),
 )
@@ -344,9 +350,10 @@ _INSPECTION_NEEDS = {
     "slot": ("sample",),
     "views": ("sample",),
     "data": ("sample", "html"),
+    "score": ("suspect",),
 }
 _INSPECTION_EXCLUDES = (
-    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "html"), 2),
+    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "suspect", "html"), 2),
     *(("html", "json"), ("html", "csv")),
     *(("views", "slot"), ("views", "data"), ("data", "json"), ("data", "csv"), ("json", "csv")),
 )
