@@ -1,12 +1,9 @@
 """Whatever lies where a cache, a recipe or a checkpoint should: one sentence, or exactly what was written."""
 
-import json
 import os
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +18,8 @@ from demkd.pipeline.recipe import read_recipe
 from demkd.pipeline.runs import RunFolder
 from demkd.teachers import read_checkpoint
 from tests.cache.counting import SAMPLES, fill, fill_shards, shape
-from tests.conftest import CHECKOUT
 from tests.reliability import mutations as m
-from tests.reliability.conftest import Run, attempt
+from tests.reliability.conftest import Run, attempt, examiner
 
 Examine = Callable[[Path], str]
 
@@ -47,7 +43,11 @@ _VERIFIED = 0.1  # of the others `verify` looks at a share, because it starts a 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two counting teachers with weights."""
-    folder = tmp_path_factory.mktemp("pristine")
+    return write_pristine(tmp_path_factory.mktemp("pristine"))
+
+
+def write_pristine(folder: Path) -> Path:
+    """Two counting teachers with weights."""
     for number, name in enumerate("ab"):
         fill(folder, shape(stage3=(4,)), teacher=name, number=number)
     halves = np.full((2, 3, SAMPLES), 0.5, np.float32)
@@ -58,25 +58,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def examine() -> Iterator[Callable[..., str]]:
     """Ask the examiner about a folder."""
-    examiner = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.reliability.examiner"],
-        cwd=CHECKOUT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert examiner.stdin
-    assert examiner.stdout
-
-    def ask(folder: Path, *, verify: bool = False) -> str:
-        print(json.dumps({"folder": str(folder), "verify": verify}), file=examiner.stdin, flush=True)
-        return str(json.loads(examiner.stdout.readline()))
-
-    yield ask
-    examiner.stdin.close()
-    examiner.wait(timeout=30)
-    examiner.stdout.close()
+    with examiner() as ask:
+        yield ask
 
 
 @pytest.fixture(scope="module")
