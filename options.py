@@ -146,7 +146,8 @@ def _open_log(ctx: click.Context, _parameter: click.Parameter, path: Path | None
     if path is not None:
         from demkd.console import LogFile
 
-        ctx.meta[LOG] = LogFile(path)
+        ctx.meta[LOG] = log = LogFile(path)
+        ctx.find_root().call_on_close(log.close)
 
 
 LOG = "demkd.log"  # where a command's context has its log

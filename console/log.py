@@ -27,6 +27,9 @@ class LogFile:
         console = Console(file=cast("IO[str]", _Stamped(self._file)), highlight=False, color_system=None, width=200)
         return ConsoleProgress(console, translate=translate)
 
+    def close(self) -> None:
+        self._file.close()
+
     def error(self, text: str) -> None:
         """The command's last words."""
         _Stamped(self._file).write(f"error: {text}\n")
