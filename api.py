@@ -7,6 +7,7 @@ folder. Whatever a user can repair is a `UserError`, whose text puts the names o
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -155,6 +156,7 @@ def train(
             normalise=normalisations,
             policy=as_policy(policy, training_source.default_policy),
         )
+        told.settings(_settings(options, compute))
         return run(request, compute, told)
 
 
@@ -253,6 +255,7 @@ def distill(
             hint_layer=layers,
             student_layer=student_layer,
         )
+        told.settings(_settings(settings, compute, chosen))
         return run(request, compute, told)
 
 
@@ -343,6 +346,8 @@ def inspect(
     uncertain: int | None = None,
     disagree: int | None = None,
     wrong_and_trusted: int | None = None,
+    suspect: int | None = None,
+    score: str | None = None,
 ) -> "Inspection":
     """How sure, how right and how trusted each teacher of a cache is: a summary, or one thing from close by.
 
@@ -351,12 +356,15 @@ def inspect(
         sample: what the teachers answer about this sample, in a `slot` or in all `views`.
         uncertain, disagree, wrong_and_trusted: so many samples of highest entropy, about which teachers disagree most,
             where a wrong teacher is trusted most.
+        suspect: so many samples whose label may be wrong, by `score`: "cross-entropy", "margin", "certainty",
+            "disagreement" or "entropy" (report/suspects.py).
     """
     from demkd.report import samples
     from demkd.report.classes import list_classes
     from demkd.report.single_sample import summarise_sample, views_of_sample
     from demkd.report.statistics import read_statistics
     from demkd.report.summary import summarise
+    from demkd.report.suspects import USUAL_SCORE, suspects
 
     with open_cache(cache, teachers) as opened:
         if sample is not None:
@@ -370,6 +378,8 @@ def inspect(
             return samples.disputed(statistics, disagree)
         if wrong_and_trusted is not None:
             return samples.wrong_and_trusted(statistics, wrong_and_trusted)
+        if suspect is not None:
+            return suspects(statistics, suspect, score=score or USUAL_SCORE)
         return summarise(statistics)
 
 
@@ -535,6 +545,16 @@ def _joined(device: str, precision: str, progress: bool | Progress) -> "Iterator
 
     with joined(_compute(device, precision)) as compute:
         yield compute, compute.world.voice(_progress(progress))
+
+
+def _settings(options: "TrainingOptions", compute: "Compute", method: "Method | None" = None) -> dict[str, object]:
+    """A run's choices by option, without those that have no value."""
+    chosen = asdict(options)
+    if method is not None:
+        ways = asdict(method)
+        chosen = {"student": chosen.pop("network"), **chosen, "method": ways.pop("name"), **ways}
+    chosen |= {"device": compute.device, "precision": compute.precision}
+    return {name: value for name, value in chosen.items() if value not in (None, "", ())}
 
 
 def _progress(progress: bool | Progress) -> Progress:

@@ -1,5 +1,14 @@
 """The commands: options in, one stage called, errors out. Stages are imported when they are called, not for --help."""
 
+if __name__ == "__main__":  # ahead of what takes time to import
+    try:
+        from demkd.launch import main as launch
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    launch()
+
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -10,10 +19,12 @@ import click
 
 from demkd.cache import open_cache
 from demkd.errors import ToldElsewhereError, UserError
+from demkd.launch import INTERRUPTED, last_words
 from demkd.option_sections import SectionedCommand
 from demkd.options import (
     FILE,
     FOLDER,
+    LOG,
     choose_progress,
     compute_options,
     crop_ratio_option,
@@ -69,26 +80,53 @@ class _Commands(click.Group):
             sys.exit(error.exit_code)
         except (UserError, KeyboardInterrupt, OSError) as error:
             text, code = self._last_words(error, ctx)
-        if text and (first or code != _INTERRUPTED):
+        if text and (first or code != INTERRUPTED):
             _show_error(text)
+            if LOG in ctx.meta:
+                ctx.meta[LOG].error(text)
         sys.exit(code)
 
     def _last_words(self, error: BaseException, ctx: click.Context) -> tuple[str, int]:
         """What to say, if anything, and the exit code."""
         if isinstance(error, KeyboardInterrupt):
-            return "interrupted; nothing is lost, the same command goes on where it stopped", _INTERRUPTED
+            return last_words(error)
         if isinstance(error, ToldElsewhereError | BrokenPipeError):  # the reader of a pipe has seen enough
             return "", 1
         if isinstance(error, UserError):
             return in_options(str(error), self.commands.get(ctx.invoked_subcommand or "", self)), 1
-        if (
-            isinstance(error, OSError) and error.filename is not None
-        ):  # a folder that may not be written, a disk that fails
-            return f"{error.filename}: {error.strerror}", 1
+        if isinstance(error, OSError) and error.filename is not None:  # a disk that fails, no right to write
+            return _in_words(error), 1
         raise error
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Also end in a sentence where nobody takes what is printed."""
+        try:
+            try:
+                return super().main(*arguments, **options)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            _throw_output_away()
+            if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has seen enough
+                _show_error(f"the output cannot be written ({error.strerror}): give it a place with room")
+            sys.exit(1)
 
-_INTERRUPTED = 130
+
+def _in_words(error: OSError) -> str:
+    """What is wrong with a file or folder."""
+    if error.errno == errno.EEXIST and Path(error.filename).is_symlink():
+        return f"{error.filename} is a link that leads nowhere: remove it, or choose another folder (--out)"
+    return f"{error.filename}: {error.strerror}"
+
+
+def _throw_output_away() -> None:
+    """What could not be printed, Python would try to print again at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 _TOGETHER = ("cache-teachers", "train", "distill")  # the commands that several processes share
 
 
@@ -589,14 +627,13 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, s
     Example:
         demkd sweep recipes/digits-sweep.toml --out runs/sweep
     """
-    from demkd.pipeline.sweeping import exit_when_terminated, find_baseline, plan_sweep, run_sweep
+    from demkd.pipeline.sweeping import find_baseline, plan_sweep, run_sweep
     from demkd.report.comparison import first_of_equal_runs, read_run
 
     runs = plan_sweep(recipe, out, sweep_options(distill))
     base = None if baseline is None else find_baseline(runs, baseline)
     progress = choose_progress(quiet)
-    with exit_when_terminated():
-        run_sweep(runs, jobs=jobs, progress=progress)
+    run_sweep(runs, jobs=jobs, progress=progress)
     shown = first_of_equal_runs([read_run(run.folder) for run in runs])
     same = [f"{folder} and {run.folder}" for folder, run in shown.items() if folder != run.folder]
     if same:
@@ -629,7 +666,7 @@ def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: b
     """
     from demkd import console
     from demkd.pipeline.ablating import plan_ablation, set_of
-    from demkd.pipeline.sweeping import exit_when_terminated, run_sweep
+    from demkd.pipeline.sweeping import run_sweep
     from demkd.report.ablation import measure_ablation
     from demkd.report.ablation import subsets as sets_of
     from demkd.report.comparison import read_run
@@ -637,8 +674,7 @@ def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: b
     teachers, runs = plan_ablation(
         recipe, out, sweep_options(distill), lambda names: sets_of(names, leave_one_out=subsets != "all")
     )
-    with exit_when_terminated():
-        run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
+    run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
     last: dict[frozenset[str], dict[int, float]] = {}
     best: dict[frozenset[str], dict[int, float]] = {}
     for run in runs:
@@ -677,7 +713,24 @@ def _show_comparison(
 
 
 @main.command()
+@click.argument("folder", default=".", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def doctor(folder: Path, as_json: bool) -> None:
+    """Say what this machine has: versions, devices, precision, cores, decoding, and free disk at FOLDER.
+
+    \b
+    Example:
+        demkd doctor runs
+    """
+    from demkd import console
+    from demkd.pipeline.doctor import examine
+
+    (console.show_json if as_json else console.show_doctor)(examine(folder))
+
+
+@main.command()
 @click.option("--out", default="runs/demo", show_default=True, type=FOLDER, help="Where to put everything.")
+@click.option("--epoch-lines", is_flag=True, help="Where stderr is no terminal: a line an epoch, not one a run.")
 @compute_options
 @output_options
 def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -694,7 +747,3 @@ def demo(out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     compute = choose_compute(device=options["device"], precision=options["precision"])
     report = run_demo(out, compute, choose_progress(quiet))
     (console.show_json if as_json else console.show_demo)(report)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from demkd.option_sections import section
+from demkd.pipeline import defaults
 from demkd.pipeline.methods import CHOICES, CONTROLS, METHODS
 from demkd.pipeline.recipe import RecipeError, TrainingOptions, option_values, read_recipe
 
@@ -56,8 +57,10 @@ def _fill_in(ctx: click.Context, _parameter: click.Parameter, path: Path | None)
 
 def _fits(parameter: click.Parameter, value: object) -> bool:
     """Whether a recipe's value is of a kind that the option's type can judge."""
+    if isinstance(value, str) and "\0" in value:  # what no path may hold
+        return False
     if parameter.multiple:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value)
     if isinstance(value, bool) or isinstance(parameter.type, click.types.BoolParamType):
         return isinstance(value, bool) and isinstance(parameter.type, click.types.BoolParamType)
     if isinstance(parameter.type, click.types.IntParamType):
@@ -67,8 +70,21 @@ def _fits(parameter: click.Parameter, value: object) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
+class _FromEnvironment(click.Option):
+    """An option that the environment may fill in, where no recipe does: a recipe means the same everywhere."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        from_recipe = ctx.default_map and self.name in ctx.default_map
+        return None if from_recipe else super().resolve_envvar_value(ctx)
+
+
 data_option = click.option(
-    "--data", required=True, help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
+    "--data",
+    required=True,
+    cls=_FromEnvironment,
+    envvar=defaults.DATA_VARIABLE,
+    show_envvar=True,
+    help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*.",
 )
 reading_options = section(
     "Reading pictures",
@@ -123,10 +139,29 @@ crop_ratio_option = click.option(
     type=float,
     help="What an evaluation shows of a resized picture's shorter side; 0.875 by default.",
 )
+
+
+def _open_log(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Open the file of a command's log; the group writes the error into it with which a command ends."""
+    if path is not None:
+        from demkd.console import LogFile
+
+        ctx.meta[LOG] = log = LogFile(path)
+        ctx.find_root().call_on_close(log.close)
+
+
+LOG = "demkd.log"  # where a command's context has its log
 output_options = section(
     "What is shown",
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--quiet", is_flag=True, help="Show no progress."),
+    click.option(
+        "--log-file",
+        type=FILE,
+        callback=_open_log,
+        expose_value=False,
+        help="Add progress, warnings and errors to this file, each line with its time.",
+    ),
 )
 recipe_option = click.option(
     "--recipe",
@@ -300,7 +335,13 @@ inspection_options = section(
             ("--uncertain", "of highest entropy"),
             ("--disagree", "about which teachers disagree most"),
             ("--wrong-and-trusted", "where a wrong teacher is trusted most"),
+            ("--suspect", "whose label is likeliest to be wrong"),
         )
+    ),
+    click.option(
+        "--score",
+        metavar="WORD",
+        help="With --suspect: cross-entropy (by default), margin, certainty, disagreement or entropy.",
     ),
     click.option("--html", type=FILE, help="Write a page with figures and galleries of the whole cache."),
 )
@@ -310,9 +351,10 @@ _INSPECTION_NEEDS = {
     "slot": ("sample",),
     "views": ("sample",),
     "data": ("sample", "html"),
+    "score": ("suspect",),
 }
 _INSPECTION_EXCLUDES = (
-    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "html"), 2),
+    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "suspect", "html"), 2),
     *(("html", "json"), ("html", "csv")),
     *(("views", "slot"), ("views", "data"), ("data", "json"), ("data", "csv"), ("json", "csv")),
 )
@@ -361,10 +403,20 @@ def views_of(options: Mapping[str, Any], *, size: int | None = None) -> "ViewCho
 
 def choose_progress(quiet: bool) -> "Progress":
     """Bars, or warnings alone; in the words of the command that runs."""
-    from demkd.console import ConsoleProgress
+    from demkd.console import ConsoleProgress, TwoProgresses
 
-    command = click.get_current_context().command
-    return ConsoleProgress(quiet=quiet, translate=lambda text: in_options(text, command))
+    ctx = click.get_current_context()
+
+    def translate(text: str) -> str:
+        return in_options(text, ctx.command)
+
+    shown = ConsoleProgress(
+        quiet=quiet,
+        settings=not ctx.params.get("as_json", False),
+        epochs=bool(ctx.params.get("epoch_lines", True)),
+        translate=translate,
+    )
+    return TwoProgresses(shown, ctx.meta[LOG].progress(translate=translate)) if LOG in ctx.meta else shown
 
 
 def in_options(text: str, command: click.Command) -> str:

@@ -47,6 +47,7 @@ def create_file(
     origin = np.bytes_(provenance.to_json().encode())
     shapes = {name: (array.shape, array.dtype.str) for name, array in sealed.items()} | dict(opened)
     with disk_errors_in_words(path, remove=True):
+        path.unlink(missing_ok=True)  # a pipe of that name would keep us waiting
         with path.open("wb") as file:
             reserve(file.fileno(), file_bytes(shapes, origin.nbytes))
         contents = _lay_out(path, shapes, origin, front=front)

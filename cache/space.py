@@ -14,6 +14,7 @@ from demkd.cache.provenance import Provenance
 from demkd.cache.shards import WHOLE, Shard, cache_file, files_by_teacher, partial_file
 from demkd.cache.teacher_file import TeacherFile, open_if_there
 from demkd.cache.writer import require_continuable
+from demkd.untrusted import real_path
 
 _ROWS_BYTES = 100  # of a shard's provenance beside that of the whole
 
@@ -128,5 +129,5 @@ def _pending(shape: CacheShape, found: Sequence[TeacherFile]) -> int:
 
 def _existing_parent(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
-    folder = folder.resolve()
+    folder = real_path(folder)
     return next(parent for parent in (folder, *folder.parents) if parent.is_dir())

@@ -15,6 +15,8 @@ from demkd.cache.provenance import Provenance
 from demkd.cache.shards import WEIGHTS_NAME, cache_file
 from demkd.cache.teacher import TeacherCache
 
+_MOST = 1 + 1e-4  # of a weight: what rounding may add to 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedWeights:
@@ -71,6 +73,9 @@ def _read(path: Path, *, samples: int) -> tuple[NDArray[np.float32], Mapping[str
         and header.contents["weights"].dtype == "<f4"
         and values.ndim == 3
         and values.shape[::2] == (len(recorded), samples)
+        and values.size
+        and values.min() >= 0  # which NaN is not
+        and values.max() <= _MOST
     ):
         return values, recorded, weighting
     raise CacheDamagedError(f"{path} does not hold what it should: run `cache_teachers` again, which makes it anew")

@@ -1,8 +1,6 @@
 """What became of a cache: written, planned, verified."""
 
-from rich.markup import escape
-
-from demkd.console.output import decimal_bytes, plain_table, stdout
+from demkd.console.output import decimal_bytes, escape, plain_table, stdout
 from demkd.pipeline.results import CachingPlan, CachingReport, MergeReport, VerificationReport
 
 _FAULTS_SHOWN = 10

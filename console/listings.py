@@ -17,6 +17,7 @@ _ORDERS = {
         "most disagreement: the share of views and pairs of teachers with different predictions",
         "disagree",
     ),
+    "suspect": ("a label that the teachers contradict most, averaged over teachers and views", "suspicion"),
     "wrong and trusted": ("a wrong teacher's weight farthest above 1/K, averaged over views", "above 1/K"),
 }
 

@@ -1,8 +1,6 @@
 """Networks: what there is, and what was exported."""
 
-from rich.markup import escape
-
-from demkd.console.output import counted, decimal_bytes, plain_table, stdout
+from demkd.console.output import counted, decimal_bytes, escape, plain_table, stdout
 from demkd.pipeline.results import ExportReport, NetworkListing
 
 

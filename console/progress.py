@@ -1,11 +1,10 @@
 """Progress on stderr: bars on a terminal; where stderr is a file or a pipe, a line an epoch or a minute."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     ProgressColumn,
@@ -20,7 +19,7 @@ from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from demkd.console.output import decimal_bytes
+from demkd.console.output import PlainConsole, decimal_bytes, escape
 from demkd.pipeline.progress import SilentProgress, Task
 from demkd.pipeline.results import EpochReport
 
@@ -33,17 +32,25 @@ class ConsoleProgress:
     """The pipeline's progress: bars on a terminal, lines elsewhere."""
 
     def __init__(
-        self, console: Console | None = None, *, quiet: bool = False, translate: Callable[[str], str] = str
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        settings: bool = True,
+        epochs: bool = True,
+        translate: Callable[[str], str] = str,
     ) -> None:
         """Show progress on a console, by default that of stderr.
 
         Args:
             quiet: show warnings alone.
+            settings: say with what choices a run begins.
+            epochs: where there are no bars, a line an epoch, instead of one a run.
             translate: puts the sentences of warnings into other words.
         """
         self._translate = translate
-        self._quiet = quiet
-        self._console = console or Console(stderr=True, highlight=False)
+        self._quiet, self._tells_settings, self._tells_epochs = quiet, settings, epochs
+        self._console = console or PlainConsole(stderr=True)
         self._has_bars = self._console.is_terminal and not self._console.is_dumb_terminal
         self._task: _Bar | _Lines | None = None
 
@@ -69,6 +76,8 @@ class ConsoleProgress:
             if isinstance(self._task, _Bar):
                 self._task.show_epoch(report)
             return
+        if not self._tells_epochs:
+            return
         if isinstance(self._task, _Lines):
             self._task.give_way()
         self._console.print(
@@ -76,6 +85,15 @@ class ConsoleProgress:
             f"train top-1 {report.train_top1:.2%}  test top-1 {report.test_top1:.2%}  {report.seconds:.1f} s",
             soft_wrap=True,
         )
+
+    def settings(self, chosen: Mapping[str, object]) -> None:
+        if self._tells_settings and not self._quiet:
+            pairs = (
+                f"{name.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
+                for name, value in chosen.items()
+            )
+            text = escape(f"settings: {', '.join(pairs)}")
+            self._console.print(f"[dim]{text}[/]", soft_wrap=not self._has_bars)
 
     def note(self, text: str) -> None:
         if not self._quiet:

@@ -1,13 +1,11 @@
 """What came of runs: one, several compared, the demo's."""
 
 import sys
-from collections.abc import Sequence
-
-from rich.markup import escape
+from collections.abc import Iterator, Sequence
 
 from demkd.console.cache_results import show_caching
 from demkd.console.fitting import Column, fitted, words
-from demkd.console.output import counted, decimal_bytes, plain_table, show_csv, stdout, write_markdown
+from demkd.console.output import counted, decimal_bytes, escape, plain_table, show_csv, stdout, write_markdown
 from demkd.pipeline.results import DemoReport, EvaluationReport, RunReport
 from demkd.report.comparison import Comparison, Group
 from demkd.report.comparison_text import HEADINGS, NO_PAIRS, difference_texts, percent
@@ -136,14 +134,32 @@ def show_demo(report: DemoReport) -> None:
         table.add_row(who, run.network, f"{run.test_top1:.2%}", right, f"{run.seconds:.1f} s")
     console.print(table)
     console.print(f"[dim]of {report.test_samples} test pictures; one is {1 / report.test_samples:.2%}[/]")
-    cost = (
-        f"{report.cached_passes} teacher passes, {report.caching_seconds:.1f} s and {decimal_bytes(report.cache_bytes)}"
+    for word, text in _what_it_was(report):
+        console.print(f"[bold]{word}[/] {text}", soft_wrap=True)
+
+
+def _what_it_was(report: DemoReport) -> Iterator[tuple[str, str]]:
+    """What was shown, what it means, and what to do next: five lines."""
+    caching, folder = report.caching, escape(str(report.folder))
+    yield (
+        "Shown:",
+        f"{len(report.teachers)} teachers answered {caching.views} views of {caching.samples:,} digits once; one "
+        f"student then learnt in {len(report.students)} ways, in {report.seconds:.0f} s.",
     )
-    console.print(
-        f"The cache cost {cost}. With live teachers, these students would have cost {report.live_passes} passes; from "
-        f"the cache they cost none, and neither does the next one. All of this took {report.seconds:.0f} s."
+    yield (
+        "Cost: ",
+        f"{report.cached_passes} teacher passes, {report.caching_seconds:.1f} s and "
+        f"{decimal_bytes(report.cache_bytes)}; with live teachers these students would have cost {report.live_passes}.",
     )
-    folder = escape(str(report.folder))
-    console.print(
-        f"[dim]Look closer: demkd inspect {folder}/cache, demkd evaluate {folder}/student-de-mkd --data digits[/]"
+    yield (
+        "Means:",
+        "the next student, seed or method costs no teacher at all; a few test pictures between methods are chance.",
+    )
+    yield (
+        "Look: ",
+        f"demkd inspect {folder}/cache, demkd evaluate {folder}/student-de-mkd --data digits",
+    )
+    yield (
+        "Yours:",
+        "demkd cache-teachers --data FOLDER --teacher NETWORK@CHECKPOINT --out runs/cache (docs/tutorial.md)",
     )

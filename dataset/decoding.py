@@ -7,7 +7,6 @@ picture that its camera held sideways is turned upright (EXIF orientation), unle
 import hashlib
 import io
 import os
-import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.dataset.errors import DataError
+from demkd.untrusted import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,14 +57,11 @@ def read_file(path: Path) -> PictureFile:
     """The bytes of a regular file.
 
     Raises:
-        BrokenPictureError: if it is none (to open a pipe would wait for ever), is empty, or cannot be read.
+        BrokenPictureError: if it is none, is empty, or cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BrokenPictureError(f"{path} is no file: remove it")
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
             if not 0 < status.st_size <= _MOST_BYTES:
                 raise BrokenPictureError(f"{path} has {status.st_size:,} bytes: repair or remove it")
             return PictureFile(file.read(), status.st_mtime_ns)

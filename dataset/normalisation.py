@@ -1,7 +1,6 @@
 """Mean and standard deviation of each channel, and the values that published networks were trained with."""
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,23 +9,26 @@ from torch import Tensor
 
 from demkd.dataset.errors import DataError
 
+_MOST = 1_000_000
+_LEAST = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalisation:
     """Mean and standard deviation of each channel, for pixels in [0, 1].
 
     Raises:
-        DataError: if a value is not finite, or a standard deviation not above 0.
+        DataError: if a value is none, or none that float32 could use.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+        if not (all(abs(mean) <= _MOST for mean in self.mean) and all(_LEAST <= std <= _MOST for std in self.std)):
             raise DataError(
                 f"a normalisation with mean {self.mean} and standard deviation {self.std} cannot be: give finite "
-                "numbers, and standard deviations above 0"
+                f"numbers up to {_MOST:,}, and standard deviations above 0, {_LEAST} at least"
             )
 
     def apply(self, views: Tensor) -> Tensor:

@@ -29,9 +29,17 @@ command can be interrupted with Ctrl-C, and goes on when called again.
 | 0 | done |
 | 1 | something to repair, said in one sentence; or `verify` found damage |
 | 2 | the command line is wrong |
-| 130 | interrupted with Ctrl-C; nothing is lost |
+| 130, 143 | ended by Ctrl-C or SIGTERM; nothing is lost |
 
-`NO_COLOR=1` switches colours off; `COLUMNS` sets the width of tables where there is no terminal.
+`NO_COLOR=1` switches colours off; `COLUMNS` sets the width of tables where there is no terminal. `DEMKD_DATA` is what
+`--data` is where neither the command line nor a recipe says it (a sweep's runs leave it out: their file says it all).
+`--log-file FILE` adds what is told while a command runs to a file, each line with its time, also with `--quiet`.
+
+The TAB key completes commands and options once the shell knows how; put the line of your shell where it starts:
+
+    eval "$(_DEMKD_COMPLETE=bash_source demkd)"            # ~/.bashrc
+    eval "$(_DEMKD_COMPLETE=zsh_source demkd)"             # ~/.zshrc
+    _DEMKD_COMPLETE=fish_source demkd | source             # ~/.config/fish/completions/demkd.fish
 """
 
 
@@ -83,7 +91,8 @@ def _row(option: click.Option) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     if not option.is_flag:
         names = f"{names[:-1]} {_value(option)}`"
-    meaning = f"{option.help or ''} {_bounds(option.type)}".strip()
+    variable = f"({option.envvar} in the environment)" if option.show_envvar else ""
+    meaning = " ".join(part for part in (option.help, variable, _bounds(option.type)) if part)
     return f"| {_cell(names)} | {_cell(meaning)} | {_cell(_default(option))} |"
 
 

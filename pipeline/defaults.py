@@ -1,5 +1,6 @@
 """What both stages do unless told otherwise, in Python and on the command line; no PyTorch, so that --help is quick."""
 
+DATA_VARIABLE = "DEMKD_DATA"  # of the environment: what `--data` is where nothing else says it
 VIEWS = 16  # or as many as there are
 VIEW_SEED = 0
 LAYERS = ("last",)

@@ -62,6 +62,8 @@ class EventLog:
     def _rewrite(self, lines: Sequence[Line]) -> None:
         # The recipe is written once, so the same epochs give the same bytes, and a running TensorBoard can read on.
         self._clock = self._recipe.stat().st_mtime
+        if not self._file.is_file():
+            self._file.unlink(missing_ok=True)  # a pipe of that name would keep us waiting
         version = {"wall_time": self._clock, "file_version": "brain.Event:2"}
         self._write("wb", [version, *map(self._epoch, lines)])
 

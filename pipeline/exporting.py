@@ -14,7 +14,6 @@ import json
 import logging
 import subprocess
 import tempfile
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from demkd.pipeline.evaluation import evaluation_views
 from demkd.pipeline.export_check import FACTS, LOGITS, VIEWS
 from demkd.pipeline.loading import LoadedNetwork, load_network
 from demkd.pipeline.progress import Progress
+from demkd.pipeline.recipe import RecipeError, read_recipe
 from demkd.pipeline.results import ExportReport
 
 _PICTURES = 256
@@ -128,8 +128,8 @@ def _require_format(name: str) -> None:
 
 def _data_of(run: Path) -> str:
     try:
-        return str(tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError):
+        return str(read_recipe(run / "recipe.toml")["data"])
+    except (RecipeError, KeyError):
         raise ExportError(
             f"{run} has no recipe that names its data, on whose test pictures the file is checked: give `data`"
         ) from None

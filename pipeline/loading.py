@@ -38,6 +38,7 @@ from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.recipe import RecipeError
 from demkd.teachers import Checkpoint, CheckpointError, Teacher, load_weights, read_checkpoint, trained_classes
+from demkd.untrusted import real_path
 
 Choice = TypeVar("Choice")
 
@@ -87,7 +88,7 @@ class TeacherSpec:
             raise TeacherSpecError(f"the teacher {text} lacks a part: write [NAME=]NETWORK@CHECKPOINT, or a run folder")
         if not at and not Path(checkpoint).is_dir():
             raise TeacherSpecError(f"the teacher {text} is no run folder: write [NAME=]NETWORK@CHECKPOINT")
-        given = given or network.rpartition(":")[2] or Path(checkpoint).resolve().name
+        given = given or network.rpartition(":")[2] or real_path(checkpoint).name
         return cls(name=given, network=network or None, checkpoint=Path(checkpoint))
 
 
@@ -305,7 +306,7 @@ def refuse_own_code(networks: Sequence[str]) -> None:
         if is_own_code(name):
             raise RecipeError(
                 f"the recipe names {name}, code of your own, which is only imported when you name it: "
-                "give it on the command line"
+                "give it on the command line, of `distill` if this is a sweep"
             )
 
 

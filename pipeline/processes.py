@@ -145,6 +145,9 @@ class _OneVoice:
     def epoch(self, report: EpochReport) -> None:
         self._own.epoch(report)
 
+    def settings(self, chosen: Mapping[str, object]) -> None:
+        self._own.settings(chosen)
+
     def note(self, text: str) -> None:
         self._own.note(text)
 

@@ -1,6 +1,6 @@
 """How a stage tells what it is doing, without knowing how it is shown; `console/progress.py` shows it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -26,6 +26,9 @@ class Progress(Protocol):
     def epoch(self, report: EpochReport) -> None:
         """An epoch is over."""
 
+    def settings(self, chosen: Mapping[str, object]) -> None:
+        """Say with what choices, all of them resolved, a run begins."""
+
     def note(self, text: str) -> None:
         """Say something in passing."""
 
@@ -47,6 +50,9 @@ class SilentProgress:
         """Nothing to show."""
 
     def epoch(self, report: EpochReport) -> None:
+        """Nothing to show."""
+
+    def settings(self, chosen: Mapping[str, object]) -> None:
         """Nothing to show."""
 
     def note(self, text: str) -> None:

@@ -11,6 +11,7 @@ import tomli_w
 from demkd.errors import UserError
 from demkd.pipeline import defaults
 from demkd.pipeline.methods import Method
+from demkd.untrusted import read_regular
 
 
 class RecipeError(UserError, ValueError):
@@ -122,7 +123,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: if there is none, or it is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(path).decode())
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}") from None
     except (OSError, ValueError, RecursionError) as error:  # also numbers too long to be one

@@ -2,17 +2,17 @@
 
 recipe.toml          every choice, resolved; written first
 metrics.jsonl        one line an epoch
-checkpoint.pt        to resume; replaced as a whole after every epoch
+checkpoint.pt        to resume; sealed by a digest, and replaced as a whole after every epoch
 student.safetensors  the finished network, with its name, classes and normalisation
 events.out.tfevents* the metrics again, for TensorBoard, where it is installed (`events.py`)
 
 docs/runs.md explains every field.
 """
 
+import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +29,11 @@ from demkd.errors import UserError
 from demkd.pipeline.recipe import Recipe, require_same_recipe
 from demkd.pipeline.results import EpochReport
 from demkd.teachers.checkpoint import STUDENT_FILE
+from demkd.untrusted import read_regular
+
+_MAGIC = b"demkd checkpoint, sealed by SHA-256\n"
+_SEAL_BYTES = len(_MAGIC) + 64 + 1
+_UNSEALED = b"PK\x03\x04"  # the archive itself
 
 
 class RunError(UserError, RuntimeError):
@@ -48,23 +53,31 @@ class RunFolder:
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; a failing write leaves the last one."""
         buffer = io.BytesIO()  # PyTorch would turn a full disk into an error of its own
+        buffer.write(bytes(_SEAL_BYTES))
         torch.save(dict(state), buffer)
-        self._replace(self.checkpoint, buffer.getbuffer())
+        data = buffer.getbuffer()
+        data[:_SEAL_BYTES] = _seal(data[_SEAL_BYTES:])
+        self._replace(self.checkpoint, data)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, if there is one.
 
         Raises:
-            RunError: if it is damaged.
+            RunError: if it is damaged, or was written before checkpoints had seals.
         """
         if not self.checkpoint.exists():
             return None
         try:
-            with zipfile.ZipFile(self.checkpoint) as archive:  # PyTorch writes checksums, and does not read them
-                sound = archive.testzip() is None
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True) if sound else None
+            data = memoryview(read_regular(self.checkpoint))
+            sound = data[:_SEAL_BYTES] == _seal(data[_SEAL_BYTES:])
+            state = torch.load(io.BytesIO(data[_SEAL_BYTES:]), map_location="cpu", weights_only=True) if sound else None
         except Exception as error:  # the unpickler raises many kinds, all of them for the same reason
             raise self.damaged_checkpoint() from error
+        if data[: len(_UNSEALED)] == _UNSEALED:
+            raise RunError(
+                f"{self.checkpoint} has no seal, which an older version did not write: finish the run with that "
+                "version, or remove the file to start the run anew"
+            )
         if not isinstance(state, dict) or type(state.get("epoch")) is not int or state["epoch"] < 1:
             raise self.damaged_checkpoint()
         return state
@@ -99,7 +112,7 @@ class RunFolder:
         """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        lines = read_regular(self.metrics).split(b"\n")[:-1]
         try:
             epochs: list[dict[str, Any]] = [dict(json.loads(line)) for line in lines]
             sound = all(_is_metrics(line, epoch) for epoch, line in enumerate(epochs, start=1))
@@ -131,10 +144,16 @@ class RunFolder:
         """Write beside the file, sync, then rename over it; a failing write leaves the file as it was."""
         creating = target.with_name(target.name + ".creating")
         with disk_errors_in_words(creating, remove=True):
+            creating.unlink(missing_ok=True)  # a pipe of that name would keep us waiting
             with creating.open("wb", buffering=0) as file:
                 write_fully(file.fileno(), data, 0)
                 os.fsync(file.fileno())
             replace_durably(creating, target)
+
+
+def _seal(archive: memoryview) -> bytes:
+    """What stands in front of a checkpoint: a ZIP archive's own checksums leave out its directory and its headers."""
+    return b"%s%s\n" % (_MAGIC, hashlib.sha256(archive).hexdigest().encode())
 
 
 def _is_metrics(line: Mapping[str, Any], epoch: int) -> bool:

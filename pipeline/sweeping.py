@@ -26,9 +26,7 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -40,10 +38,13 @@ from typing import Any
 import tomli_w
 
 from demkd.errors import UserError
+from demkd.pipeline import defaults
 from demkd.pipeline.child_process import child_environment, python_module
+from demkd.pipeline.loading import refuse_own_code
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import in_words, read_recipe
 from demkd.teachers.checkpoint import STUDENT_FILE
+from demkd.untrusted import read_regular, real_path
 
 OPTIONS_FILE = "sweep.toml"  # in a run's folder: the options that the sweep gave it
 _OWN = frozenset(
@@ -86,7 +87,9 @@ class SweepOption:
         if self.switch:
             return isinstance(value, bool)
         items = value if isinstance(value, list) else [value]
-        return bool(items) and all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in items)
+        return bool(items) and all(
+            isinstance(one, str | int | float) and not isinstance(one, bool) and "\0" not in str(one) for one in items
+        )
 
     def words(self, value: Any) -> list[str]:
         """One alternative on the command line."""
@@ -106,6 +109,12 @@ class SweepRun:
     words: tuple[str, ...]
 
     @property
+    def networks(self) -> list[str]:
+        """The student and the live teachers, as they are written."""
+        chosen = [self.options[name] for name in ("student", "teacher") if name in self.options]
+        return [in_words(item) for value in chosen for item in (value if isinstance(value, list) else [value])]
+
+    @property
     def finished(self) -> bool:
         """Whether it was made with exactly these options; if not, `distill` says what differs."""
         return (self.folder / STUDENT_FILE).exists() and self._made_with() == self._as_text()
@@ -116,7 +125,7 @@ class SweepRun:
 
     def _made_with(self) -> str | None:
         file = self.folder / OPTIONS_FILE
-        return file.read_text(encoding="utf-8") if file.exists() else None
+        return read_regular(file).decode() if file.exists() else None
 
     def _as_text(self) -> str:
         return tomli_w.dumps(dict(self.options))
@@ -133,7 +142,8 @@ def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[
         known: the options of `distill`, by name.
 
     Raises:
-        RecipeError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made; naming them.
+        RecipeError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made, or that would
+            run code of the user's own; naming them.
     """
     tables = read_recipe(path)
     lines = tables.pop("runs", None)
@@ -150,6 +160,7 @@ def plan_runs(lines: Mapping[str, Mapping[str, Any]], out: Path, known: Mapping[
     """
     runs = [run for line, options in lines.items() for run in _runs_of(line, options, out, known)]
     _require_own_folders(runs)
+    refuse_own_code([name for run in runs for name in run.networks])
     return runs
 
 
@@ -172,8 +183,8 @@ def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
         raise SweepError(
             f"[runs.{wanted}] has runs that differ in more than the seed: choose a --baseline of {folders}"
         )
-    folder = Path(wanted).resolve()
-    in_folder = (run for run in runs if wanted == run.folder.name or folder == run.folder.resolve())
+    folder = real_path(wanted)
+    in_folder = (run for run in runs if wanted == run.folder.name or folder == real_path(run.folder))
     return next(iter([*of_table.values(), *in_folder]), None)
 
 
@@ -199,16 +210,6 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
     if failures:
         names = ", ".join(run.folder.name for run, _ in failures)
         raise SweepError(f"{len(failures)} of {len(runs)} runs failed ({names}); the first said: {failures[0][1]}")
-
-
-@contextmanager
-def exit_when_terminated() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that a sweep ends its processes; to be called in the main thread."""
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _runs_of(line: str, options: Mapping[str, Any], out: Path, known: Mapping[str, SweepOption]) -> Iterator[SweepRun]:
@@ -304,7 +305,7 @@ def _make(run: SweepRun, stdin: int, processes: list[_Process]) -> _Result:
     """Make one run in a process of its own, whose stdout is its report as JSON."""
     with subprocess.Popen(  # noqa: S603 - our own command
         run.command(),
-        env=child_environment(),
+        env={name: text for name, text in child_environment().items() if name != defaults.DATA_VARIABLE},
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -24,6 +24,7 @@ from demkd.report.gallery import Gallery, Picture, gallery
 from demkd.report.rendering import render
 from demkd.report.statistics import CacheStatistics
 from demkd.report.summary import Agreement, CacheSummary, TeacherSummary, summarise
+from demkd.report.suspects import suspects
 from demkd.report.tables import Cell, Column, Table, number, share, word
 
 GALLERY_SIZE = 12
@@ -228,6 +229,9 @@ def _galleries(statistics: CacheStatistics, picture: Picture | None) -> list[Gal
             caption="Highest entropy, averaged over teachers and views.",
         )
     ]
+    text = "Labels that surprise the teachers most: their cross-entropy, averaged over teachers and views."
+    listing = suspects(statistics, GALLERY_SIZE)
+    found.append(gallery(listing, picture, key="suspect", title="Perhaps mislabelled", caption=text))
     if statistics.disagreement is not None:
         text = "The largest share of views and pairs of teachers with different answers."
         listing = samples.disputed(statistics, GALLERY_SIZE)

@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from demkd.report.pairs import ComparisonError, Difference, corrected, paired
+from demkd.untrusted import read_regular, real_path
 
 __all__ = [
     "DIGEST",
@@ -116,7 +117,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 def _read_recipe(file: Path) -> dict[str, Any]:
     try:
-        recipe = {"sources": {}} | tomllib.loads(file.read_text(encoding="utf-8"))
+        recipe = {"sources": {}} | tomllib.loads(read_regular(file).decode())
         json.dumps(recipe)  # no dates, which are no choices, and which nothing here could write
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _broken(file, error) from error
@@ -128,7 +129,7 @@ def _read_recipe(file: Path) -> dict[str, Any]:
 
 def _read_top1(file: Path) -> tuple[float, ...]:
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in read_regular(file).splitlines()]
         top1 = tuple(float(line["test_top1"]) for line in lines)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _broken(file, error) from error
@@ -239,9 +240,9 @@ def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | Non
         return None
     if wanted in members_of:
         return wanted
-    folder = Path(wanted).resolve()
+    folder = real_path(wanted)
     for name, members in members_of.items():
-        if any(folder == run.folder.resolve() for run in members):
+        if any(folder == real_path(run.folder) for run in members):
             return name
     raise ComparisonError(f"there is no baseline {wanted!r}: choose one of {'; '.join(members_of)}, or a run's folder")
 

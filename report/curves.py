@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from demkd.report.comparison import Comparison, ComparisonError, FinishedRun, group_runs
+from demkd.untrusted import read_regular
 
 BAND = (
     "The band is one standard deviation (of the sample) around the mean of three or more seeds, "
@@ -82,8 +83,7 @@ def _curves(name: str, runs: Sequence[FinishedRun]) -> GroupCurves:
 
 
 def _lines(run: FinishedRun) -> list[dict[str, Any]]:
-    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in read_regular(run.folder / "metrics.jsonl").splitlines()]
 
 
 def _numbers(run: FinishedRun, line: Mapping[str, Any]) -> dict[tuple[str, str], float]:

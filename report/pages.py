@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from demkd.report.comparison import Comparison, FinishedRun
 from demkd.report.statistics import CacheStatistics
 from demkd.report.writing import PageError, WrittenFile, write_whole
+from demkd.untrusted import visible
 
 if TYPE_CHECKING:
     from demkd.report.gallery import Picture
@@ -61,7 +62,7 @@ def write_accuracy_plot(runs: Sequence[FinishedRun], comparison: Comparison, pat
 
 
 def _encoded(page: str) -> bytes:
-    return page.encode("utf-8", "replace")  # names of folders may hold bytes that are no text
+    return visible(page).encode()
 
 
 def require_page_libraries(what: str) -> None:

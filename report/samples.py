@@ -52,7 +52,7 @@ class SampleListing:
     """Samples with the highest scores, highest first.
 
     Attributes:
-        order: "uncertain", "disputed" or "wrong and trusted".
+        order: "uncertain", "disputed", "wrong and trusted" or "suspect".
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class SampleListing:
 
 def uncertain(statistics: CacheStatistics, count: int) -> SampleListing:
     """The samples with the highest entropy, averaged over teachers and slots."""
-    return _listing(statistics, "uncertain", statistics.mean_entropy.mean(0), count)
+    return listing_by(statistics, "uncertain", statistics.mean_entropy.mean(0), count)
 
 
 def disputed(statistics: CacheStatistics, count: int) -> SampleListing:
@@ -76,7 +76,7 @@ def disputed(statistics: CacheStatistics, count: int) -> SampleListing:
     if statistics.disagreement is None:
         only = statistics.cache.names[0]
         raise InspectionError(f"{only} is alone, and has nobody to disagree with: choose two or more (`teachers`)")
-    return _listing(
+    return listing_by(
         statistics, "disputed", statistics.disagreement, count, then=np.ptp(statistics.mean_entropy, axis=0)
     )
 
@@ -95,12 +95,12 @@ def wrong_and_trusted(statistics: CacheStatistics, count: int) -> SampleListing:
             "or run `cache_teachers` again, which computes them"
         )
     found = int(statistics.wrong_and_trusted.any(0).sum())
-    listing = _listing(statistics, "wrong and trusted", statistics.misplaced_trust.max(0), min(count, found))
+    listing = listing_by(statistics, "wrong and trusted", statistics.misplaced_trust.max(0), min(count, found))
     names, trusted = statistics.cache.names, statistics.misplaced_trust.argmax(0)
     return replace(listing, rows=tuple(replace(row, trusted=names[trusted[row.index]]) for row in listing.rows))
 
 
-def _listing(
+def listing_by(
     statistics: CacheStatistics,
     order: str,
     score: NDArray[np.float64],

@@ -27,6 +27,7 @@ def write_whole(path: Path, content: bytes) -> WrittenFile:
     """
     draft = path.with_name(f".{path.name}.writing")
     try:
+        draft.unlink(missing_ok=True)  # a pipe of that name would keep us waiting
         draft.write_bytes(content)
         draft.replace(path)
     except OSError as error:

@@ -30,6 +30,7 @@ STUDENT_FILE = "student.safetensors"
 _WRAPPERS = ("model", "state_dict", "net")
 _CLASS_NAMES = ("class_names", "classes")
 _COUNTER = ".num_batches_tracked"
+_LARGEST_FIGURE = 1_000_000  # of a mean or a standard deviation; no NaN is below it
 _SHOWN = 4
 _SHOWN_LENGTH = 80
 _LEGACY_PICKLES = 5  # a file of PyTorch before 1.6 is so many pickles, then the numbers
@@ -141,7 +142,7 @@ def _facts(file: Path, text: str) -> dict[str, Any]:
         "network": lambda value: isinstance(value, str),
         "class_names": _are_names,
         "mean": _are_figures,
-        "std": _are_figures,
+        "std": lambda value: _are_figures(value) and min(value) > 0,
         "input_size": lambda value: value is None or (type(value) is int and 1 <= value <= 4096),
         "crop_ratio": lambda value: value is None or (isinstance(value, int | float) and 0 < value <= 1),
         "interpolation": lambda value: isinstance(value, str),
@@ -153,6 +154,8 @@ def _facts(file: Path, text: str) -> dict[str, Any]:
     for name, is_right in checks.items():
         if name in facts and not is_right(facts[name]):
             raise CheckpointError(f"the metadata of {file} has a strange {name}: get it again")
+    if ("mean" in facts) != ("std" in facts):
+        raise CheckpointError(f"the metadata of {file} have half a normalisation: get it again")
     return facts
 
 
@@ -161,7 +164,11 @@ def _are_names(value: Any) -> bool:
 
 
 def _are_figures(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(number) in (int, float) and abs(number) <= _LARGEST_FIGURE for number in value)
+    )
 
 
 def _unpickle_weights(file: Path) -> Any:

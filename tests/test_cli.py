@@ -1,6 +1,7 @@
 """The command line as a user meets it: it works end to end, says what is wrong in one sentence, and loses nothing."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -211,6 +212,74 @@ def test_every_help_text_has_an_example(command: str) -> None:
     assert f"demkd {command}" in help_text
 
 
+def test_the_environment_names_the_data_where_no_recipe_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMKD_DATA", str(tmp_path / "of-the-environment"))
+    out = ("--out", tmp_path / "run")
+    assert "of-the-environment" in invoke("train", "resnet8", *out).stderr
+    assert "of-the-command" in invoke("train", "resnet8", "--data", tmp_path / "of-the-command", *out).stderr
+    (tmp_path / "r.toml").write_text('data = "of-the-recipe"\n')
+    result = invoke("train", "resnet8", "--recipe", tmp_path / "r.toml", *out)
+    assert "of-the-recipe" in result.stderr
+    assert "of-the-environment" not in result.stderr
+
+
+def test_a_log_has_what_was_told_and_the_error_with_times(digits: Path, tmp_path: Path) -> None:
+    """Also with --quiet, and in the words of the command line; a second command adds to it."""
+    log = tmp_path / "logs" / "a.log"
+    run = ("train", "resnet8", "--data", "digits", "--epochs", 1, "--out", tmp_path / "run", "--log-file", log)
+    quiet = invoke(*run, "--quiet")
+    assert quiet.stderr == ""
+    assert invoke(*run, "--seed", 3).exit_code == 1
+    lines = log.read_text().splitlines()
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
+    told = [line[20:] for line in lines]
+    assert told[0] == "reading the pictures of digits"
+    assert told[1].startswith("settings: data digits, network resnet8, seed 0, epochs 1, ")
+    assert told[2].startswith("epoch 1/1  loss ")
+    assert told[-1].startswith("error: the run in")
+    assert "(--out)" in told[-1]
+
+
+def test_a_run_begins_with_its_settings_but_not_for_programs(digits: Path, tmp_path: Path) -> None:
+    arguments = ("distill", "--data", "digits", "--cache", digits / "cache", "--student", "resnet8", "--epochs", 1,
+                 "--method", "kd", "--temperature", 2, "--precision", "float32")  # fmt: skip
+    said = invoke(*arguments, "--out", tmp_path / "told").stderr.splitlines()
+    (settings,) = (line for line in said if line.startswith("settings: "))
+    for pair in ("student resnet8", "method kd", "temperature 2", "batch-size 64", "device cpu", "precision float32"):
+        assert f", {pair}, " in f"{settings.replace(': ', ': , ', 1)}, "
+    assert "settings" not in invoke(*arguments, "--out", tmp_path / "silent", "--quiet").stderr
+    assert "settings" not in invoke(*arguments, "--out", tmp_path / "program", "--json").stderr
+
+
+def test_doctor_says_what_there_is(tmp_path: Path) -> None:
+    found = json.loads(invoke("doctor", tmp_path / "not" / "there", "--json").stdout)
+    assert found["versions"]["torch"]
+    assert found["device"] in [device["name"] for device in found["devices"]]
+    assert {device["precision"] for device in found["devices"]} <= {"float32", "bfloat16"}
+    assert Path(found["folder"]) == tmp_path.resolve()
+    assert found["free_bytes"] > 0
+    assert found["photos_per_second"] > 1
+    shown = invoke("doctor", tmp_path).stdout
+    for word in ("torchvision", "cores", "precision auto is", "free disk", "photos of 500 x 375 a second"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("demkd ins", "inspect"), ("demkd distill --sched", "--schedule")])
+def test_the_tab_key_completes(typed: str, offered: str) -> None:
+    """As docs/cli.md tells shells to ask."""
+    code = "import sys; sys.argv = ['demkd']; from demkd.launch import main; main()"
+    shell = {"_DEMKD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=CHECKOUT,
+        env={**os.environ, **shell},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"plain,{offered}" in result.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_the_demo_ends_in_a_table_and_the_second_time_trains_nothing(tmp_path: Path, cli: Cli) -> None:
     report = json.loads(cli("demo", "--out", tmp_path / "demo", "--json").stdout)
@@ -220,6 +289,19 @@ def test_the_demo_ends_in_a_table_and_the_second_time_trains_nothing(tmp_path: P
     again = cli("demo", "--out", tmp_path / "demo")
     assert "student, de-mkd" in again.stdout
     assert "epoch " not in again.stderr
+    *_, shown, cost, meaning, look, yours = again.stdout.strip().splitlines()
+    for line, word in ((shown, "Shown:"), (cost, "Cost:"), (meaning, "Means:"), (look, "Look:"), (yours, "Yours:")):
+        assert line.startswith(word)
+    assert "demkd cache-teachers --data FOLDER" in yours
+
+
+@pytest.mark.slow
+def test_the_demo_folds_its_epochs_unless_asked(tmp_path: Path, cli: Cli) -> None:
+    folded = cli("demo", "--out", tmp_path / "one").stderr
+    assert "epoch " not in folded
+    assert "resnet8, de-mkd: 414 steps in " in folded
+    told = cli("demo", "--out", tmp_path / "two", "--epoch-lines").stderr.splitlines()
+    assert sum(line.startswith("epoch ") for line in told) == 3 * 4 + 3 * 18
 
 
 def _contents(folder: Path) -> dict[str, Any]:

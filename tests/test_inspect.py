@@ -161,6 +161,8 @@ USAGE = [
     ("--by-class --sample 1", "--by-class and --sample exclude each other: leave one out"),
     ("--uncertain 2 --wrong-and-trusted 2", "--uncertain and --wrong-and-trusted exclude each other"),
     ("--sort top1", "--sort needs --by-class"),
+    ("--score margin", "--score needs --suspect"),
+    ("--suspect 3 --uncertain 3", "--uncertain and --suspect exclude each other"),
     ("--limit 3 --uncertain 3", "--limit needs --by-class"),
     ("--slot 1", "--slot needs --sample"),
     ("--views", "--views needs --sample"),

@@ -129,8 +129,9 @@ def test_figures_of_the_running_epoch_are_shown_before_it_ends(monkeypatch: pyte
 
 def test_a_pipe_gets_one_line_an_epoch(made: Path, tmp_path: Path) -> None:
     stderr = piped(*distilling(made, tmp_path, epochs=3)).stderr
-    first, *epochs = stderr.splitlines()
+    first, settings, *epochs = stderr.splitlines()
     assert first == "reading the pictures of digits"
+    assert settings.startswith("settings: student resnet8, ")
     number = r"\d+\.\d"
     for epoch, line in enumerate(epochs, start=1):
         pattern = rf"epoch {epoch}/3  loss {number}+  train top-1 {number}+%  test top-1 {number}+%  {number} s"

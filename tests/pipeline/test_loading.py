@@ -108,7 +108,18 @@ def test_two_teachers_of_one_name_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["nothing", "0,0,0/1,nan,1", "0,0,0/1,0,1", "0,0/1,1,1", "inf,0,0/1,1,1", ((0, 0, 0), (1, -1, 1)), 3]
+    "value",
+    [
+        "nothing",
+        "0,0,0/1,nan,1",
+        "0,0,0/1,0,1",
+        "0,0/1,1,1",
+        "inf,0,0/1,1,1",
+        "0,0,0/1,1,inf",
+        "0,0,0/1e-60,1,1",
+        ((0, 0, 0), (1, -1, 1)),
+        3,
+    ],
 )
 def test_a_normalisation_that_cannot_be_is_refused_in_a_sentence(value: Any) -> None:
     with pytest.raises(DataError, match=r"is not understood|cannot be: give finite numbers"):

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from click.testing import CliRunner
 
 from demkd.cache import CacheBusyError, exclusive
 from demkd.cli import main
 from demkd.options import method_choices, sweep_options
 from demkd.pipeline.arguments import resolve_method
 from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.recipe import RecipeError
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.sweeping import OPTIONS_FILE, SweepError, SweepRun, find_baseline, plan_sweep, run_sweep
 from tests.conftest import CHECKOUT, Cli
@@ -37,6 +39,28 @@ def planned(folder: Path, text: str) -> list[SweepRun]:
     """The runs of a sweep of this text, in folder/out."""
     (folder / "sweep.toml").write_text(text)
     return plan(folder / "sweep.toml", folder / "out")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'student = "evil:run"\n[runs.a]\nseed = 1\n',
+        '[runs.a]\nstudent = "evil:run"\n',
+        '[runs.a]\nstudent = ["resnet8", "evil:run"]\n',
+        'student = "resnet8"\nonline = true\n[runs.a]\nteacher = ["a=resnet8@FILE", "b=evil:run@FILE"]\n',
+        'student = "resnet8"\nonline = true\n[runs.a]\nteacher = "evil:run@FILE"\n',
+        'student = "resnet8"\nonline = true\n[runs.a]\nteacher = [["resnet8@FILE"], ["b=evil:run@FILE"]]\n',
+    ],
+)
+def test_a_sweep_never_runs_code_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A TOML file from elsewhere may not choose what is imported from the current folder."""
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('proof').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="names evil:run, code of your own, which is only imported when you name it"):
+        planned(tmp_path, f'data = "digits"\n{text}')
+    (tmp_path / "sweep.toml").write_text(f'data = "digits"\n{text}')
+    assert CliRunner().invoke(main, ["sweep", "sweep.toml", "--out", "out"]).exit_code == 1
+    assert not (tmp_path / "proof").exists()
 
 
 class _Notes(SilentProgress):

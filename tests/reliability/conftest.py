@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,37 +35,23 @@ Run = Callable[..., Outcome]
 Together = Callable[[Sequence[dict[str, Any]]], list[Outcome]]
 
 
-@pytest.fixture(scope="session")
-def together() -> Iterator[Together]:
-    """Run command lines in forked processes side by side: `together([{"arguments": [...], "kill_at": 3}, ...])`."""
-    runner = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.reliability.stage_runner"],
-        cwd=CHECKOUT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-    assert runner.stdin
-    assert runner.stdout
+@contextmanager
+def stage_runners(**environment: str) -> Iterator[Together]:
+    """What runs command lines in forked processes, side by side."""
+    with _answering("tests.reliability.stage_runner", {"COLUMNS": "200", **environment}) as request:
 
-    def ask(commands: Sequence[dict[str, Any]]) -> list[Outcome]:
-        as_text = [{**command, "arguments": [str(word) for word in command["arguments"]]} for command in commands]
-        print(json.dumps(as_text), file=runner.stdin, flush=True)
-        outcomes = [Outcome(**outcome) for outcome in json.loads(runner.stdout.readline())]
-        for outcome in outcomes:
-            assert "Traceback" not in outcome.stderr, outcome.stderr
-        return outcomes
+        def ask(commands: Sequence[dict[str, Any]]) -> list[Outcome]:
+            as_text = [{**command, "arguments": [str(word) for word in command["arguments"]]} for command in commands]
+            outcomes = [Outcome(**outcome) for outcome in request(as_text)]
+            for outcome in outcomes:  # of a process that was killed, orphaned workers may say what they miss
+                assert outcome.code == -9 or "Traceback" not in outcome.stderr, outcome.stderr
+            return outcomes
 
-    yield ask
-    runner.stdin.close()
-    runner.wait(timeout=30)
-    runner.stdout.close()
+        yield ask
 
 
-@pytest.fixture(scope="session")
-def run(together: Together) -> Run:
-    """Run the command line in a forked process: `run("cache-teachers", ..., kill_after=0.3)`."""
+def one_by_one(together: Together) -> Run:
+    """The same for one: `run("cache-teachers", ..., kill_after=0.3)`."""
 
     def ask(*arguments: object, code: int | None = None, **how: Any) -> Outcome:
         (outcome,) = together([{"arguments": arguments, **how}])
@@ -72,6 +59,57 @@ def run(together: Together) -> Run:
         return outcome
 
     return ask
+
+
+@contextmanager
+def examiner() -> Iterator[Callable[..., str]]:
+    """What opens hostile files in forked processes: `examine(folder, verify=True)` gives its verdict."""
+    with _answering("tests.reliability.examiner", {}) as request:
+
+        def examine(folder: Path, *, kind: str = "counting", expected: str = "", verify: bool = False) -> str:
+            return str(request({"folder": str(folder), "kind": kind, "expected": expected, "verify": verify}))
+
+        yield examine
+
+
+@contextmanager
+def _answering(module: str, environment: dict[str, str]) -> Iterator[Callable[[object], Any]]:
+    """A process that answers each line of JSON with another."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", module],
+        cwd=CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert process.stdin
+    assert process.stdout
+    asking, answers = process.stdin, process.stdout
+
+    def request(question: object) -> Any:
+        print(json.dumps(question), file=asking, flush=True)
+        return json.loads(answers.readline())
+
+    try:
+        yield request
+    finally:
+        asking.close()
+        process.wait(timeout=30)
+        answers.close()
+
+
+@pytest.fixture(scope="session")
+def together() -> Iterator[Together]:
+    """Run command lines in forked processes side by side: `together([{"arguments": [...], "kill_at": 3}, ...])`."""
+    with stage_runners() as ask:
+        yield ask
+
+
+@pytest.fixture(scope="session")
+def run(together: Together) -> Run:
+    """Run the command line in a forked process: `run("cache-teachers", ..., kill_after=0.3)`."""
+    return one_by_one(together)
 
 
 @pytest.fixture(scope="session")

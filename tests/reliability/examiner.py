@@ -7,6 +7,7 @@ A program: a line of JSON in names a folder, a line of JSON out is the verdict:
     anything else is a failure: another exception, another value, a signal, too much time or memory
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -19,15 +20,19 @@ from typing import Any
 
 import h5py
 import numpy as np
+from PIL import Image
 
 from demkd.cache import open_cache
 from demkd.cache.integrity import verify_cache
+from demkd.dataset import Reading, load_images
 from demkd.errors import UserError
+from demkd.pipeline.runs import RunFolder
 from demkd.report.single_sample import summarise_sample
 from demkd.report.statistics import read_statistics
 from demkd.report.summary import summarise
 from tests.cache.counting import LABELS, SAMPLES, answers, shape
 
+assert Image.init  # what decoding would import in every fork
 assert h5py, "verify asks it in a process of its own, and finds it in the page cache"
 
 _SECONDS = 20
@@ -56,6 +61,52 @@ def examine(folder: Path, *, verify: bool) -> str:
     return "correct"
 
 
+def digest_of_cache(folder: Path) -> str:
+    """Of everything that a reader gives of any cache: records, answers, logits, labels, weights."""
+    found = hashlib.sha256()
+    with open_cache(folder) as cache:
+        found.update(repr((cache.names, cache.class_names, cache.num_views)).encode() + cache.labels.tobytes())
+        for slot in range(cache.num_views):
+            said = cache.read_slot(slot)
+            cache.require_logits(slot, temperatures=())
+            temperature = cache.teachers[0].provenance.rest_temperatures or (1.0,)
+            logits = cache.logits(slot, slice(0, cache.samples), temperature=temperature[0])
+            for values in (said.entropy, said.prediction, said.view, said.teacher_weights, *logits):
+                found.update(b"none" if values is None else np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()
+
+
+def digest_of_run(folder: Path) -> str:
+    """Of what a run would go on from."""
+    checkpoint = RunFolder(folder).load_checkpoint()
+    assert checkpoint is not None
+    found = hashlib.sha256(repr(checkpoint["epoch"]).encode())
+    for name, tensor in sorted(checkpoint["student"].items()):
+        found.update(name.encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def digest_of_photos(folder: Path) -> str:
+    """Of pictures whose manifest is kept in the folder."""
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    source = load_images(str(folder / "photos"), split="train", reading=Reading(workers=0))
+    found = hashlib.sha256(repr(source.sizes.tolist()).encode())
+    for index in range(0, len(source), 5):
+        found.update(source.read(index).numpy().tobytes())
+    return found.hexdigest()
+
+
+DIGESTS = {"cache": digest_of_cache, "run": digest_of_run, "photos": digest_of_photos}
+
+
+def _verdict(command: dict[str, Any], folder: Path) -> str:
+    """What a reader makes of it: of a counting cache by its values, of anything else by a digest of them."""
+    if command["kind"] == "counting":
+        return examine(folder, verify=False)
+    found = DIGESTS[command["kind"]](folder)
+    return "correct" if found == command["expected"] else f"failure: read as {found}"
+
+
 def _child(command: dict[str, Any], answer: int) -> None:
     signal.alarm(_SECONDS)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -63,7 +114,7 @@ def _child(command: dict[str, Any], answer: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, hard))
     folder = Path(command["folder"])
     try:
-        verdict = examine(folder, verify=False)
+        verdict = _verdict(command, folder)
         # HDF5's own process needs the address space of an interpreter.
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         if command["verify"]:

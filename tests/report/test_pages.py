@@ -84,7 +84,9 @@ def test_the_cache_page_has_the_values_of_the_json(cache: Path, tmp_path: Path) 
             assert row.get(name) == (None if known[name] is None else str(known[name]))
 
 
-@pytest.mark.parametrize(("key", "option"), [("uncertain", "uncertain"), ("disputed", "disagree")])
+@pytest.mark.parametrize(
+    ("key", "option"), [("uncertain", "uncertain"), ("disputed", "disagree"), ("suspect", "suspect")]
+)
 def test_the_tables_of_galleries_are_the_listings(cache: Path, tmp_path: Path, key: str, option: str) -> None:
     rows = PageValues.of(cache_page(cache, tmp_path / "page.html")).rows(f"{key}-table")
     listing = json.loads(invoke("inspect", cache, f"--{option}", 12, "--json"))["rows"]

@@ -284,6 +284,13 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any, re
         ('{"class_names": "abc"}', "strange class_names"),
         ('{"mean": [1, 2]}', "strange mean"),
         ('{"std": ["1", "2", "3"]}', "strange std"),
+        ('{"mean": [0, 0, NaN], "std": [1, 1, 1]}', "strange mean"),
+        ('{"mean": [0, 0, 1' + "0" * 400 + '], "std": [1, 1, 1]}', "strange mean"),
+        ('{"mean": [0, 0, true], "std": [1, 1, 1]}', "strange mean"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, Infinity]}', "strange std"),
+        ('{"mean": [0, 0, 0], "std": [1, 0, 1]}', "strange std"),
+        ('{"mean": [0, 0, 0], "std": [1, -1, 1]}', "strange std"),
+        ('{"mean": [0, 0, 0]}', "half a normalisation"),
     ],
 )
 def test_strange_metadata_is_refused(tmp_path: Path, text: str, reason: str) -> None:

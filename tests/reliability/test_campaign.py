@@ -1,0 +1,54 @@
+"""The campaign of kills and spoilt files: a few of each scenario, and that it says so when one goes wrong."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.campaign import KillScenario, MutationScenario, kill, main, mutate
+from tests.reliability.conftest import Run, examiner
+from tests.reliability.test_hostile_files import write_pristine
+
+
+def test_every_scenario_holds_for_a_few(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--kills", "5", "--mutations", "12", "--seed", "1"]) == 0
+    table = capsys.readouterr().out
+    for name in (
+        "cache",
+        "growing cache",
+        "photos: manifest",
+        "student",
+        "dense cache",
+        "top-k",
+        "checkpoint",
+        "manifest",
+    ):
+        assert name in table
+    assert "\n0 failures, " in table
+
+
+def test_what_is_read_as_something_else_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "pristine").mkdir()
+    pristine = write_pristine(tmp_path / "pristine")
+    scenario = MutationScenario(
+        name="x", pristine=pristine, kind="cache", expected="another digest", files=("a.h5",), ways=[_leave]
+    )
+    (tmp_path / "case").mkdir()
+    with examiner() as examine, pytest.raises(AssertionError, match="failure: read as"):
+        mutate(scenario, examine, tmp_path / "case", random.Random(0))
+    with examiner() as examine:
+        assert mutate(replace(scenario, kind="counting"), examine, tmp_path / "case", random.Random(0)) == "correct"
+
+
+def test_other_bytes_after_a_kill_are_a_failure(run: Run, tmp_path: Path) -> None:
+    """Here an outcome that is never the same: the name of its folder."""
+    scenario = KillScenario(
+        name="x", commands=lambda _data, _out: [["networks"]], outcome=lambda folder: folder.name, data=tmp_path
+    )
+    with pytest.raises(AssertionError, match="other bytes than of an uninterrupted run"):
+        kill(scenario, run, tmp_path, random.Random(0), {})
+
+
+def _leave(_path: Path, _chance: random.Random) -> None:
+    """No harm done."""
