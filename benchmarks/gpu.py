@@ -5,8 +5,6 @@
 Noise of CIFAR-100's size, random weights: neither changes a time. N samples, V slots, K teachers.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,12 +28,13 @@ from demkd.pipeline.preparation import CachingJob, PreparedTeacher
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.stage_one import fill_files
 from demkd.pipeline.target_source import scheduled_views
+from demkd.pipeline.turns import in_turn
 from demkd.teachers import Teacher
 
 _TEACHER, _STUDENT, _TEACHERS = "resnet32x4", "resnet8x4", 3
 _ALL_VIEWS, _EPOCHS = 162, 240
 _BATCH_SIZES = (64, 128, 256, 512, 1024)
-_SHARING = (1, 4)
+_TOGETHER = (1, 2, 4, 8)
 
 
 def measure_gpu(compute: Compute, *, samples: int = 50_000, slots: int = 2) -> Iterator[dict[str, Any]]:
@@ -47,7 +46,7 @@ def measure_gpu(compute: Compute, *, samples: int = 50_000, slots: int = 2) -> I
         yield from (_student(bench, size) for size in _BATCH_SIZES)
         yield _eager_student(bench)
         yield _live(bench, teachers)
-        yield from (_sharing(count, compute, samples) for count in _SHARING)
+        yield from (_together(bench, count) for count in _TOGETHER)
 
 
 def _stage_one(bench: Bench, teachers: list[Teacher], *, slots: int) -> dict[str, Any]:
@@ -136,7 +135,6 @@ def _live(bench: Bench, teachers: list[Teacher]) -> dict[str, Any]:
     plan = scheduled_views(lambda slot: table[slot], slots=2, run_seed=0)
     source = LiveTeachers(teachers, bench.labels, method, plan)
     run = epoch_of(bench.trainer(_STUDENT, source, method, teachers=_TEACHERS))
-    run()
     epoch = seconds(run)
     return {
         "what": f"{_STUDENT} from the same {_TEACHERS} teachers live, batch 64: {_EPOCHS} epochs",
@@ -146,40 +144,19 @@ def _live(bench: Bench, teachers: list[Teacher]) -> dict[str, Any]:
     }
 
 
-ONE_OF_SEVERAL = """
-import sys, tempfile
-from pathlib import Path
-from demkd.benchmarks.bench import Bench, Scale, epoch_of
-from demkd.pipeline.compute import choose_compute
-with tempfile.TemporaryDirectory() as name:
-    compute = choose_compute(device=sys.argv[2])
-    bench = Bench(Scale(samples=int(sys.argv[1]), views=4, repetitions=1), Path(name), compute)
-    run = epoch_of(bench.cached("resnet8", teachers=3))
-    run()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for _ in range(5):
-        run()
-"""
-
-
-def _sharing(count: int, compute: Compute, samples: int) -> dict[str, Any]:
-    """Several students in processes of their own on one GPU: what they train together."""
-    command = [sys.executable, "-c", ONE_OF_SEVERAL, str(samples), str(compute.device)]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
-    ]
-    for process in processes:
-        assert process.stdout
-        process.stdout.readline()
-    started = time.perf_counter()
-    for process in processes:
-        process.communicate("go\n")
-    took = time.perf_counter() - started
+def _together(bench: Bench, count: int) -> dict[str, Any]:
+    """Several students in turn in one process, each on a stream of its own."""
+    trainers = [bench.cached("resnet8", teachers=_TEACHERS) for _ in range(count)]
+    for epoch in (1, 2):
+        started = time.perf_counter()
+        for _ in in_turn([one.epoch_in_steps(epoch, SilentProgress()) for one in trainers], bench.compute.device):
+            pass
+        bench.compute.wait()
+        took = time.perf_counter() - started
     return {
-        "what": f"resnet8 from 3 cached teachers, batch 64, {count} at once on one {compute.device.type}",
-        "seconds": took / 5 * _EPOCHS,
-        "pictures_per_s": 5 * count * samples / took,
-        "students_per_hour": 3600 * count / (took / 5 * _EPOCHS),
+        "what": f"{count} x resnet8 in turn, from {_TEACHERS} cached teachers, batch 64: {_EPOCHS} epochs",
+        "seconds": took * _EPOCHS,
+        "pictures_per_s": count * len(bench.pictures) / took,
+        "students_per_hour": 3600 * count / (took * _EPOCHS),
         "target": "",
     }

@@ -23,12 +23,14 @@ class Replay(Generic[Argument]):
         """Prepare.
 
         Args:
-            function: waits for nothing, and does the same for equal shapes; what it returns is overwritten by the next
-                call. Tensors that are those of the call before are not copied again: nobody may change them.
+            function: does the same for equal shapes; what it returns is overwritten by the next call. One that waits
+                for the GPU is called in the ordinary way. Tensors that are those of the call before are not copied
+                again: nobody may change them.
         """
         self._function = function
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._can_record = True
         self._shapes: list[torch.Size] = []
         self._calls = 0
         self._argument: Argument | None = None
@@ -39,11 +41,13 @@ class Replay(Generic[Argument]):
         shapes = [tensor.shape for tensor in _tensors(argument)]
         if self._graph is None and shapes != self._shapes:
             self._shapes, self._calls = shapes, 0
-        if shapes != self._shapes or self._calls < _EAGER_STEPS:
+        if shapes != self._shapes or self._calls < _EAGER_STEPS or not self._can_record:
             self._calls += shapes == self._shapes
             return self._on_stream(argument)
         if self._graph is None:
-            self._record(argument)
+            self._can_record = self._record(argument)
+            if not self._can_record:
+                return self._on_stream(argument)
         else:
             given = list(_tensors(argument))
             for static, tensor, last in zip(_tensors(self._argument), given, self._last, strict=True):
@@ -64,14 +68,19 @@ class Replay(Generic[Argument]):
         current.wait_stream(self._stream)
         return result
 
-    def _record(self, argument: Argument) -> None:
-        """Record a call, which does not make it."""
+    def _record(self, argument: Argument) -> bool:
+        """Record a call, which does not make it; False if it waits for the GPU, as a network of one's own may."""
         self._argument, self._last = _mapped(argument, torch.clone), list(_tensors(argument))
         torch.cuda.synchronize(self._stream.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._result = self._function(self._argument)
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._result = self._function(self._argument)
+        except RuntimeError:
+            torch.cuda.synchronize(self._stream.device)
+            return False
         self._graph = graph
+        return True
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """What must also hold on a GPU; skipped where there is none."""
 
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,16 @@ from torch import nn
 
 import demkd
 from demkd.cache import open_cache
+from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.methods import METHODS
 from demkd.pipeline.replay import Replay
+from demkd.pipeline.stage_two import distill_in_steps
+from demkd.pipeline.turns import in_turn, to_the_end
 from tests.dataset.photos import write_photos
 from tests.pipeline.parallel_program import TEACHERS, TEST, TRAIN, make_caches, network
 from tests.pipeline.stages import Recorder
 from tests.pipeline.test_processes import start
+from tests.pipeline.test_turns import request
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU: dict[str, Any] = {"progress": False, "precision": "float32", "device": "cuda"}
@@ -111,6 +118,42 @@ def test_a_replay_calls_for_other_shapes_and_keeps_no_old_arguments() -> None:
     assert float(replay(torch.ones(3, device="cuda"))) == 113
 
 
+def test_what_waits_for_the_gpu_is_called_as_it_is() -> None:
+    total = torch.zeros(1, device="cuda")
+
+    def waiting(numbers: torch.Tensor) -> torch.Tensor:
+        if float(numbers.sum()) < 0:
+            return numbers
+        return total.add_(numbers.sum()).clone()
+
+    replay = Replay(waiting, torch.device("cuda"))
+    assert [float(replay(torch.ones(2, device="cuda"))) for _ in range(6)] == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_recorded(caches: Path, tmp_path: Path, method: str) -> None:
+    """And in turn with another student, each on a stream of its own."""
+    layers: dict[str, Any] = {"hint_layer": "2", "student_layer": "0"} if METHODS[method].needs_features else {}
+    made = losses(tmp_path, cache=caches / "all", method=method, batch_size=8, **layers)
+    assert all(isfinite(value) for epoch in made for value in epoch.values())
+
+
+def test_students_in_turn_learn_as_alone(caches: Path, tmp_path: Path) -> None:
+    device, choices = torch.device("cuda"), [{"method": "kd", "seed": 0}, {"method": "de-mkd-logits", "seed": 1}]
+    compute = choose_compute(device="cuda", precision="float32")
+
+    def run(kind: str, number: int, told: Recorder) -> Any:
+        made = request(caches, tmp_path / f"{kind}-{number}", **choices[number])  # type: ignore[arg-type]
+        return distill_in_steps(replace(made, student=network(number)), compute, told)
+
+    alone, turns = [Recorder(), Recorder()], [Recorder(), Recorder()]
+    for number in range(2):
+        to_the_end(run("alone", number, alone[number]))
+    list(in_turn([run("turn", number, turns[number]) for number in range(2)], device))
+    for one, other in zip(alone, turns, strict=True):
+        assert one.reports[-1].losses == pytest.approx(other.reports[-1].losses, rel=2e-3)
+
+
 def test_bfloat16_learns(caches: Path, tmp_path: Path) -> None:
     made = losses(
         tmp_path, "resnet8", cache=caches / "all", method="kd", precision="bfloat16", epochs=12, learning_rate=0.05
@@ -125,6 +168,8 @@ def test_processes_share_a_gpu(caches: Path, tmp_path_factory: pytest.TempPathFa
 
     folder = caches
     for size in (0, processes):
+        if (folder / f"labels-{size}-0.pt").exists():
+            continue
         done = start("-m", "tests.pipeline.parallel_program", folder, "cuda", processes=size)
         assert done.returncode == 0, done.stderr[-3000:]
     for case in CASES:
