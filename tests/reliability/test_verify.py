@@ -161,13 +161,16 @@ def test_weights_are_compared_with_the_teachers(tmp_path: Path) -> None:
     assert "computed from other answers of teacher b" in weights.faults[0].text
 
 
-@pytest.mark.parametrize("value", [0.6, np.nan])
-def test_weights_sum_to_one(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.6, "weights, slot 2, row 7 do not sum to 1"), (np.nan, "weights.h5 does not hold what it should")],
+)
+def test_weights_sum_to_one(tmp_path: Path, value: float, said: str) -> None:
     folder = counting_cache(tmp_path)
     wrong = np.full((2, 3, SAMPLES), 0.5, np.float32)
     wrong[0, 2, 7] = value
     write_weights(folder, open_cache(folder).teachers, wrong, weighting="wrong")
-    assert verify_cache(folder).files[-1].faults[0].text == "weights, slot 2, row 7 do not sum to 1"
+    assert said in verify_cache(folder).files[-1].faults[0].text
 
 
 def test_started_files_are_unfinished_or_growing(tmp_path: Path) -> None:
