@@ -35,11 +35,24 @@ class BrokenPictureError(DataError):
     """A file that is no picture, or none that can be used."""
 
 
+class Stamp(NamedTuple):
+    """What changes with a file: its bytes, when they and when the inode were last changed (ns), and the inode."""
+
+    length: int
+    modified: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Stamp":
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
 class PictureFile(NamedTuple):
-    """A file's bytes, and when they were last changed, in nanoseconds."""
+    """A file's bytes, and its stamp before they were read."""
 
     data: bytes
-    modified: int
+    stamp: Stamp
 
     @property
     def sha256(self) -> bytes:
@@ -64,7 +77,7 @@ def read_file(path: Path) -> PictureFile:
             status = os.fstat(file.fileno())
             if not 0 < status.st_size <= _MOST_BYTES:
                 raise BrokenPictureError(f"{path} has {status.st_size:,} bytes: repair or remove it")
-            return PictureFile(file.read(), status.st_mtime_ns)
+            return PictureFile(file.read(), Stamp.of(status))
     except OSError as error:
         raise BrokenPictureError(f"{path} cannot be read ({error.strerror}): repair or remove it") from error
 
