@@ -26,9 +26,9 @@ def fit(
     recipe, settings, world = trainer.recipe, trainer.recipe.training, compute.world
     resumed_after = _resume(trainer, run, compute)
     events = _events(run, progress)
-    total = settings.epochs * trainer.steps
+    steps = [trainer.steps(epoch) for epoch in range(1, settings.epochs + 1)]
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
-    with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
+    with progress.task(title, total=sum(steps), unit="steps", done=sum(steps[:resumed_after])) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = yield from trainer.epoch_in_steps(epoch, task)
             tested = evaluate(trainer.student, test, trainer.input, compute)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from demkd.pipeline.progress import Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.replay import Replay
 from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.several_views import turn_of
 from demkd.pipeline.steps import EpochInput, ResidentInput, StepInput
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
@@ -98,7 +100,10 @@ class Trainer:
             synchronise(self.model, compute.device)
         compute.place(self.model)
         self._world = compute.world
-        require_batch(settings.batch_size, self._world)
+        self._batch = settings.batch_size // settings.views_per_decode  # samples of a step
+        # Batch normalisation needs two pictures in every process: two samples, or one in several views.
+        self._least = self._world.least_batch if settings.views_per_decode == 1 else self._world.size
+        require_batch(min(settings.batch_size, 2 * self._batch), self._world)
         self._parallel = self._world.parallel(self.model, compute.device)
         self._objective = Objective(
             method,
@@ -131,11 +136,13 @@ class Trainer:
         """That of the next step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    @property
-    def steps(self) -> int:
+    def steps(self, epoch: int) -> int:
         """Steps in an epoch; a last batch that batch normalisation cannot use, in every process, is left out."""
-        full, rest = divmod(len(self._labels), self._settings.batch_size)
-        return full + (rest >= self._world.least_batch)
+        _, place = turn_of(epoch, self._settings)
+        views = self._settings.views_per_decode
+        samples = (len(self._labels) + views - 1 - place) // views  # as `numpy.array_split` shares them out
+        full, rest = divmod(samples, self._batch)
+        return full + (rest >= self._least)
 
     def train_epoch(self, epoch: int, task: Task) -> Epoch:
         """One pass over the data; see `epoch_in_steps`."""
@@ -159,7 +166,7 @@ class Trainer:
         learning_rate = self.learning_rate
         steps = self._steps_of(begun)
         for step, indices in enumerate(begun.batches):
-            self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
+            self._set_learning_rate((epoch - 1 + step / len(begun.batches)) / settings.epochs)
             sums += next(steps) * len(indices)
             seen += len(indices)
             task.advance(1)
@@ -186,11 +193,13 @@ class Trainer:
         settings, device = self._settings, self._compute.device
         # Whatever the network draws in this epoch (dropout) depends on the seed, the epoch and the process alone.
         torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch) + self._world.rank)
-        shown = self._target_source.start_epoch(epoch)
+        turn, place = turn_of(epoch, settings)
+        shown = self._target_source.start_epoch(turn)
         # Where pictures lie in the device's memory, everything else does too; else workers are told what to make.
         home = device if self._source.is_resident(self._policy) else torch.device("cpu")
-        order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
-        whole = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
+        order = seeded.sample_order(run_seed=settings.ordered_by, epoch=turn, samples=len(self._labels))
+        mine = np.array_split(order, settings.views_per_decode)[place]
+        whole = torch.split(torch.from_numpy(mine).to(home), self._batch)[: self.steps(epoch)]
         return EpochInput(
             records=shown.records.to(home),
             whole_batches=whole,
