@@ -31,7 +31,7 @@ from demkd.pipeline.steps import EpochInput, ResidentInput, StepInput
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
 from demkd.pipeline.target_source import TargetSource, one_after_another
-from demkd.pipeline.turns import Steps, to_the_end
+from demkd.pipeline.turns import Steps, Turn, to_the_end
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -154,11 +154,14 @@ class Trainer:
         Raises:
             TrainingError: if the loss is no longer finite.
         """
-        started = time.perf_counter()
         settings = self._settings
+        if not self._source.is_resident(self._policy):
+            yield Turn(epoch, 0, self._shown())
+        started = time.perf_counter()
         begun = self._begin(epoch)
         self._compute.wait()
         prepared = time.perf_counter()
+        yield None  # whoever trains in turn with this may ask for the same pictures before the first is read
         sums = torch.zeros(len(self._objective.names) + 2, device=self._compute.device)
         seen = 0
         self.model.train()
@@ -171,7 +174,7 @@ class Trainer:
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
-            yield
+            yield None
         if self._scheduler:
             self._scheduler.step()
         self._world.share_buffers(self.model)
@@ -188,6 +191,12 @@ class Trainer:
             slot=begun.slot,
         )
 
+    def _shown(self) -> str:
+        """What decides, besides the epoch, which samples show which views in which order."""
+        teaching, options = self.recipe.teaching, self._settings
+        slots = (teaching.views, teaching.view_seed, teaching.method.views_per_step) if teaching else ()
+        return repr((options.ordered_by, options.batch_size, options.views_per_decode, options.view_policy, slots))
+
     def _begin(self, epoch: int) -> EpochInput:
         """Read what an epoch needs, and decide who shows which view when."""
         settings, device = self._settings, self._compute.device
@@ -200,10 +209,12 @@ class Trainer:
         order = seeded.sample_order(run_seed=settings.ordered_by, epoch=turn, samples=len(self._labels))
         mine = np.array_split(order, settings.views_per_decode)[place]
         whole = torch.split(torch.from_numpy(mine).to(home), self._batch)[: self.steps(epoch)]
+        records, batches = shown.records.to(home), [self._world.part(batch) for batch in whole]
         return EpochInput(
-            records=shown.records.to(home),
+            records=records,
             whole_batches=whole,
-            batches=[self._world.part(batch) for batch in whole],
+            batches=batches,
+            stream=self._source.views(self._policy, tasks_of(batches, records, self._sizes), device),
             factors=self._objective.factors(epoch=epoch).to(device, torch.float32),
             slot=shown.slot,
         )
@@ -218,8 +229,7 @@ class Trainer:
                 )
             return
         device, records = self._compute.device, begun.records
-        stream = self._source.views(self._policy, tasks_of(begun.batches, records, self._sizes), device)
-        for indices, batch, made in zip(begun.batches, begun.whole_batches, stream, strict=True):
+        for indices, batch, made in zip(begun.batches, begun.whole_batches, begun.stream, strict=True):
             views = {size: one_after_another(of_slots) for size, of_slots in made.items()}
             on_device = indices.to(device).repeat(len(records))  # once for each view
             given = StepInput(

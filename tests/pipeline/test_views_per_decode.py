@@ -136,7 +136,7 @@ def test_a_turns_epochs_share_out_the_samples(samples: int, views: int) -> None:
         ),
         ({"epochs": 3}, "`epochs` is 3, no multiple of the 2 views of `views_per_decode`: choose 4"),
         ({"views": 3}, r"`views` is 3, which is no multiple of the 2 .* \(`views_per_decode`\)"),
-        ({"views_per_step": 2}, "`views_per_decode` is 2 and `views_per_step` is 2: choose one of them"),
+        ({"views_per_step": 2}, "`views_per_decode` is 2 and `views_per_step` is 2: choose one; the views"),
         ({"views_per_decode": 0}, "`views_per_decode` is 0: choose 1 or more"),
     ],
 )
