@@ -1,6 +1,11 @@
 """Students that are trained together, from one decode of a photo, are those that are trained alone."""
 
+import json
+import subprocess
+import sys
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,13 @@ from torch import nn
 
 import demkd
 from demkd import api
+from demkd.cli import main
 from demkd.dataset import Reading, ResizedCrop, SharedImages, StreamedImages, ViewTask, folder, load_images
 from demkd.errors import UserError
+from demkd.options import sweep_options
+from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.sweeping import SweepError, SweepRun, plan_sweep, run_sweep
+from tests.conftest import CHECKOUT
 from tests.dataset.photos import write_photos
 from tests.pipeline.stages import Recorder
 from tests.pipeline.test_photos import VIEWS, cache_views, network
@@ -118,6 +128,68 @@ def test_one_that_fails_stops_no_other(photos: Path, cache: Path, tmp_path: Path
     for number in (0, 2):
         files = [tmp_path / kind / f"{number}" / "student.safetensors" for kind in ("alone", "together")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+SWEEP = """
+precision = "float32"
+epochs = 3
+batch_size = 20
+student = "resnet8"
+size = 24
+order_seed = 0
+workers = 0
+
+[runs.kd]
+method = "kd"
+seed = [0, 1]
+
+[runs.lost]
+method = "kd"
+learning_rate = 1e30
+
+[runs.sure]
+method = "ebkd"
+"""
+
+
+def planned(photos: Path, cache: Path, out: Path) -> list[SweepRun]:
+    out.mkdir()
+    file = out / "sweep.toml"
+    file.write_text(f"data = {str(photos)!r}\ncache = {str(cache)!r}\n{SWEEP}")
+    return plan_sweep(file, out, sweep_options(main.commands["distill"]))
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_the_same_students_together(photos: Path, cache: Path, tmp_path: Path) -> None:
+    """Also when the process was killed in the middle; and one that fails is named, and stops no other."""
+    made: list[list[bytes]] = []
+    for together in (1, 4):
+        runs = planned(photos, cache, tmp_path / f"{together}")
+        if together == 4:
+            kill_after_an_epoch(runs)
+        with pytest.raises(SweepError, match=r"1 of 4 runs failed \(lost\); the first said: .*no longer finite"):
+            run_sweep(runs, jobs=1, together=together, progress=SilentProgress())
+        made.append([(one.folder / "student.safetensors").read_bytes() for one in runs if one.line != "lost"])
+    assert made[0] == made[1]
+
+
+def kill_after_an_epoch(runs: list[SweepRun]) -> None:
+    words = json.dumps([run.arguments() for run in runs])
+    command = [sys.executable, str(CHECKOUT / "cli.py"), "distill-together", words]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (runs[1].folder / "checkpoint.pt").exists():
+            time.sleep(0.002)
+        process.kill()
+    assert not (runs[0].folder / "student.safetensors").exists(), "it was killed before the end"
+
+
+def test_runs_that_show_the_same_are_grouped(photos: Path, cache: Path, tmp_path: Path) -> None:
+    runs = planned(photos, cache, tmp_path / "out")
+    assert len({run.shows for run in runs}) == 1
+    others = [
+        replace(runs[0], options={**runs[0].options, **change}) for change in ({"batch_size": 8}, {"order_seed": 1})
+    ]
+    assert not {other.shows for other in others} & {run.shows for run in runs}
 
 
 def test_two_machines_are_refused(photos: Path, cache: Path, tmp_path: Path) -> None:
