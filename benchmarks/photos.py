@@ -130,13 +130,13 @@ def _cached_epoch_over_plain(photos: ImageSource, folder: Path, compute: Compute
         "P2",
         f"distill epoch / train epoch, from files, {STUDENT}",
         "<= 1.03",
-        epoch_of(_trainer(photos, targets, method, compute)),
-        epoch_of(_trainer(photos, LabelsOnly(plan), METHODS["ce"], compute)),
+        epoch_of(photo_trainer(photos, targets, method, compute)),
+        epoch_of(photo_trainer(photos, LabelsOnly(plan), METHODS["ce"], compute)),
         repetitions=repetitions,
     )
 
 
-def _trainer(photos: ImageSource, target_source: TargetSource, method: Method, compute: Compute) -> Trainer:
+def photo_trainer(photos: ImageSource, target_source: TargetSource, method: Method, compute: Compute) -> Trainer:
     normalisation = photos.usual_normalisation()
     recipe = Recipe(
         training=Training(
