@@ -183,7 +183,7 @@ class CachedTeachers:
         return sum(getattr(targets, field.name).nbytes for field in fields(targets))
 
     def _fuse_slot(self, slot: int, weights: TeacherWeights) -> SoftTargets:
-        """Those of all samples, put in their place block by block: to join blocks at the end would take twice as much."""
+        """Those of all samples, put in their place block by block: to join blocks would take twice the memory."""
         blocks = self._blocks()
         first = self._fuse(slot, blocks[0], weights)
         names = [field.name for field in fields(first)]
