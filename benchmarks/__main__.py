@@ -31,7 +31,7 @@ from demkd.benchmarks.gpu import measure_gpu
 from demkd.benchmarks.growth import SIZES, measure_growth
 from demkd.benchmarks.imagenet import SAMPLES, measure_imagenet
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
-from demkd.benchmarks.measures import MEASURES, measure_all
+from demkd.benchmarks.measures import measure_all
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
