@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from demkd.cache import open_cache
+from demkd.errors import UserError
 from demkd.pipeline import defaults
 from demkd.pipeline.arguments import (
     ArgumentError,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import Teachers
     from demkd.pipeline.optimizers import OwnTraining
+    from demkd.pipeline.requests import DistillRequest
     from demkd.pipeline.results import (
         CachingPlan,
         CachingReport,
@@ -210,53 +213,121 @@ def distill(
     Raises:
         UserError: the run goes on when called again.
     """
+    given = dict(locals())  # all arguments by name, as `distill_together` has them
+    from demkd.pipeline.stage_two import distill as run
+
+    request_of = _distillation(given)
+    with _joined(device, precision, progress) as (compute, told):
+        request = request_of(*_splits(train, test, told, reading))
+        told.settings(_settings(request.options, compute, request.method))
+        return run(request, compute, told)
+
+
+def distill_together(
+    students: Sequence[Mapping[str, Any]], *, progress: bool | Progress = True
+) -> "list[RunReport | UserError]":
+    """Several students in one process, a step of each in turn; each is as if trained alone.
+
+    A photo is read and decoded once for all students who show it in the same view in the same step: whose data,
+    `reading`, batch size, number of views and seed (or `order_seed`) agree. Others take turns, epoch by epoch.
+
+    Args:
+        students: the arguments of `distill` for each, with data by name; all with the same device and precision.
+        progress: where warnings go.
+
+    Returns:
+        A report for each, or what stopped it.
+    """
+    from demkd.pipeline.progress import OnlyWarnings
+    from demkd.pipeline.stage_two import distill_in_steps
+    from demkd.pipeline.turns import Steps, in_turn
+
+    bound = [_arguments_of_distill(one) for one in students]
+    machines = {(one["device"], one["precision"]) for one in bound}
+    if len(machines) != 1:
+        raise ArgumentError("students that are trained together need one `device` and one `precision` for all")
+    compute, told = _compute(*machines.pop()), OnlyWarnings(_progress(progress))
+    sources: dict[Any, tuple[ImageSource, ImageSource]] = {}
+
+    def steps(given: Mapping[str, Any]) -> "Steps[RunReport | UserError]":
+        try:
+            request_of = _distillation(given)
+            data = (given["train"], given["test"], given["reading"])
+            if data not in sources:
+                training, tested = _splits(*data[:2], told, data[2])
+                sources[data] = (_shared(training), _shared(tested))
+            return (yield from distill_in_steps(request_of(*sources[data]), compute, told))
+        except UserError as error:
+            return error
+
+    found = dict(in_turn([steps(one) for one in bound], compute.device))
+    return [found[number] for number in range(len(bound))]
+
+
+def _arguments_of_distill(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of `distill`, as it sees them."""
+    bound = signature(distill).bind(**given)
+    bound.apply_defaults()
+    return {"options": {}, **bound.arguments}
+
+
+def _shared(source: "ImageSource") -> "ImageSource":
+    """A source whose pictures are read once for all who ask for the same."""
+    from demkd.dataset import SharedImages, StreamedImages
+
+    return SharedImages.of(source) if isinstance(source, StreamedImages) else source
+
+
+def _distillation(given: Mapping[str, Any]) -> "Callable[[ImageSource, ImageSource], DistillRequest]":
+    """What `distill` is asked for with these arguments, of training and test pictures.
+
+    Raises:
+        UserError: if it cannot be, whatever the pictures.
+    """
     from demkd.dataset import as_policy
     from demkd.pipeline.loading import teacher_specs
     from demkd.pipeline.requests import DistillRequest, require_possible
-    from demkd.pipeline.stage_two import distill as run
 
-    if cache is not None and live_teachers:
+    student, cache, options = given["student"], given["cache"], given["options"]
+    if cache is not None and given["live_teachers"]:
         raise ArgumentError("`cache` and `live_teachers` exclude each other: leave one out")
     training = {name: value for name, value in options.items() if name in TrainingKeywords.__annotations__}
-    chosen = resolve_method(method, {name: value for name, value in options.items() if name not in training})
-    live, teachers = teacher_specs(live_teachers), (teachers,) if isinstance(teachers, str) else tuple(teachers)
-    settings, own = _training_options(student, train, optimizer, scheduler, training)
-    normalisations, sizes, layers = (
-        normalisations_by_teacher(normalise),
-        sizes_by_teacher(input_size),
-        by_teacher(hint_layer),
-    )
+    chosen = resolve_method(given["method"], {name: value for name, value in options.items() if name not in training})
+    live, named = teacher_specs(given["live_teachers"]), given["teachers"]
+    teachers = (named,) if isinstance(named, str) else tuple(named)
+    settings, own = _training_options(student, given["train"], given["optimizer"], given["scheduler"], training)
+    by_name: dict[str, Any] = {
+        "normalise": normalisations_by_teacher(given["normalise"]),
+        "input_size": sizes_by_teacher(given["input_size"]),
+        "hint_layer": by_teacher(given["hint_layer"]),
+    }
     require_possible(
         chosen,
         cached=cache is not None,
         live=[spec.name for spec in live],
         teachers=teachers,
-        views=views,
-        by_teacher={"normalise": normalisations, "input_size": sizes, "hint_layer": layers},
+        views=given["views"],
+        by_teacher=by_name,
     )
-    with _joined(device, precision, progress) as (compute, told):
-        training_source, test_source = _splits(train, test, told, reading)
-        request = DistillRequest(
+
+    def of(train: "ImageSource", test: "ImageSource") -> DistillRequest:
+        return DistillRequest(
             options=settings,
-            train=training_source,
-            test=test_source,
-            folder=Path(out),
+            train=train,
+            test=test,
+            folder=Path(given["out"]),
             student=None if isinstance(student, str) else student,
             own=own,
-            normalise=normalisations,
-            policy=as_policy(policy, training_source.default_policy),
+            policy=as_policy(given["policy"], train.default_policy),
             method=chosen,
             cache=None if cache is None else Path(cache),
             teachers=teachers,
             live_teachers=live,
-            input_size=sizes,
-            views=views,
-            view_seed=view_seed,
-            hint_layer=layers,
-            student_layer=student_layer,
+            **by_name,
+            **{name: given[name] for name in ("views", "view_seed", "student_layer")},
         )
-        told.settings(_settings(settings, compute, chosen))
-        return run(request, compute, told)
+
+    return of
 
 
 def evaluate(

@@ -9,9 +9,10 @@ if __name__ == "__main__":  # ahead of what takes time to import
 
 import contextlib
 import errno
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -463,6 +464,14 @@ def distill(student: str, data: str, cache: Path | None, out: Path, as_json: boo
     """
     from demkd import api, console
 
+    report = api.distill(**_distill_arguments(student, data, cache, out, options), progress=choose_progress(quiet))
+    (console.show_json if as_json else console.show_run)(report)
+
+
+def _distill_arguments(
+    student: str, data: str, cache: Path | None, out: Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `api.distill` is given, but for how it is shown."""
     if options["online"] == (cache is not None):
         raise click.UsageError("give either --cache CACHE, or --online with --teacher")
     if options["live_teachers"] and not options["online"]:
@@ -473,22 +482,44 @@ def distill(student: str, data: str, cache: Path | None, out: Path, as_json: boo
         raise click.UsageError("--input-size is for live teachers, which needs --online; a cache knows its own")
     refuse_code_of_recipe("student", [student])
     refuse_code_of_recipe("live_teachers", options["live_teachers"])
-    report = api.distill(
-        student,
-        train=data,
-        out=out,
-        cache=cache,
-        teachers=names(options["teachers"]) or (),
-        views=views_or_random(options["views"]),
-        policy=views_of(options, size=options["size"] if options["online"] else None),
-        reading=reading_of(options),
-        progress=choose_progress(quiet),
+    return {
+        "student": student,
+        "train": data,
+        "cache": cache,
+        "out": out,
+        "teachers": names(options["teachers"]) or (),
+        "views": views_or_random(options["views"]),
+        "policy": views_of(options, size=options["size"] if options["online"] else None),
+        "reading": reading_of(options),
         **{name: options[name] for name in ("live_teachers", "view_seed", "hint_layer", "student_layer")},
         **{name: options[name] for name in ("normalise", "input_size", "device", "precision")},
         **training_choices(options),
         **method_choices(options),
-    )
-    (console.show_json if as_json else console.show_run)(report)
+    }
+
+
+@main.command(hidden=True)
+@click.argument("runs")
+def distill_together(runs: str) -> None:
+    """Several runs of a sweep in one process: RUNS is JSON, what each gives `distill`; so is what came of them."""
+    from demkd import api
+
+    found: dict[int, dict[str, Any]] = {}
+    asked: dict[int, dict[str, Any]] = {}
+    for number, words in enumerate(json.loads(runs)):
+        try:
+            given = dict(distill.make_context("distill", words).params)
+            student, data, cache, out = (given.pop(name) for name in ("student", "data", "cache", "out"))
+            asked[number] = _distill_arguments(student, data, cache, out, given)
+        except click.ClickException as error:
+            found[number] = {"error": error.format_message()}
+    reports = api.distill_together(list(asked.values()), progress=False) if asked else []
+    for number, report in zip(asked, reports, strict=True):
+        if isinstance(report, UserError):
+            found[number] = {"error": in_options(str(report), distill)}
+        else:
+            found[number] = {"test_top1": report.test_top1}
+    click.echo(json.dumps([found[number] for number in sorted(found)]))
 
 
 @main.command()
@@ -613,14 +644,24 @@ def compare(
 @main.command()
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=FOLDER, help="The folder of the runs' folders; finished ones are kept.")
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many processes at once.")
+@click.option(
+    "--together",
+    default=1,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="So many runs in a process, which decode a photo once: those of equal data, views, batch size and order.",
+)
 @click.option("--baseline", metavar="NAME", help="As compare's; or the NAME of a table [runs.NAME].")
 @click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
 @seeds_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, seeds: bool, quiet: bool) -> None:
+def sweep(
+    recipe: Path, out: Path, jobs: int, together: int, baseline: str | None, form: str, seeds: bool, quiet: bool
+) -> None:
     """Run every combination of RECIPE's options that is missing, then compare them all.
 
     \b
@@ -633,7 +674,7 @@ def sweep(recipe: Path, out: Path, jobs: int, baseline: str | None, form: str, s
     runs = plan_sweep(recipe, out, sweep_options(distill))
     base = None if baseline is None else find_baseline(runs, baseline)
     progress = choose_progress(quiet)
-    run_sweep(runs, jobs=jobs, progress=progress)
+    run_sweep(runs, jobs=jobs, together=together, progress=progress)
     shown = first_of_equal_runs([read_run(run.folder) for run in runs])
     same = [f"{folder} and {run.folder}" for folder, run in shown.items() if folder != run.folder]
     if same:

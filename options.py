@@ -221,6 +221,19 @@ training_options = section(
         show_default=True,
         help="Under torchrun: batch normalisation over the samples of all processes.",
     ),
+    click.option(
+        "--views-per-decode",
+        default=_USUAL["views_per_decode"],
+        show_default=True,
+        metavar="M",
+        type=click.IntRange(min=1),
+        help="Show each photo of a batch in M views of one decode; each of M epochs takes another Mth of the photos.",
+    ),
+    click.option(
+        "--order-seed",
+        type=int,
+        help="Of which picture shows which view when, instead of --seed: seeds trained together share it.",
+    ),
     section(
         STUDY,
         click.option(

@@ -3,7 +3,9 @@
 python -m benchmarks --quick                      # 5 minutes on two cores
 python -m benchmarks --data cifar100              # all of it, 162 views: 15 minutes, 8 GB of disk
 python -m benchmarks --growth
-python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 5 minutes
+python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 15 minutes
+python -m benchmarks --start --data FOLDER        # from `distill` to the first step, on small pictures: 2 minutes
+python -m benchmarks --imagenet                   # inspect and distill at ImageNet's shape: 2 minutes, 2.5 GB of disk
 python -m benchmarks --sharing                    # two processes of stage one against one: 2 minutes
 python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
@@ -27,12 +29,14 @@ import torch
 from demkd.benchmarks.bench import FULL, QUICK, Scale
 from demkd.benchmarks.gpu import measure_gpu
 from demkd.benchmarks.growth import SIZES, measure_growth
+from demkd.benchmarks.imagenet import SAMPLES, measure_imagenet
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
-from demkd.benchmarks.measures import MEASURES, measure_all
+from demkd.benchmarks.measures import measure_all
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
 from demkd.benchmarks.sharing import measure_sharing
+from demkd.benchmarks.start import measure_start
 from demkd.cache.layout import BLOCK_ROWS
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
@@ -57,7 +61,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise" if kind in ("quick", "growth", "gpu", "sharing") else Path(arguments.data).name,
+        "data": "noise" if kind in ("quick", "growth", "gpu", "sharing", "imagenet") else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -73,10 +77,11 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     """What kind of table was asked for, and its rows, which are printed as they come."""
     if arguments.growth:
         return "growth", _growth(arguments.device)
-    if arguments.gpu or arguments.processes:
+    if arguments.gpu or arguments.processes or arguments.imagenet or arguments.start:
         return _measure_machine(arguments)
     if arguments.photos:
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
+        asked["only"] = arguments.only
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
     if arguments.sharing:
         asked = {"samples": 8 * BLOCK_ROWS, "views": 8, "repetitions": arguments.repetitions or 5}
@@ -95,9 +100,14 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
 
 
 def _measure_machine(arguments: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """What a GPU, or two processes, are worth."""
+    """What a GPU, or two processes, are worth; what a start, and a cache of ImageNet's shape, cost."""
     if arguments.gpu:
         return "gpu", _plain(measure_gpu(choose_compute(device=arguments.device), samples=arguments.samples or 50_000))
+    if arguments.start:
+        return "start", _targets([measure_start(arguments.data, repetitions=arguments.repetitions or 5)])
+    if arguments.imagenet:
+        size = arguments.samples or SAMPLES
+        return "imagenet", _targets(measure_imagenet(samples=size, repetitions=arguments.repetitions or 5))
     measured = measure_processes(samples=arguments.samples or 9_600, repetitions=arguments.repetitions or 5)
     return "processes", _targets(measured)
 
@@ -125,11 +135,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="3,200 samples of noise and 4 views instead of 50,000 and 162"
     )
-    parser.add_argument("--only", nargs="+", choices=MEASURES, default=[], help="some lines of the table alone")
+    parser.add_argument("--only", nargs="+", default=[], help="some lines of the table alone")
     parser.add_argument("--repetitions", type=int, help="of every ratio; 13 with --quick, else 5")
     parser.add_argument("--batch-size", type=int, help="of students; 64")
     parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
-    parser.add_argument("--photos", action="store_true", help="three lines about photos instead")
+    parser.add_argument("--photos", action="store_true", help="what photos cost instead")
+    parser.add_argument("--start", action="store_true", help="the start of `distill` on small pictures instead")
+    parser.add_argument("--imagenet", action="store_true", help="a cache of ImageNet's shape instead: 2.5 GB of disk")
     parser.add_argument("--processes", action="store_true", help="two processes against one instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
     parser.add_argument("--sharing", action="store_true", help="stage one by two processes instead")

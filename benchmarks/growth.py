@@ -1,5 +1,6 @@
 """How the cache's own cost grows with samples N, views V, classes C and teachers K; the networks' cost left out."""
 
+import itertools
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,8 +67,10 @@ def measure_growth(size: Size, compute: Compute, *, repetitions: int = 5) -> Gro
             open_cache(folder), labels, METHODS["de-mkd-logits"], views=size.views, run_seed=0, device=compute.device
         )
 
+        epochs = itertools.count(1)
+
         def start_epoch() -> None:
-            source.start_epoch(1)
+            source.start_epoch(next(epochs))
             compute.wait()
 
         start_epoch()

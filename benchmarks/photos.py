@@ -4,7 +4,7 @@ N pictures of a folder, at 128 pixels; noise would decode otherwise than photos 
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from torchvision.transforms.v2 import functional as F
 from demkd.benchmarks.bench import epoch_of
 from demkd.benchmarks.timing import Measurement, compare
 from demkd.cache import open_cache
-from demkd.dataset import ImageSource, Reading, ResizedCrop, StreamedImages, ViewTask, load_images, records_on
+from demkd.dataset import (
+    ImageSource,
+    Reading,
+    ResizedCrop,
+    SharedImages,
+    StreamedImages,
+    ViewTask,
+    load_images,
+    records_on,
+)
 from demkd.networks import build_network
 from demkd.pipeline import defaults
 from demkd.pipeline.cached_teachers import CachedTeachers
@@ -28,18 +37,21 @@ from demkd.pipeline.methods import METHODS, Method
 from demkd.pipeline.preparation import CachingJob, CachingRequest, prepare
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.recipe import Recipe, Teaching, Training
+from demkd.pipeline.several_views import in_every_view
 from demkd.pipeline.stage_one import fill_files, precompute_weights
 from demkd.pipeline.target_source import LabelsOnly, TargetSource, independent_views
 from demkd.pipeline.training import Trainer
+from demkd.pipeline.turns import in_turn
 
 SIDE, SLOTS, STUDENT = 128, 8, "torchvision:mobilenet_v3_small"
+DECODES = 4  # views of a decode, of line 12
 POLICY = ResizedCrop(size=SIDE)
 
 
 def measure_photos(
-    data: str, *, device: str, repetitions: int, workers: int | None, samples: int
+    data: str, *, device: str, repetitions: int, workers: int | None, samples: int, only: Collection[str] = ()
 ) -> Iterator[Measurement]:
-    """The lines as they are measured, on so many pictures, evenly from all."""
+    """The lines as they are measured, all or `only` some, on so many pictures, evenly from all."""
     compute = choose_compute(device=device)
     whole = load_images(data, split="train", reading=Reading(workers=workers))
     if not isinstance(whole, StreamedImages):
@@ -48,11 +60,25 @@ def measure_photos(
     photos = _some(whole, chosen)
     manifest: Any = getattr(whole.reader, "args")[0]  # noqa: B009 - of a folder's reader, whose type does not tell
     files = [manifest.path(index) for index in chosen.tolist()]
-    with tempfile.TemporaryDirectory(prefix="demkd-photos-") as folder:
-        for number, teacher in (("P1", "three convolutions"), ("P1m", STUDENT)):
-            yield _views_of_one_decode(number, teacher, photos, Path(folder), compute, repetitions)
-        yield _cached_epoch_over_plain(photos, Path(folder), compute, repetitions)
-        yield _workers_over_bare_decoder(photos, files, repetitions)
+    with tempfile.TemporaryDirectory(prefix="demkd-photos-") as name:
+        asked = (photos, Path(name), compute, repetitions)
+        small, usual = "three convolutions", STUDENT
+        lines: dict[str, Callable[[], Measurement]] = {
+            "P1": lambda: _views_of_one_decode("P1", small, *asked),
+            "P1m": lambda: _views_of_one_decode("P1m", usual, *asked),
+            "18": lambda: _several_teachers_over_each(*asked),
+            "P2": lambda: _cached_epoch_over_plain(*asked),
+            "12": lambda: _views_of_a_decode_over_plain("12", small, *asked),
+            "12m": lambda: _views_of_a_decode_over_plain("12m", usual, *asked),
+            "13": lambda: _together_over_alone("13", small, *asked),
+            "13m": lambda: _together_over_alone("13m", usual, *asked),
+            "P3": lambda: _workers_over_bare_decoder(photos, files, repetitions),
+        }
+        fill_files(_job(photos, Path(name) / "cache", compute, views=SLOTS, view_seed=0), SilentProgress())
+        precompute_weights(Path(name) / "cache", SilentProgress())
+        for number, measure in lines.items():
+            if not only or number in only:
+                yield measure()
 
 
 def _some(source: StreamedImages, chosen: Tensor) -> StreamedImages:
@@ -81,11 +107,20 @@ def _network(name: str, classes: int) -> nn.Module:
 
 
 def _job(
-    photos: ImageSource, folder: Path, compute: Compute, *, teacher: str = STUDENT, views: int, view_seed: int
+    photos: ImageSource,
+    folder: Path,
+    compute: Compute,
+    *,
+    teacher: str = STUDENT,
+    views: int,
+    view_seed: int,
+    names: Sequence[str] = ("small",),
 ) -> CachingJob:
     request = CachingRequest(
         source=photos,
-        teachers=(TeacherSpec(name="small", network=teacher, module=_network(teacher, photos.classes)),),
+        teachers=tuple(
+            TeacherSpec(name=name, network=teacher, module=_network(teacher, photos.classes)) for name in names
+        ),
         folder=folder,
         views=views,
         view_seed=view_seed,
@@ -119,30 +154,134 @@ def _views_of_one_decode(
 
 def _cached_epoch_over_plain(photos: ImageSource, folder: Path, compute: Compute, repetitions: int) -> Measurement:
     """P2: both decode every picture once an epoch."""
-    fill_files(_job(photos, folder / "cache", compute, views=2, view_seed=0), SilentProgress())
-    precompute_weights(folder / "cache", SilentProgress())
-    cache, method = open_cache(folder / "cache"), METHODS["de-mkd-logits"]
-    targets = CachedTeachers(
-        cache, photos.labels.to(compute.device), method, views=2, run_seed=0, device=compute.device
-    )
-    plan = independent_views(POLICY, photos, run_seed=0)
     return compare(
         "P2",
         f"distill epoch / train epoch, from files, {STUDENT}",
         "<= 1.03",
-        epoch_of(_trainer(photos, targets, method, compute)),
-        epoch_of(_trainer(photos, LabelsOnly(plan), METHODS["ce"], compute)),
+        epoch_of(_cached(photos, folder, compute)),
+        epoch_of(_plain(photos, compute)),
         repetitions=repetitions,
     )
 
 
-def _trainer(photos: ImageSource, target_source: TargetSource, method: Method, compute: Compute) -> Trainer:
+def _views_of_a_decode_over_plain(
+    number: str, student: str, photos: ImageSource, folder: Path, compute: Compute, repetitions: int
+) -> Measurement:
+    """12: as many pictures a step, from a quarter of the decodes; whole turns, of which each reads its slots once."""
+    several, plain = (
+        epoch_of(_cached(photos, folder, compute, student=student, views_per_decode=DECODES)),
+        epoch_of(_plain(photos, compute, student=student)),
+    )
+
+    def turn(epoch: Callable[[], object]) -> Callable[[], object]:
+        return lambda: [epoch() for _ in range(DECODES)]
+
+    return compare(
+        number,
+        f"distill epoch, {DECODES} views a decode / train epoch with one, {student}",
+        "<= 0.6" if number == "12" else "",
+        turn(several),
+        turn(plain),
+        repetitions=repetitions,
+    )
+
+
+def _together_over_alone(
+    number: str, student: str, photos: StreamedImages, folder: Path, compute: Compute, repetitions: int
+) -> Measurement:
+    """13: four students of different methods and first weights, who see the same views."""
+    shared = SharedImages.of(photos)
+    choices = list(enumerate(("de-mkd-logits", "kd", "ebkd", "de-mkd-logits")))
+
+    def students(source: ImageSource) -> list[Trainer]:
+        return [_cached(source, folder, compute, student=student, method=method, seed=seed) for seed, method in choices]
+
+    group, alone = students(shared), [epoch_of(one) for one in students(photos)]
+    epochs = iter(range(1, 1_000_000))
+
+    def together() -> None:
+        epoch = next(epochs)
+        list(in_turn([one.epoch_in_steps(epoch, SilentProgress()) for one in group], compute.device))
+
+    return compare(
+        number,
+        f"{len(choices)} students together / one after another, {student}",
+        "<= 0.6" if number == "13" else "",
+        together,
+        lambda: [one() for one in alone],
+        repetitions=repetitions,
+    )
+
+
+def _several_teachers_over_each(photos: ImageSource, folder: Path, compute: Compute, repetitions: int) -> Measurement:
+    """18: every photo read, and every view cut, once for three teachers, against once for each."""
+    folders = (folder / f"stage-one-18-{count}" for count in range(1_000_000))
+    network = "three convolutions"
+    names = ("a", "b", "c")
+    job = _job(photos, folder, compute, teacher=network, views=1, view_seed=0, names=names)
+    jobs = [_job(photos, folder, compute, teacher=network, views=1, view_seed=0, names=(name,)) for name in names]
+
+    def fill(*jobs: CachingJob) -> None:
+        for one in jobs:
+            fill_files(replace(one, folder=next(folders)), SilentProgress())
+
+    return compare(
+        "18",
+        f"stage one for {len(names)} teachers in one call / teacher by teacher, {network}",
+        "<= 0.5",
+        lambda: fill(job),
+        lambda: fill(*jobs),
+        repetitions=repetitions,
+    )
+
+
+def _cached(
+    photos: ImageSource, folder: Path, compute: Compute, *, method: str = "de-mkd-logits", **options: Any
+) -> Trainer:
+    """`distill` from the cache."""
+    place, chosen = options.get("views_per_decode", 1), METHODS[method]
+
+    def source(which: int) -> TargetSource:
+        return CachedTeachers(
+            open_cache(folder / "cache"),
+            photos.labels.to(compute.device),
+            chosen,
+            views=SLOTS,
+            run_seed=0,
+            device=compute.device,
+            place=which,
+            together=place,
+        )
+
+    return photo_trainer(photos, in_every_view(source, place), chosen, compute, **options)
+
+
+def _plain(photos: ImageSource, compute: Compute, **options: Any) -> Trainer:
+    """`train`."""
+    plan = independent_views(POLICY, photos, run_seed=0)
+    return photo_trainer(photos, LabelsOnly(plan), METHODS["ce"], compute, **options)
+
+
+def photo_trainer(
+    photos: ImageSource,
+    target_source: TargetSource,
+    method: Method,
+    compute: Compute,
+    *,
+    student: str = STUDENT,
+    **options: Any,
+) -> Trainer:
+    """A student of photos, as `distill` and `train` make it."""
     normalisation = photos.usual_normalisation()
+    torch.manual_seed(options.get("seed", 0))
+    module = None if student == STUDENT else _network(student, photos.classes)
     recipe = Recipe(
         training=Training(
             data=photos.name,
-            network=STUDENT,
+            network=student,
             epochs=1_000_000,
+            order_seed=0,
+            **options,
             learning_rate=0.01,
             precision=compute.precision,
             mean=normalisation.mean,
@@ -151,10 +290,10 @@ def _trainer(photos: ImageSource, target_source: TargetSource, method: Method, c
             size=SIDE,
             crop_ratio=defaults.CROP_RATIO,
         ),
-        teaching=Teaching(method=method, teachers=("small",), online=False, views=2, view_seed=0),
+        teaching=Teaching(method=method, teachers=("small",), online=False, views=SLOTS, view_seed=0),
         sources={},
     )
-    return Trainer(recipe, photos, photos.labels, target_source, compute)
+    return Trainer(recipe, photos, photos.labels, target_source, compute, student=module)
 
 
 def _workers_over_bare_decoder(photos: StreamedImages, files: Sequence[Path], repetitions: int) -> Measurement:

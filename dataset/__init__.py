@@ -19,6 +19,7 @@ from demkd.dataset.objects import Data, as_source
 from demkd.dataset.policies import POLICIES, PolicyLike, ViewChoice, as_policy, policy_of
 from demkd.dataset.randaugment import RandAugment
 from demkd.dataset.resized_crop import ResizedCrop
+from demkd.dataset.shared import SharedImages
 from demkd.dataset.source import ImageSource, MemoryImages, StreamedImages, Views, ViewTask, tasks_of
 from demkd.dataset.views import Mixture, Records, Renderer, ViewPolicy, records_on
 
@@ -43,6 +44,7 @@ __all__ = [
     "Records",
     "Renderer",
     "ResizedCrop",
+    "SharedImages",
     "StreamedImages",
     "ViewChoice",
     "ViewPolicy",

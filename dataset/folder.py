@@ -3,19 +3,20 @@
 DATA/train/<class>/**    DATA/test/<class>/**, or validation/, or val/    DATA/classes.txt, where it names all classes
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from demkd.dataset.decoding import BrokenPictureError, Pixels, decode, decoder_version, read_file
+from demkd.dataset.decoded import small_pictures
+from demkd.dataset.decoding import decode, decoder_version, read_file
 from demkd.dataset.errors import DataError
 from demkd.dataset.manifest import Manifest, Told, make_manifest
-from demkd.dataset.source import SMALL, ImageSource, MemoryImages, StreamedImages
+from demkd.dataset.source import ImageSource, MemoryImages, StreamedImages
 from demkd.dataset.workers import default_workers
 
 _PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -59,9 +60,11 @@ def load_folder(folder: Path, split: str, reading: Reading, told: Told) -> Image
         raise DataError(f"{where} has no pictures: put them into {where / '<class>' / '*'}")
     name = folder.name or str(folder)
     common = {"origin": str(folder), "name": name, "split": split, "class_names": tuple(classes)}
-    pixels = _small_pictures(where, paths, reading)
-    if pixels is not None:
-        return MemoryImages(labels=torch.tensor(labels), pixels=pixels, **common)  # type: ignore[arg-type]
+    if not reading.skip_broken:  # what was left out is the manifest's to say
+        in_memory = partial(MemoryImages, labels=torch.tensor(labels), **common)  # type: ignore[arg-type]
+        small = small_pictures(where, paths, exif=reading.exif, source_of=lambda pixels: in_memory(pixels=pixels))
+        if small is not None:
+            return small
     manifest = make_manifest(
         where,
         paths,
@@ -142,7 +145,8 @@ def _classes(folder: Path, where: Path) -> list[str]:
 def _class_folders(where: Path) -> list[str]:
     if not where.is_dir():
         raise DataError(f"there is no folder {where}: pictures are expected in {where / '<class>' / '*'}")
-    names = sorted(entry.name for entry in where.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    with os.scandir(where) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
     if len(names) < 2:
         raise DataError(f"{where} has {len(names)} class folders, and two are the least there is to classify")
     return names
@@ -163,36 +167,15 @@ def _listed(where: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def _picture_files(folder: Path, prefix: str) -> Iterator[str]:
-    for file in folder.iterdir():
-        if file.name[0] == ".":
-            continue
-        if file.is_dir():
-            yield from _picture_files(file, f"{prefix}/{file.name}")
-        elif file.suffix.lower() in _PICTURE_SUFFIXES:
-            yield f"{prefix}/{file.name}"
-
-
-def _small_pictures(where: Path, paths: Sequence[str], reading: Reading) -> Tensor | None:
-    """All pictures (N, H, W, 3) if they are small and of one size; threads were tried, and are slower for these."""
-    if reading.skip_broken:
-        return None  # what was left out is the manifest's to say
-    first = _decoded(where / paths[0], reading)
-    if max(first.shape[:2]) > SMALL:
-        return None
-    pixels = np.empty((len(paths), *first.shape), np.uint8)
-    for position, path in enumerate(paths):
-        picture = _decoded(where / path, reading)
-        if picture.shape != first.shape:
-            return None
-        pixels[position] = picture
-    return torch.from_numpy(pixels)
-
-
-def _decoded(path: Path, reading: Reading) -> Pixels:
-    try:
-        return decode(read_file(path).data, path, exif=reading.exif)
-    except BrokenPictureError as error:
-        raise BrokenPictureError(f"{error}, or leave such files out (`skip_broken`)") from error
+    """Asked of the folder's own entries, which say what they are: to ask the system about each file takes long."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name[0] == ".":
+                continue
+            if entry.is_dir():
+                yield from _picture_files(folder / entry.name, f"{prefix}/{entry.name}")
+            elif entry.name[entry.name.rfind(".") :].lower() in _PICTURE_SUFFIXES:
+                yield f"{prefix}/{entry.name}"
 
 
 def _labels_of(manifest: Manifest, paths: Sequence[str], labels: Sequence[int]) -> Tensor:

@@ -5,9 +5,7 @@ and time agree. Whoever reads a file later compares its digest. N files.
 """
 
 import contextlib
-import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.dataset.decoding import BrokenPictureError, decode, read_file
+from demkd.dataset.user_cache import cache_file, draft_of
 from demkd.dataset.workers import Workers
 
 _VERSION = 1
@@ -175,14 +174,11 @@ def _examine_one(path: Path, *, exif: bool) -> Row | str:
         height, width, _ = decode(file.data, path, exif=exif).shape
     except BrokenPictureError as error:
         return str(error)
-    return len(file.data), file.modified, file.sha256, height, width
+    return len(file.data), file.stamp.modified, file.sha256, height, width
 
 
 def _kept_file(root: Path, *, exif: bool) -> Path:
-    """Where a folder's manifest is kept: in XDG_CACHE_HOME, or ~/.cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    what = f"{_VERSION} {root.resolve()} {exif}"
-    return base / "demkd" / "manifests" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.npz"
+    return cache_file("manifests", f"{_VERSION} {root.resolve()} {exif}", ".npz")
 
 
 def _read_kept(file: Path, root: Path) -> Manifest | None:
@@ -226,9 +222,6 @@ def _take_over(manifest: Manifest, kept: Manifest | None) -> None:
 def _keep(file: Path, manifest: Manifest) -> None:
     """For the next time; where nothing can be written, the next time looks again."""
     seen = manifest.rows(manifest.modified >= 0)
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npz", delete=False) as draft:
-            columns = {name: getattr(seen, name) for name in ("length", "modified", "sha256", "sizes")}
-            np.savez(draft, joined=seen.paths.joined, ends=seen.paths.ends, **columns)
-        Path(draft.name).replace(file)
+    with contextlib.suppress(OSError), draft_of(file) as draft:
+        columns = {name: getattr(seen, name) for name in ("length", "modified", "sha256", "sizes")}
+        np.savez(draft, joined=seen.paths.joined, ends=seen.paths.ends, **columns)

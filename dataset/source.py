@@ -141,7 +141,6 @@ class MemoryImages(ImageSource):
     """
 
     pixels: Tensor
-    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _renderers: dict[tuple[ViewPolicy, torch.device], Renderer] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -184,14 +183,16 @@ class MemoryImages(ImageSource):
         """The published values, else those of these pictures."""
         return self.normalisation or Normalisation.of(self.pixels)
 
+    @cached_property
+    def pixels_sha256(self) -> str:
+        """Digest of the shape and every pixel in sample order; taken once, because pixels do not change."""
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def identity(self) -> dict[str, Any]:
-        """The size, and a digest of every pixel in sample order; taken once, because pixels do not change."""
-        if "pixels" not in self._digests:
-            shape = tuple(self.pixels.shape)
-            digest = hashlib.sha256(repr(shape).encode())
-            digest.update(self.pixels.contiguous().numpy().data)
-            self._digests["pixels"] = digest.hexdigest()
-        return {"picture_size": list(self.pixels.shape[1:3]), "pixels_sha256": self._digests["pixels"]}
+        """The size and the digest."""
+        return {"picture_size": list(self.pixels.shape[1:3]), "pixels_sha256": self.pixels_sha256}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from demkd.dataset.errors import DataError
@@ -66,6 +67,7 @@ class Workers(Generic[Item, Result]):
                 persistent_workers=True,
                 prefetch_factor=_AHEAD,
                 pin_memory=pin,
+                generator=torch.Generator(),  # its own: to begin draws a number, which a network's dropout would miss
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this process has threads: workers never touch what those hold

@@ -106,6 +106,8 @@ class TrainingKeywords(TypedDict, total=False):
         size: height and width of the network's input, where views are resized; the views' by default.
         crop_ratio: what an evaluation shows of a picture's shorter side, where views are resized; 0.875 by default.
         sync_bn: under torchrun, let batch normalisation see the samples of all processes.
+        views_per_decode: show each picture of a batch in so many views, decoding it once.
+        order_seed: of which sample shows which view when, in place of `seed`; for `together`.
     """
 
     seed: int
@@ -121,6 +123,8 @@ class TrainingKeywords(TypedDict, total=False):
     size: int | None
     crop_ratio: float | None
     sync_bn: bool
+    views_per_decode: int
+    order_seed: int | None
 
 
 class DistillKeywords(TrainingKeywords, MethodOptions, total=False):

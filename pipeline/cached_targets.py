@@ -124,7 +124,7 @@ class CachedTargets:
         self._labels = source.labels.to(device_)
         self._source, self._policy, self._size = source, policy, policy.side_for(size)
         self._seed, self._device = seed, device_
-        require_view_count(chosen, self.num_views)
+        require_view_count(self.num_views, chosen.views_per_step)
         self._teachers = in_every_view(
             lambda place: CachedTeachers(
                 opened,
@@ -135,6 +135,7 @@ class CachedTargets:
                 device=device_,
                 hint_layer=by_teacher(hint_layer),
                 place=place,
+                together=chosen.views_per_step,
             ),
             chosen.views_per_step,
         )

@@ -58,6 +58,7 @@ class CachedTeachers:
         hint_layer: Mapping[str, str] | None = None,
         target_bytes: int = TARGET_BYTES,
         place: int = 0,
+        together: int = 1,
     ) -> None:
         """Prepare to read.
 
@@ -66,7 +67,7 @@ class CachedTeachers:
             views: train on the first `views` slots.
             hint_layer: as `cached_hint_layers` takes it.
             target_bytes: how large a slot's fused targets may be to be kept in memory.
-            place: of the slots that a step shows together, whose answers these are.
+            place, together: of so many slots that a step shows together, the one whose answers these are.
 
         Raises:
             CacheMissingError: if the method needs features, or a temperature, that there are not.
@@ -77,7 +78,8 @@ class CachedTeachers:
         self._views, self._run_seed, self._device = views, run_seed, device
         self._layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
         self._fuses_whole_slots = cache.samples * self._target_bytes() <= target_bytes
-        self._slot, self._place = -1, place
+        self._slot, self._place, self._together = -1, place, together
+        self._begun: tuple[int, EpochViews] | None = None
         self._weights: TeacherWeights | None = None
         self._targets: SoftTargets | None = None
         self._hints: list[Rows | Tensor] = []
@@ -91,9 +93,10 @@ class CachedTeachers:
         return [teacher.shape.features[self._layers[teacher.name]] for teacher in self._cache.teachers if self._layers]
 
     def start_epoch(self, epoch: int) -> EpochViews:
-        together = self._method.views_per_step
+        if self._begun and self._begun[0] == epoch:
+            return self._begun[1]
         slot = seeded.slot_of_epoch(
-            run_seed=self._run_seed, epoch=epoch, slots=self._views, place=self._place, together=together
+            run_seed=self._run_seed, epoch=epoch, slots=self._views, place=self._place, together=self._together
         )
         self._slot = slot
         self._cache.require_logits(slot, temperatures=_temperatures(self._method))
@@ -104,7 +107,9 @@ class CachedTeachers:
             self._hints = [self._resident(features) for features in self._cache.features(slot, self._layers)]
         entropy = as_tensor(answers.entropy).to(self._device)
         self._measures = measure_teachers(entropy, self._predictions(answers), self._labels, weights)
-        return EpochViews(records=as_tensor(answers.view)[None], slot=slot)
+        shown = EpochViews(records=as_tensor(answers.view)[None], slot=slot)
+        self._begun = (epoch, shown)
+        return shown
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:  # noqa: ARG002 - teachers saw them already
         assert self._weights is not None, "start_epoch comes first"
@@ -178,8 +183,20 @@ class CachedTeachers:
         return sum(getattr(targets, field.name).nbytes for field in fields(targets))
 
     def _fuse_slot(self, slot: int, weights: TeacherWeights) -> SoftTargets:
-        parts = [self._fuse(slot, rows, weights) for rows in self._blocks()]
-        return type(parts[0]).concatenate(parts)  # type: ignore[arg-type]
+        """Those of all samples, put in their place block by block: to join blocks would take twice the memory."""
+        blocks = self._blocks()
+        first = self._fuse(slot, blocks[0], weights)
+        names = [field.name for field in fields(first)]
+        whole = {name: self._room_for(getattr(first, name)) for name in names}
+        for rows in blocks:
+            fused = first if rows is blocks[0] else self._fuse(slot, rows, weights)
+            for name, values in whole.items():
+                values[rows] = getattr(fused, name)
+        return type(first)(**whole)
+
+    def _room_for(self, some: Tensor) -> Tensor:
+        """For values of all samples, of which there are some."""
+        return some.new_empty((self._cache.samples, *some.shape[1:]))
 
     def _blocks(self) -> list[slice]:
         samples, rows = self._cache.samples, _ROWS_AT_ONCE

@@ -13,6 +13,7 @@ from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import InputChoice, NetworkInput, class_name, load_network, wrapped
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import EvaluationReport
+from demkd.pipeline.turns import Steps, to_the_end
 
 _BATCH = {"cpu": 500, "cuda": 2500}  # of pictures in memory
 _STREAMED_BATCH = 64
@@ -27,14 +28,17 @@ class Accuracy:
     seconds: float
 
 
-@torch.no_grad()
 def evaluate(
-    network: nn.Module,
-    source: ImageSource,
-    expected: NetworkInput,
-    compute: Compute,
-    task: Task | None = None,
+    network: nn.Module, source: ImageSource, expected: NetworkInput, compute: Compute, task: Task | None = None
 ) -> Accuracy:
+    """Top-1 and top-5 of a network on every sample; see `evaluate_in_steps`."""
+    return to_the_end(evaluate_in_steps(network, source, expected, compute, task))
+
+
+@torch.no_grad()
+def evaluate_in_steps(
+    network: nn.Module, source: ImageSource, expected: NetworkInput, compute: Compute, task: Task | None = None
+) -> Steps[Accuracy]:
     """Top-1 and top-5 of a network on every sample of a source, without augmentation; each process looks at its part.
 
     Args:
@@ -49,6 +53,7 @@ def evaluate(
     batches = torch.split(mine, _BATCH[compute.device.type] if in_memory else _STREAMED_BATCH) if len(mine) else ()
     right = torch.zeros(2, dtype=torch.int64, device=compute.device)
     stream = evaluation_views(source, expected, batches, compute.device)
+    yield None  # as in training
     for indices, views in zip(batches, stream, strict=True):
         with compute.autocast():
             logits: Tensor = network(expected.prepare(views))
@@ -56,6 +61,7 @@ def evaluate(
         right += torch.stack((hits[:, 0].sum(), hits.sum()))
         if task:
             task.advance(len(indices))
+        yield None
     top1, top5 = (compute.world.total(right).double() / len(source)).tolist()
     return Accuracy(top1=top1, top5=top5, seconds=time.perf_counter() - started)
 
@@ -71,8 +77,8 @@ def evaluation_views(
     policy = expected.evaluation_views()
     policy.require_pictures(source.sizes)
     size = policy.view_size
-    for views in source.views(policy, tasks_of(batches, no_records(len(source)), (size,)), device):
-        yield views[size][0]
+    made = source.views(policy, tasks_of(batches, no_records(len(source)), (size,)), device)
+    return (views[size][0] for views in made)
 
 
 def evaluate_network(

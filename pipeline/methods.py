@@ -177,16 +177,16 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
         )
 
 
-def require_view_count(method: Method, views: int) -> None:
+def require_view_count(views: int, together: int, option: str = "views_per_step") -> None:
     """Refuse a number of slots that steps of several views cannot share out.
 
     Raises:
-        MethodError: with both numbers.
+        MethodError: with both numbers, and the option that says how many are shown together.
     """
-    if views % method.views_per_step:
+    if views % together:
         raise MethodError(
-            f"`views` is {views}, which is no multiple of the {method.views_per_step} that a step shows together "
-            "(`views_per_step`): choose another number"
+            f"`views` is {views}, which is no multiple of the {together} that a step shows together "
+            f"(`{option}`): choose another number"
         )
 
 

@@ -60,3 +60,13 @@ class SilentProgress:
 
     def warn(self, text: str) -> None:
         """Nothing to show."""
+
+
+class OnlyWarnings(SilentProgress):
+    """Passes on what may be wrong, and shows nothing else."""
+
+    def __init__(self, told: Progress) -> None:
+        self._told = told
+
+    def warn(self, text: str) -> None:
+        self._told.warn(text)

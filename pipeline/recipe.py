@@ -32,6 +32,10 @@ class TrainingOptions:
         size: height and width of the network's input, where views are resized; None for the views' own.
         crop_ratio: what an evaluation shows of a picture's shorter side, where views are resized.
         sync_bn: whether batch normalisation sees the samples of all processes.
+        views_per_decode: m: in so many views a batch shows each of its pictures, decoded once for all of them.
+            Of m epochs, each shows another m-th of the pictures, in the m views that they would have shown one by one.
+        order_seed: decides which sample shows which view when, and whose weights a control shuffles; the seed if None.
+            Students whose orders agree can be trained together.
     """
 
     data: str
@@ -50,6 +54,13 @@ class TrainingOptions:
     size: int | None = None
     crop_ratio: float | None = None
     sync_bn: bool = False
+    views_per_decode: int = 1
+    order_seed: int | None = None
+
+    @property
+    def ordered_by(self) -> int:
+        """The seed of everything that a sample meets."""
+        return self.seed if self.order_seed is None else self.order_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from demkd.dataset import ImageSource
 from demkd.errors import ToldElsewhereError
 from demkd.pipeline.compute import Compute
-from demkd.pipeline.evaluation import Accuracy, evaluate
+from demkd.pipeline.evaluation import Accuracy, evaluate_in_steps
 from demkd.pipeline.events import EventLog
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.results import EpochReport, RunReport
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.training import Epoch, Trainer
-from demkd.pipeline.turns import Steps
+from demkd.pipeline.turns import Steps, Turn
 
 
 def fit(
@@ -26,12 +26,15 @@ def fit(
     recipe, settings, world = trainer.recipe, trainer.recipe.training, compute.world
     resumed_after = _resume(trainer, run, compute)
     events = _events(run, progress)
-    total = settings.epochs * trainer.steps
+    steps = [trainer.steps(epoch) for epoch in range(1, settings.epochs + 1)]
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
-    with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
+    with progress.task(title, total=sum(steps), unit="steps", done=sum(steps[:resumed_after])) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = yield from trainer.epoch_in_steps(epoch, task)
-            tested = evaluate(trainer.student, test, trainer.input, compute)
+            policy = trainer.input.evaluation_views()
+            if not test.is_resident(policy):
+                yield Turn(epoch, 1, repr(policy))
+            tested = yield from evaluate_in_steps(trainer.student, test, trainer.input, compute)
             report = _epoch_report(epoch, settings, trainer, trained, tested)
             if run and events:
                 run.add_metrics(report)

@@ -1,7 +1,11 @@
-"""Several views of every sample in a step, such as a weak and a strong one: a source of targets for each, as one.
+"""Several views of every sample in a step: a source of targets for each, as one.
 
-A batch is then S B pictures: all B samples in the first view, all in the second, and so on. What compares the samples
-of a batch stays within a view. S views, B samples, K teachers.
+A step's pictures are then all its samples in the first view, all in the second, and so on. There are two reasons.
+With `views_per_step` S, such as a weak and a strong view, a step has S times as many pictures, and what compares the
+samples of a batch stays within a view. With `views_per_decode` m, a step has as many pictures as ever, of an m-th of
+the samples, each of which is decoded once for m views; so an epoch has an m-th of the samples, and m epochs, a turn,
+have all of them in m views, as m epochs always have. A turn's order, slots and views are those of its number, which
+is an epoch's where m is 1.
 """
 
 from collections.abc import Callable
@@ -10,6 +14,8 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from demkd.errors import UserError
+from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.target_source import BatchTargets, BatchViews, EpochViews, TargetSource
 
@@ -17,6 +23,41 @@ from demkd.pipeline.target_source import BatchTargets, BatchViews, EpochViews, T
 def in_every_view(make: Callable[[int], TargetSource], views: int) -> TargetSource:
     """One source for each of the views that a step shows, made from its place; that of a single view as it is."""
     return make(0) if views == 1 else _SeveralViews([make(place) for place in range(views)])
+
+
+def turn_of(epoch: int, options: TrainingOptions) -> tuple[int, int]:
+    """Of epoch 1, 2, ...: the turn, from 1, and the place in it, which says whose m-th of the samples it shows."""
+    turn, place = divmod(epoch - 1, options.views_per_decode)
+    return turn + 1, place
+
+
+def views_together(options: TrainingOptions, views_per_step: int = 1) -> int:
+    """In how many views a step shows each of its samples.
+
+    Raises:
+        ViewsPerDecodeError: if pictures would not be seen equally often, or the two reasons are mixed.
+    """
+    each = options.views_per_decode
+    if type(each) is not int or each < 1:
+        raise ViewsPerDecodeError(f"`views_per_decode` is {each}: choose 1 or more")
+    if each == 1:
+        return views_per_step
+    if views_per_step > 1:
+        raise ViewsPerDecodeError(
+            f"`views_per_decode` is {each} and `views_per_step` is {views_per_step}: choose one; the views of a "
+            "step come from one decode anyway"
+        )
+    for name in ("batch_size", "epochs"):
+        if getattr(options, name) % each:
+            raise ViewsPerDecodeError(
+                f"`{name}` is {getattr(options, name)}, no multiple of the {each} views of `views_per_decode`: "
+                f"choose {-(-getattr(options, name) // each) * each}, so that every picture is seen equally often"
+            )
+    return each
+
+
+class ViewsPerDecodeError(UserError, ValueError):
+    """A number of views a decode that does not go with the rest."""
 
 
 class _SeveralViews:

@@ -36,7 +36,7 @@ from demkd.pipeline.requests import DistillRequest, StudentRequest
 from demkd.pipeline.results import RunReport
 from demkd.pipeline.running import fit
 from demkd.pipeline.runs import open_run
-from demkd.pipeline.several_views import in_every_view
+from demkd.pipeline.several_views import in_every_view, views_together
 from demkd.pipeline.target_source import (
     LabelsOnly,
     TargetSource,
@@ -68,9 +68,11 @@ def train_in_steps(request: StudentRequest, compute: Compute, progress: Progress
     """
     policy = request.policy or request.train.default_policy
     policy.require_pictures(request.train.sizes)
-    plan = independent_views(policy, request.train, run_seed=request.options.seed)
+    together = views_together(request.options)
+    plans = [_independent(request, policy, place, together) for place in range(together)]
     recipe = Recipe(training=_training(request, policy, compute), teaching=None, sources=_digests(request.train))
-    return (yield from _run(request, recipe, _training_labels(request), LabelsOnly(plan), compute, progress))
+    source = in_every_view(lambda place: LabelsOnly(plans[place]), together)
+    return (yield from _run(request, recipe, _training_labels(request), source, compute, progress))
 
 
 def distill_in_steps(request: DistillRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
@@ -95,8 +97,8 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
         require_same_data(cache.teachers[0], request.train)
         policy, views, view_seed = _cached_views(request, cache, folder)
         require_teachers(request.hint_layer, cache.names, option="hint_layer")
-        method, seed = request.method, request.options.seed
-        require_view_count(method, views)
+        method, seed = request.method, request.options.ordered_by
+        together = _together(request, views)
         if policy.mixes:
             require_mixable(method)
         hint_layers: dict[str, str] = {}
@@ -115,7 +117,6 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
             digests={f"teacher_{teacher.name}": teacher.provenance.fingerprint() for teacher in cache.teachers},
         )
         labels = _training_labels(request)
-        together = method.views_per_step
 
         def source_of(place: int) -> TargetSource:
             if not method.needs_teachers:
@@ -130,6 +131,7 @@ def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, pro
                 device=compute.device,
                 hint_layer=hint_layers,
                 place=place,
+                together=together,
             )
 
         return (yield from _run(request, recipe, labels, in_every_view(source_of, together), compute, progress))
@@ -142,10 +144,8 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
     if policy.mixes:
         require_mixable(request.method)
     view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
-    together = request.method.views_per_step
-    if isinstance(views, int):
-        require_view_count(request.method, views)
-    plans = [_live_plan(request, policy, views, view_seed, place=place) for place in range(together)]
+    together = _together(request, views)
+    plans = [_live_plan(request, policy, views, view_seed, place, together) for place in range(together)]
     loaded = [
         load_teacher(
             spec,
@@ -182,7 +182,7 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
             labels.to(compute.device),
             request.method,
             plans[place],
-            run_seed=request.options.seed,
+            run_seed=request.options.ordered_by,
             hint_layer=hint_layers,
             view_sizes=[policy.side_for(network.input.size) for _, network in loaded],
             world=compute.world,
@@ -243,18 +243,31 @@ def _live_view_count(request: DistillRequest, policy: ViewPolicy) -> int | str:
     return request.views
 
 
+def _together(request: DistillRequest, views: int | str) -> int:
+    """In how many views a step shows each of its samples, which its slots can share out."""
+    together = views_together(request.options, request.method.views_per_step)
+    if isinstance(views, int):
+        option = "views_per_step" if request.options.views_per_decode == 1 else "views_per_decode"
+        require_view_count(views, together, option)
+    return together
+
+
+def _independent(request: StudentRequest, policy: ViewPolicy, place: int, together: int) -> ViewPlan:
+    run_seed = request.options.ordered_by
+    return independent_views(policy, request.train, run_seed=run_seed, place=place, together=together)
+
+
 def _live_plan(
-    request: DistillRequest, policy: ViewPolicy, views: int | str, view_seed: int, *, place: int
+    request: DistillRequest, policy: ViewPolicy, views: int | str, view_seed: int, place: int, together: int
 ) -> ViewPlan:
     """The view plan of a run without a cache: the slots a cache would have, or independent views."""
-    samples, seed, together = len(request.train), request.options.seed, request.method.views_per_step
     if isinstance(views, str):
-        return independent_views(policy, request.train, run_seed=seed, place=place, together=together)
-    everyone, sizes = torch.arange(samples).numpy(), request.train.sizes
+        return _independent(request, policy, place, together)
+    everyone, sizes = torch.arange(len(request.train)).numpy(), request.train.sizes
     return scheduled_views(
         lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone, sizes=sizes)[0],
         slots=views,
-        run_seed=seed,
+        run_seed=request.options.ordered_by,
         place=place,
         together=together,
     )

@@ -3,11 +3,12 @@
 N samples, B in a batch, S views of each in a step, L terms of the loss, R integers of a view's record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from demkd.dataset import Views
 from demkd.pipeline.objective import Labels
 from demkd.pipeline.target_source import BatchTargets
 
@@ -46,11 +47,13 @@ class EpochInput:
 
     Attributes:
         records: (S, N, R), of all samples' views in the S that a step shows.
+        stream: the views of every step's samples; nothing is read before the first is taken.
         whole_batches: the samples of every step; `batches` are this process' parts of them.
     """
 
     records: Tensor
     whole_batches: Sequence[Tensor]
     batches: Sequence[Tensor]
+    stream: Iterator[Views]
     factors: Tensor
     slot: int | None

@@ -19,7 +19,8 @@ So `teachers = ["resnet8", "vgg8"]` tries one, then the other; to try sets of th
 `teachers = [["resnet8", "vgg8"], ["wrn_16_1"]]`. Only the list of an option that the command line repeats, such as
 `teacher`, is one value. A sweep is checked as a whole before anything runs.
 
-Each run is a process of its own, and `--jobs` of them run at once. They end when the sweep ends, also if it is killed.
+Each run is a process of its own, or with `--together` several runs are, which read a photo once for all that show the
+same views in the same order. `--jobs` processes run at once. They end when the sweep ends, also if it is killed.
 """
 
 import itertools
@@ -33,7 +34,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
@@ -53,7 +54,9 @@ _OWN = frozenset(
 _PLAIN = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")  # one component of a path, no longer than file systems take
 _CHILD = python_module("demkd.pipeline.sweep_child")
 
-_Result = subprocess.CompletedProcess[str]
+# The options that must agree where a photo is to be read once for several runs; of seeds, what decides the order.
+_SHARED = ("data", "cache", "batch_size", "views", "views_per_step", "views_per_decode", "exif", "skip_broken")
+
 _Process = subprocess.Popen[str]
 
 
@@ -130,9 +133,27 @@ class SweepRun:
     def _as_text(self) -> str:
         return tomli_w.dumps(dict(self.options))
 
+    @property
+    def shows(self) -> str:
+        """Which samples it shows in which views and order: the same text, the same pictures in every step."""
+        order = self.options.get("order_seed", self.options.get("seed"))
+        return repr([order, *(self.options.get(name) for name in _SHARED)])
+
+    def arguments(self) -> list[str]:
+        """What `distill` is given."""
+        return ["--quiet", "--json", "--out", str(self.folder), *self.words]
+
     def command(self) -> list[str]:
         """The command line that makes, or goes on with, this run."""
-        return [*_CHILD, "distill", "--quiet", "--json", "--out", str(self.folder), *self.words]
+        return [*_CHILD, "distill", *self.arguments()]
+
+
+class _Outcome(NamedTuple):
+    """What came of a run: its accuracy, or why there is none."""
+
+    run: SweepRun
+    top1: float | None
+    reason: str = ""
 
 
 def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[SweepRun]:
@@ -188,8 +209,12 @@ def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
     return next(iter([*of_table.values(), *in_folder]), None)
 
 
-def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> None:
+def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress, together: int = 1) -> None:
     """Make the runs that are missing; a failed one does not stop the others, an exception ends the running ones.
+
+    Args:
+        jobs: processes at once.
+        together: runs in a process, of those that show the same pictures in every step.
 
     Raises:
         SweepError: naming the runs that failed, with what the first one said.
@@ -198,15 +223,15 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
     failures: list[tuple[SweepRun, str]] = []
     with (
         progress.task("sweep", total=len(runs), unit="runs", done=len(runs) - len(missing)) as task,
-        _results(missing, jobs) as results,
+        _outcomes(_groups(missing, together), jobs) as outcomes,
     ):
-        for run, result in results:
+        for run, top1, reason in outcomes:
             task.advance(1)
-            if result.returncode:
+            if top1 is None:
                 progress.note(f"{run.folder}: failed")
-                failures.append((run, (result.stderr.strip().splitlines() or ["no reason"])[-1]))
+                failures.append((run, reason))
             else:
-                progress.note(f"{run.folder}: test top-1 {json.loads(result.stdout)['test_top1']:.2%}")
+                progress.note(f"{run.folder}: test top-1 {top1:.2%}")
     if failures:
         names = ", ".join(run.folder.name for run, _ in failures)
         raise SweepError(f"{len(failures)} of {len(runs)} runs failed ({names}); the first said: {failures[0][1]}")
@@ -273,8 +298,16 @@ def _beside_seed(run: SweepRun) -> str:
     return json.dumps({name: value for name, value in run.options.items() if name != "seed"}, sort_keys=True)
 
 
+def _groups(runs: Sequence[SweepRun], together: int) -> list[list[SweepRun]]:
+    """The runs that a process makes, at most so many: such as show the same pictures in every step."""
+    alike: dict[str, list[SweepRun]] = {}
+    for run in runs:
+        alike.setdefault(run.shows, []).append(run)
+    return [some[start : start + together] for some in alike.values() for start in range(0, len(some), together)]
+
+
 @contextmanager
-def _results(runs: Sequence[SweepRun], jobs: int) -> Iterator[Iterator[tuple[SweepRun, _Result]]]:
+def _outcomes(groups: Sequence[Sequence[SweepRun]], jobs: int) -> Iterator[Iterator[_Outcome]]:
     """Make runs, and give the result of each as soon as it is there; runs that have not finished on leaving are ended.
 
     The runs have the reading end of a pipe as stdin, and this process alone has the writing end, to which it never
@@ -283,9 +316,9 @@ def _results(runs: Sequence[SweepRun], jobs: int) -> Iterator[Iterator[tuple[Swe
     processes: list[_Process] = []
     stdin, lifeline = os.pipe()
     threads = ThreadPoolExecutor(jobs)  # each waits for a process
-    making = {threads.submit(_make, run, stdin, processes): run for run in runs}
+    making = [threads.submit(_make, group, stdin, processes) for group in groups]
     try:
-        yield ((making[future], future.result()) for future in as_completed(making))
+        yield (outcome for future in as_completed(making) for outcome in future.result())
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         _terminate(processes, making)
@@ -293,7 +326,7 @@ def _results(runs: Sequence[SweepRun], jobs: int) -> Iterator[Iterator[tuple[Swe
         os.close(stdin)
 
 
-def _terminate(processes: Sequence[_Process], making: Collection[Future[_Result]]) -> None:
+def _terminate(processes: Sequence[_Process], making: Collection[Future[list[_Outcome]]]) -> None:
     """End all processes; repeatedly, because a thread may be about to start another."""
     while not all(future.done() for future in making):
         for process in tuple(processes):
@@ -301,10 +334,11 @@ def _terminate(processes: Sequence[_Process], making: Collection[Future[_Result]
         time.sleep(0.05)
 
 
-def _make(run: SweepRun, stdin: int, processes: list[_Process]) -> _Result:
-    """Make one run in a process of its own, whose stdout is its report as JSON."""
+def _make(runs: Sequence[SweepRun], stdin: int, processes: list[_Process]) -> list[_Outcome]:
+    """Make some runs in a process of their own, whose stdout is a report as JSON, or a list of one for each."""
+    words = json.dumps([run.arguments() for run in runs])
     with subprocess.Popen(  # noqa: S603 - our own command
-        run.command(),
+        runs[0].command() if len(runs) == 1 else [*_CHILD, "distill-together", words],
         env={name: text for name, text in child_environment().items() if name != defaults.DATA_VARIABLE},
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -313,6 +347,14 @@ def _make(run: SweepRun, stdin: int, processes: list[_Process]) -> _Result:
     ) as process:
         processes.append(process)
         stdout, stderr = process.communicate()
-    if not process.returncode:
+    if process.returncode:
+        reason = (stderr.strip().splitlines() or ["no reason"])[-1]
+        return [_Outcome(run, None, reason) for run in runs]
+    reports = json.loads(stdout)
+    outcomes = [
+        _Outcome(run, report.get("test_top1"), report.get("error", ""))
+        for run, report in zip(runs, [reports] if len(runs) == 1 else reports, strict=True)
+    ]
+    for run in (outcome.run for outcome in outcomes if outcome.top1 is not None):
         run.remember()
-    return _Result(process.args, process.returncode, stdout, stderr)
+    return outcomes

@@ -64,7 +64,7 @@ class TargetSource(Protocol):
         """The shape of one sample's features by teacher, for the adapters; some views to try."""
 
     def start_epoch(self, epoch: int) -> EpochViews:
-        """Prepare epoch 1, 2, ..."""
+        """Prepare epoch 1, 2, ..., or a turn of epochs that share their views; at once, if that is the present one."""
 
     def batch_targets(self, indices: Tensor, views: BatchViews) -> BatchTargets:
         """What the teachers say about samples (B,) in the epoch's views; of S of them, all in each: (S B,)."""

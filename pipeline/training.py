@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,11 +26,12 @@ from demkd.pipeline.progress import Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.replay import Replay
 from demkd.pipeline.results import TeacherStatistics
+from demkd.pipeline.several_views import turn_of
 from demkd.pipeline.steps import EpochInput, ResidentInput, StepInput
 from demkd.pipeline.student import StudentWithAdapters
 from demkd.pipeline.synchronised import synchronise
 from demkd.pipeline.target_source import TargetSource, one_after_another
-from demkd.pipeline.turns import Steps, to_the_end
+from demkd.pipeline.turns import Steps, Turn, to_the_end
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -98,7 +100,10 @@ class Trainer:
             synchronise(self.model, compute.device)
         compute.place(self.model)
         self._world = compute.world
-        require_batch(settings.batch_size, self._world)
+        self._batch = settings.batch_size // settings.views_per_decode  # samples of a step
+        # Batch normalisation needs two pictures in every process: two samples, or one in several views.
+        self._least = self._world.least_batch if settings.views_per_decode == 1 else self._world.size
+        require_batch(min(settings.batch_size, 2 * self._batch), self._world)
         self._parallel = self._world.parallel(self.model, compute.device)
         self._objective = Objective(
             method,
@@ -131,11 +136,13 @@ class Trainer:
         """That of the next step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    @property
-    def steps(self) -> int:
+    def steps(self, epoch: int) -> int:
         """Steps in an epoch; a last batch that batch normalisation cannot use, in every process, is left out."""
-        full, rest = divmod(len(self._labels), self._settings.batch_size)
-        return full + (rest >= self._world.least_batch)
+        _, place = turn_of(epoch, self._settings)
+        views = self._settings.views_per_decode
+        samples = (len(self._labels) + views - 1 - place) // views  # as `numpy.array_split` shares them out
+        full, rest = divmod(samples, self._batch)
+        return full + (rest >= self._least)
 
     def train_epoch(self, epoch: int, task: Task) -> Epoch:
         """One pass over the data; see `epoch_in_steps`."""
@@ -147,11 +154,14 @@ class Trainer:
         Raises:
             TrainingError: if the loss is no longer finite.
         """
-        started = time.perf_counter()
         settings = self._settings
+        if not self._source.is_resident(self._policy):
+            yield Turn(epoch, 0, self._shown())
+        started = time.perf_counter()
         begun = self._begin(epoch)
         self._compute.wait()
         prepared = time.perf_counter()
+        yield None  # whoever trains in turn with this may ask for the same pictures before the first is read
         sums = torch.zeros(len(self._objective.names) + 2, device=self._compute.device)
         seen = 0
         self.model.train()
@@ -159,12 +169,12 @@ class Trainer:
         learning_rate = self.learning_rate
         steps = self._steps_of(begun)
         for step, indices in enumerate(begun.batches):
-            self._set_learning_rate((epoch - 1 + step / self.steps) / settings.epochs)
+            self._set_learning_rate((epoch - 1 + step / len(begun.batches)) / settings.epochs)
             sums += next(steps) * len(indices)
             seen += len(indices)
             task.advance(1)
             task.tell(partial(_running_means, epoch, sums, seen))
-            yield
+            yield None
         if self._scheduler:
             self._scheduler.step()
         self._world.share_buffers(self.model)
@@ -181,20 +191,30 @@ class Trainer:
             slot=begun.slot,
         )
 
+    def _shown(self) -> str:
+        """What decides, besides the epoch, which samples show which views in which order."""
+        teaching, options = self.recipe.teaching, self._settings
+        slots = (teaching.views, teaching.view_seed, teaching.method.views_per_step) if teaching else ()
+        return repr((options.ordered_by, options.batch_size, options.views_per_decode, options.view_policy, slots))
+
     def _begin(self, epoch: int) -> EpochInput:
         """Read what an epoch needs, and decide who shows which view when."""
         settings, device = self._settings, self._compute.device
         # Whatever the network draws in this epoch (dropout) depends on the seed, the epoch and the process alone.
         torch.manual_seed(seeded.epoch_seed(run_seed=settings.seed, epoch=epoch) + self._world.rank)
-        shown = self._target_source.start_epoch(epoch)
+        turn, place = turn_of(epoch, settings)
+        shown = self._target_source.start_epoch(turn)
         # Where pictures lie in the device's memory, everything else does too; else workers are told what to make.
         home = device if self._source.is_resident(self._policy) else torch.device("cpu")
-        order = seeded.sample_order(run_seed=settings.seed, epoch=epoch, samples=len(self._labels))
-        whole = torch.split(torch.from_numpy(order).to(home), settings.batch_size)[: self.steps]
+        order = seeded.sample_order(run_seed=settings.ordered_by, epoch=turn, samples=len(self._labels))
+        mine = np.array_split(order, settings.views_per_decode)[place]
+        whole = torch.split(torch.from_numpy(mine).to(home), self._batch)[: self.steps(epoch)]
+        records, batches = shown.records.to(home), [self._world.part(batch) for batch in whole]
         return EpochInput(
-            records=shown.records.to(home),
+            records=records,
             whole_batches=whole,
-            batches=[self._world.part(batch) for batch in whole],
+            batches=batches,
+            stream=self._source.views(self._policy, tasks_of(batches, records, self._sizes), device),
             factors=self._objective.factors(epoch=epoch).to(device, torch.float32),
             slot=shown.slot,
         )
@@ -209,8 +229,7 @@ class Trainer:
                 )
             return
         device, records = self._compute.device, begun.records
-        stream = self._source.views(self._policy, tasks_of(begun.batches, records, self._sizes), device)
-        for indices, batch, made in zip(begun.batches, begun.whole_batches, stream, strict=True):
+        for indices, batch, made in zip(begun.batches, begun.whole_batches, begun.stream, strict=True):
             views = {size: one_after_another(of_slots) for size, of_slots in made.items()}
             on_device = indices.to(device).repeat(len(records))  # once for each view
             given = StepInput(

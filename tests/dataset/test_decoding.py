@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demkd.dataset import DataError
+from demkd.dataset import DataError, decoding
 from demkd.dataset.decoding import decode, read_file
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -137,3 +137,51 @@ def test_an_empty_file_and_a_pipe_are_refused(tmp_path: Path) -> None:
         read_file(tmp_path / "pipe.png")
     with pytest.raises(DataError, match=r"absent\.png cannot be read \(No such file"):
         read_file(tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30, "optimize": True}])
+def test_a_photo_by_torchvision_is_pillows(mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are libjpeg-turbo; of other builds a level may round otherwise."""
+    smooth = np.linspace(0, 255, 61 * 47 * 3).reshape(61, 47, 3) + np.random.default_rng(0).normal(0, 20, (61, 47, 3))
+    file = io.BytesIO()
+    Image.fromarray(smooth.clip(0, 255).astype(np.uint8)).convert(mode).save(file, "JPEG", **options)
+    found = decode(file.getvalue(), "x")
+    found[0, 0] = found[0, 0]  # its own memory, which may be written to
+    monkeypatch.setattr(decoding, "_decoded_photo", lambda *_, **__: None)
+    by_pillow = decode(file.getvalue(), "x")
+    assert found.shape == by_pillow.shape == (61, 47, 3)
+    assert np.abs(found.astype(int) - by_pillow.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_a_photo_that_was_cut_off_is_refused(share: float) -> None:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG")
+    whole = file.getvalue()
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        decode(whole[: int(share * len(whole))], "x")
+
+
+def test_a_photo_with_altered_bytes_is_refused_by_both_or_by_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a folder that was looked at by one decoder is the same folder to the other."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(file, "JPEG")
+    generator, outcomes = np.random.default_rng(1), []
+    for _ in range(300):
+        data = bytearray(file.getvalue())
+        for place in generator.integers(2, len(data), 4):
+            data[place] = generator.integers(0, 256)
+        outcomes.append((_decodes(bytes(data)), bytes(data)))
+    monkeypatch.setattr(decoding, "_decoded_photo", lambda *_, **__: None)
+    assert [decodes for decodes, _ in outcomes] == [_decodes(data) for _, data in outcomes]
+    assert 30 < sum(decodes for decodes, _ in outcomes) < 300
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        decode(data, "x")
+    except DataError:
+        return False
+    return True

@@ -23,7 +23,8 @@ TWO: dict[str, Any] = {"views": 4, "views_per_step": 2}
 def source_of(workshop: Workshop, method: Method, place: int) -> TargetSource:
     cache = open_cache(workshop.cache)
     labels = torch.from_numpy(cache.labels.copy())
-    return CachedTeachers(cache, labels, method, views=4, run_seed=0, device=torch.device("cpu"), place=place)
+    return CachedTeachers(cache, labels, method, views=4, run_seed=0, device=torch.device("cpu"), place=place,
+                          together=method.views_per_step)  # fmt: skip
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
