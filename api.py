@@ -45,16 +45,19 @@ if TYPE_CHECKING:
         EvaluationReport,
         ExportReport,
         MergeReport,
+        PackReport,
         RunReport,
         VerificationReport,
     )
     from demkd.pipeline.verify import Asked
     from demkd.report.rows import Inspection
+    from demkd.report.writing import WrittenFile
 
     OptimizerLike = str | Callable[[Any], Optimizer]
     SchedulerLike = Callable[[Optimizer], LRScheduler]
 
 Folder = str | os.PathLike[str]
+_README = "README.md"
 
 
 def cache_teachers(
@@ -408,6 +411,68 @@ def merge(cache: Folder, *, teachers: Sequence[str] | None = None, progress: boo
     from demkd.pipeline.merging import merge as run
 
     return run(Path(cache), teachers, _progress(progress))
+
+
+def pack(
+    cache: Folder,
+    *,
+    out: Folder,
+    teachers: Sequence[str] | None = None,
+    views: int | None = None,
+    keep: int | None = None,
+    rest_temperatures: Sequence[float] | None = None,
+    features: Sequence[str] | None = None,
+    progress: bool | Progress = True,
+) -> "PackReport":
+    """Copy a cache, or a part of it, into a folder that can be uploaded as it is; no teacher is asked.
+
+    Args:
+        out: the copy's folder; an unfinished copy there goes on.
+        teachers: some of them, by name.
+        views: only the first so many.
+        keep: only so many of the largest logits of each answer, and the sum of the others.
+        rest_temperatures: at which that sum is kept.
+        features: the layers whose features are copied; all by default, () for none.
+
+    Raises:
+        UserError: what was written stays, and the same call goes on.
+    """
+    from demkd.pipeline.packing import PackRequest
+    from demkd.pipeline.packing import pack as run
+
+    request = PackRequest(
+        cache=Path(cache),
+        out=Path(out),
+        teachers=None if teachers is None else tuple(teachers),
+        views=views,
+        keep=keep,
+        rest_temperatures=None if rest_temperatures is None else tuple(rest_temperatures),
+        features=None if features is None else tuple(features),
+    )
+    report = run(request, _progress(progress))
+    readme = report.folder / _README
+    if not readme.exists():
+        card(report.folder, out=readme)
+    return report
+
+
+def card(cache: Folder, *, out: Folder | None = None, teachers: Sequence[str] | None = None) -> "WrittenFile":
+    """Write a README for people who may use a cache: what it is, from what, how good, how large, how to use it.
+
+    Args:
+        out: the file; README.md in the cache's folder by default.
+        teachers: some of them, by name.
+
+    Raises:
+        UserError: if the file is there already, which may have your words.
+    """
+    from demkd.report.card import write_card
+    from demkd.report.statistics import read_statistics
+    from demkd.report.summary import summarise
+
+    with open_cache(cache, teachers) as opened:
+        path = opened.folder / _README if out is None else Path(out)
+        return write_card(opened, summarise(read_statistics(opened)), path)
 
 
 def recompute(

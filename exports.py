@@ -5,8 +5,8 @@ from typing import Any
 
 EXPORTS = {
     "demkd.api": (
-        *("cache_teachers", "distill", "evaluate", "export", "inspect", "merge"),
-        *("plan_caching", "recompute", "repair", "train", "verify"),
+        *("cache_teachers", "card", "distill", "evaluate", "export", "inspect", "merge"),
+        *("pack", "plan_caching", "recompute", "repair", "train", "verify"),
     ),
     "demkd.cache": ("Cache", "open_cache"),
     "demkd.dataset": (

@@ -318,3 +318,34 @@ class MergeReport:
 
     folder: Path
     teachers: tuple[MergedTeacher, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedTeacher:
+    """A teacher of a copy; `keep` is None where it has all logits, `features` are layers."""
+
+    name: str
+    views: int
+    keep: int | None
+    features: tuple[str, ...]
+    file_bytes: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackReport:
+    """What `pack` returns.
+
+    Attributes:
+        source_bytes: of the same teachers in the cache that was copied.
+        file_bytes: of the copy, with its weights.
+    """
+
+    folder: Path
+    source_bytes: int
+    file_bytes: int
+    teachers: tuple[PackedTeacher, ...]
+
+    def __fspath__(self) -> str:
+        """The copy's folder: the report stands for the cache wherever one is wanted."""
+        return str(self.folder)
