@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from demkd.dataset import Data, ImageSource, PolicyLike, Reading
+    from demkd.pipeline.callbacks import Callback
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import Teachers
     from demkd.pipeline.optimizers import OwnTraining
@@ -135,6 +136,7 @@ def train(
     reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
+    callbacks: Sequence["Callback"] = (),
     progress: bool | Progress = True,
     **training: Unpack[TrainingKeywords],
 ) -> "RunReport":
@@ -158,6 +160,7 @@ def train(
             own=own,
             normalise=normalisations,
             policy=as_policy(policy, training_source.default_policy),
+            callbacks=tuple(callbacks),
         )
         told.settings(_settings(options, compute))
         return run(request, compute, told)
@@ -185,6 +188,7 @@ def distill(
     reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
+    callbacks: Sequence["Callback"] = (),
     progress: bool | Progress = True,
     **options: Unpack[DistillKeywords],
 ) -> "RunReport":
@@ -208,6 +212,7 @@ def distill(
         normalise: of the student's input (and live teachers', by name); the data's by default.
         policy: the views, or a name of them; the cache's, or as is usual for the data.
         reading: how pictures are decoded.
+        callbacks: who is told of every epoch, such as `WandbCallback`, `MlflowCallback` or an object of your own.
         options: see `TrainingKeywords` and `MethodOptions`.
 
     Raises:
@@ -248,6 +253,7 @@ def distill(
             own=own,
             normalise=normalisations,
             policy=as_policy(policy, training_source.default_policy),
+            callbacks=tuple(callbacks),
             method=chosen,
             cache=None if cache is None else Path(cache),
             teachers=teachers,

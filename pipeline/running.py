@@ -1,9 +1,11 @@
 """A run from its checkpoint to its end: epochs, evaluations, records, and the finished student."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from demkd.dataset import ImageSource
 from demkd.errors import ToldElsewhereError
+from demkd.pipeline.callbacks import Callback
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import Accuracy, evaluate
 from demkd.pipeline.events import EventLog
@@ -16,16 +18,24 @@ from demkd.pipeline.turns import Steps
 
 
 def fit(
-    trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Compute, progress: Progress
+    trainer: Trainer,
+    run: RunFolder | None,
+    test: ImageSource,
+    compute: Compute,
+    progress: Progress,
+    callbacks: Sequence[Callback] = (),
 ) -> Steps[RunReport]:
     """Train to the end of the recipe step by step, going on from the run's checkpoint, and write the student.
 
     Args:
         run: None in processes other than the first, which do the same and keep nothing.
+        callbacks: who is told.
     """
     recipe, settings, world = trainer.recipe, trainer.recipe.training, compute.world
     resumed_after = _resume(trainer, run, compute)
     events = _events(run, progress)
+    for one in callbacks:
+        one.on_start(recipe.choices())
     total = settings.epochs * trainer.steps
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
     with progress.task(title, total=total, unit="steps", done=resumed_after * trainer.steps) as task:
@@ -38,6 +48,8 @@ def fit(
                 run.save_checkpoint({"epoch": epoch, **trainer.state()})
                 events.add(asdict(report))
             progress.epoch(report)
+            for one in callbacks:
+                one.on_epoch(report)
     facts = {
         "network": settings.network,
         "class_names": test.class_names,
@@ -50,6 +62,8 @@ def fit(
         run.save_student(trainer.student.state_dict(), facts)
     summary = world.share(_summary(recipe, run, len(test), resumed_after) if run else None)
     assert summary is not None
+    for one in callbacks:
+        one.on_end(summary)
     return summary
 
 

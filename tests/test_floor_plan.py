@@ -51,6 +51,8 @@ OWNERS = {
     "sklearn": {"dataset"},
     "torchvision": {"dataset", "networks"},
     "tensorboard": {"pipeline"},
+    "wandb": {"pipeline"},
+    "mlflow": {"pipeline"},
     "timm": {"networks"},
     "onnx": {"pipeline"},
     "onnxruntime": {"pipeline"},
