@@ -389,8 +389,14 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
         console.show_csv(flat_rows(found))
     else:
         with open_cache(cache, names(teachers)) as opened:
-            picture = None if data is None else _picture_of(opened, data)(options["sample"])
+            picture = None if data is None else _pictures_of(opened, data)(options["sample"])
         console.show_inspection(found, picture=picture)
+
+
+def _pictures_of(cache: "Cache", data: str) -> "Picture":
+    from demkd.pipeline.cached_pictures import pictures_of
+
+    return pictures_of(cache, data)
 
 
 def _write_cache_page(cache: Path, teachers: Sequence[str] | None, path: Path, data: str | None) -> "WrittenFile":
@@ -399,20 +405,8 @@ def _write_cache_page(cache: Path, teachers: Sequence[str] | None, path: Path, d
 
     require_page_libraries("a page")  # before the pictures are read
     with open_cache(cache, teachers) as opened:
-        picture = None if data is None else _picture_of(opened, data)
+        picture = None if data is None else _pictures_of(opened, data)
         return write_cache_page(read_statistics(opened), path, picture=picture)
-
-
-def _picture_of(cache: "Cache", data: str) -> "Picture":
-    """What gives the pictures of the data that the teachers saw, as they were decoded for them."""
-    from demkd.dataset import Reading, as_source
-    from demkd.pipeline.stage_two import require_same_data
-
-    provenance = cache.teachers[0].provenance
-    reading = Reading(exif=provenance.identity["data"].get("exif", True), skip_broken="left_out" in provenance.notes)
-    source = as_source(data, split="train", reading=reading)
-    require_same_data(cache.teachers[0], source)
-    return lambda index: source.read(index).numpy()
 
 
 @main.command()
