@@ -15,6 +15,7 @@ from demkd.cache import Cache
 from demkd.cache.sums import SUMS_NAME
 from demkd.report.summary import CacheSummary, TeacherSummary
 from demkd.report.writing import PageError, WrittenFile, write_whole
+from demkd.untrusted import visible_line
 
 FILL_IN = "(fill in)"
 _SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6), ("1M<n<10M", 1e7))
@@ -189,9 +190,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of a stranger's file, which shall be read as it stands: no markup, no characters that print nothing."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return _MARKUP.sub(r"\\\1", printable)
+    """Text of a stranger's file, which shall be read as it stands: no markup, control characters spelt out."""
+    return _MARKUP.sub(r"\\\1", visible_line(text))
 
 
 def _code(text: str) -> str:
