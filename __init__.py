@@ -13,11 +13,14 @@ from demkd.exports import __dir__, __getattr__
 if TYPE_CHECKING:
     from demkd.api import (
         cache_teachers,
+        card,
         distill,
         evaluate,
         export,
+        gallery,
         inspect,
         merge,
+        pack,
         plan_caching,
         recompute,
         repair,
@@ -42,17 +45,20 @@ if TYPE_CHECKING:
     )
     from demkd.errors import UserError
     from demkd.pipeline.cached_targets import CachedTargets
+    from demkd.pipeline.callbacks import Callback, MlflowCallback, WandbCallback
     from demkd.pipeline.methods import Method, choose_method
 
 __all__ = [
     "Cache",
     "CachedTargets",
+    "Callback",
     "CropFlip",
     "CutMix",
     "ImageSource",
     "MemoryImages",
     "Method",
     "MixUp",
+    "MlflowCallback",
     "Normalisation",
     "RandAugment",
     "Reading",
@@ -61,17 +67,21 @@ __all__ = [
     "UserError",
     "ViewChoice",
     "ViewPolicy",
+    "WandbCallback",
     "__dir__",
     "__getattr__",
     "cache_teachers",
+    "card",
     "choose_method",
     "distill",
     "evaluate",
     "export",
+    "gallery",
     "inspect",
     "load_images",
     "merge",
     "open_cache",
+    "pack",
     "plan_caching",
     "recompute",
     "repair",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from demkd.dataset import Data, ImageSource, PolicyLike, Reading
+    from demkd.pipeline.callbacks import Callback
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import Teachers
     from demkd.pipeline.optimizers import OwnTraining
@@ -48,16 +49,20 @@ if TYPE_CHECKING:
         EvaluationReport,
         ExportReport,
         MergeReport,
+        PackReport,
         RunReport,
         VerificationReport,
     )
     from demkd.pipeline.verify import Asked
+    from demkd.report.gallery import PicturedSamples
     from demkd.report.rows import Inspection
+    from demkd.report.writing import WrittenFile
 
     OptimizerLike = str | Callable[[Any], Optimizer]
     SchedulerLike = Callable[[Optimizer], LRScheduler]
 
 Folder = str | os.PathLike[str]
+_README = "README.md"
 
 
 def cache_teachers(
@@ -135,6 +140,7 @@ def train(
     reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
+    callbacks: Sequence["Callback"] = (),
     progress: bool | Progress = True,
     **training: Unpack[TrainingKeywords],
 ) -> "RunReport":
@@ -158,6 +164,7 @@ def train(
             own=own,
             normalise=normalisations,
             policy=as_policy(policy, training_source.default_policy),
+            callbacks=tuple(callbacks),
         )
         told.settings(_settings(options, compute))
         return run(request, compute, told)
@@ -185,6 +192,7 @@ def distill(
     reading: "Reading | None" = None,
     device: str = "auto",
     precision: str = "auto",
+    callbacks: Sequence["Callback"] = (),
     progress: bool | Progress = True,
     **options: Unpack[DistillKeywords],
 ) -> "RunReport":
@@ -208,6 +216,7 @@ def distill(
         normalise: of the student's input (and live teachers', by name); the data's by default.
         policy: the views, or a name of them; the cache's, or as is usual for the data.
         reading: how pictures are decoded.
+        callbacks: who is told of every epoch, such as `WandbCallback`, `MlflowCallback` or an object of your own.
         options: see `TrainingKeywords` and `MethodOptions`.
 
     Raises:
@@ -319,6 +328,7 @@ def _distillation(given: Mapping[str, Any]) -> "Callable[[ImageSource, ImageSour
             student=None if isinstance(student, str) else student,
             own=own,
             policy=as_policy(given["policy"], train.default_policy),
+            callbacks=tuple(given["callbacks"]),
             method=chosen,
             cache=None if cache is None else Path(cache),
             teachers=teachers,
@@ -454,6 +464,34 @@ def inspect(
         return summarise(statistics)
 
 
+def gallery(
+    cache: Folder,
+    data: "Data",
+    *,
+    teachers: Sequence[str] | None = None,
+    uncertain: int | None = None,
+    disagree: int | None = None,
+    wrong_and_trusted: int | None = None,
+    suspect: int | None = None,
+) -> "PicturedSamples":
+    """The samples of a cache that are worth a look, with their pictures, for a notebook to show.
+
+    Args:
+        data: what the teachers were cached with.
+        uncertain, disagree, wrong_and_trusted, suspect: as `inspect`'s; the twelve most uncertain if none is given.
+    """
+    from demkd.pipeline.cached_pictures import pictures_of
+    from demkd.report.gallery import pictured
+    from demkd.report.samples import SampleListing
+
+    counts = {"uncertain": uncertain, "disagree": disagree, "wrong_and_trusted": wrong_and_trusted, "suspect": suspect}
+    chosen = {name: count for name, count in counts.items() if count is not None} or {"uncertain": 12}
+    listing = inspect(cache, teachers=teachers, **chosen)  # type: ignore[arg-type]
+    assert isinstance(listing, SampleListing)
+    with open_cache(cache, teachers, weights=False) as opened:
+        return pictured(listing, pictures_of(opened, data))
+
+
 def verify(
     cache: Folder, *, teachers: Sequence[str] | None = None, progress: bool | Progress = True
 ) -> "VerificationReport":
@@ -479,6 +517,68 @@ def merge(cache: Folder, *, teachers: Sequence[str] | None = None, progress: boo
     from demkd.pipeline.merging import merge as run
 
     return run(Path(cache), teachers, _progress(progress))
+
+
+def pack(
+    cache: Folder,
+    *,
+    out: Folder,
+    teachers: Sequence[str] | None = None,
+    views: int | None = None,
+    keep: int | None = None,
+    rest_temperatures: Sequence[float] | None = None,
+    features: Sequence[str] | None = None,
+    progress: bool | Progress = True,
+) -> "PackReport":
+    """Copy a cache, or a part of it, into a folder that can be uploaded as it is; no teacher is asked.
+
+    Args:
+        out: the copy's folder; an unfinished copy there goes on.
+        teachers: some of them, by name.
+        views: only the first so many.
+        keep: only so many of the largest logits of each answer, and the sum of the others.
+        rest_temperatures: at which that sum is kept.
+        features: the layers whose features are copied; all by default, () for none.
+
+    Raises:
+        UserError: what was written stays, and the same call goes on.
+    """
+    from demkd.pipeline.packing import PackRequest
+    from demkd.pipeline.packing import pack as run
+
+    request = PackRequest(
+        cache=Path(cache),
+        out=Path(out),
+        teachers=None if teachers is None else tuple(teachers),
+        views=views,
+        keep=keep,
+        rest_temperatures=None if rest_temperatures is None else tuple(rest_temperatures),
+        features=None if features is None else tuple(features),
+    )
+    report = run(request, _progress(progress))
+    readme = report.folder / _README
+    if not readme.exists():
+        card(report.folder, out=readme)
+    return report
+
+
+def card(cache: Folder, *, out: Folder | None = None, teachers: Sequence[str] | None = None) -> "WrittenFile":
+    """Write a README for people who may use a cache: what it is, from what, how good, how large, how to use it.
+
+    Args:
+        out: the file; README.md in the cache's folder by default.
+        teachers: some of them, by name.
+
+    Raises:
+        UserError: if the file is there already, which may have your words.
+    """
+    from demkd.report.card import write_card
+    from demkd.report.statistics import read_statistics
+    from demkd.report.summary import summarise
+
+    with open_cache(cache, teachers) as opened:
+        path = opened.folder / _README if out is None else Path(out)
+        return write_card(opened, summarise(read_statistics(opened)), path)
 
 
 def recompute(

@@ -310,6 +310,57 @@ def merge(cache: Path, teachers: str | None, as_json: bool, quiet: bool) -> None
 
 @main.command()
 @click.argument("cache", type=FOLDER)
+@click.option("--out", "--to", required=True, type=FOLDER, help="The copy's folder; an unfinished copy goes on.")
+@click.option("--teachers", help="Some of them, separated by commas; all by default.")
+@click.option("--views", type=int, help="Only the first so many.")
+@click.option("--keep", type=int, metavar="K", help="Of every answer only the K largest logits, and the others' sum.")
+@click.option("--rest-temperatures", metavar="T,T,...", help="With --keep: at which temperatures that sum is kept.")
+@click.option(
+    "--features", multiple=True, metavar="LAYER", help="Whose features to copy, or none; all by default; repeatable."
+)
+@output_options
+def pack(cache: Path, out: Path, teachers: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Copy CACHE, or a part of it, into a folder to upload as it is, with digests and a README; no teacher is asked.
+
+    \b
+    Examples:
+        demkd pack runs/cache --to cifar100-answers
+        demkd pack runs/cache --to small --views 8 --keep 16 --features none
+    """
+    from demkd import api, console
+
+    layers, temperatures = options["features"], options["rest_temperatures"]
+    report = api.pack(
+        cache,
+        out=out,
+        teachers=names(teachers),
+        views=options["views"],
+        keep=options["keep"],
+        rest_temperatures=None if temperatures is None else numbers(temperatures, "--rest-temperatures"),
+        features=[layer for layer in layers if layer != "none"] if layers else None,
+        progress=choose_progress(quiet),
+    )
+    (console.show_json if as_json else console.show_pack)(report)
+
+
+@main.command()
+@click.argument("cache", type=FOLDER)
+@click.option("--out", type=FILE, help="The file to write; README.md in the cache's folder by default.")
+@click.option("--teachers", help="Some of them, separated by commas; all by default.")
+def card(cache: Path, out: Path | None, teachers: str | None) -> None:
+    """Write a README for people who may use CACHE: what it is, from what, how good, how large, how to use it.
+
+    \b
+    Example:
+        demkd card runs/cache
+    """
+    from demkd import api, console
+
+    console.show_written(api.card(cache, out=out, teachers=names(teachers)))
+
+
+@main.command()
+@click.argument("cache", type=FOLDER)
 @click.option("--teachers", help="Some of them, separated by commas; all by default.")
 @inspection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -339,8 +390,14 @@ def inspect(cache: Path, teachers: str | None, as_json: bool, as_csv: bool, **op
         console.show_csv(flat_rows(found))
     else:
         with open_cache(cache, names(teachers)) as opened:
-            picture = None if data is None else _picture_of(opened, data)(options["sample"])
+            picture = None if data is None else _pictures_of(opened, data)(options["sample"])
         console.show_inspection(found, picture=picture)
+
+
+def _pictures_of(cache: "Cache", data: str) -> "Picture":
+    from demkd.pipeline.cached_pictures import pictures_of
+
+    return pictures_of(cache, data)
 
 
 def _write_cache_page(cache: Path, teachers: Sequence[str] | None, path: Path, data: str | None) -> "WrittenFile":
@@ -349,20 +406,8 @@ def _write_cache_page(cache: Path, teachers: Sequence[str] | None, path: Path, d
 
     require_page_libraries("a page")  # before the pictures are read
     with open_cache(cache, teachers) as opened:
-        picture = None if data is None else _picture_of(opened, data)
+        picture = None if data is None else _pictures_of(opened, data)
         return write_cache_page(read_statistics(opened), path, picture=picture)
-
-
-def _picture_of(cache: "Cache", data: str) -> "Picture":
-    """What gives the pictures of the data that the teachers saw, as they were decoded for them."""
-    from demkd.dataset import Reading, as_source
-    from demkd.pipeline.stage_two import require_same_data
-
-    provenance = cache.teachers[0].provenance
-    reading = Reading(exif=provenance.identity["data"].get("exif", True), skip_broken="left_out" in provenance.notes)
-    source = as_source(data, split="train", reading=reading)
-    require_same_data(cache.teachers[0], source)
-    return lambda index: source.read(index).numpy()
 
 
 @main.command()

@@ -5,8 +5,8 @@ from typing import Any
 
 EXPORTS = {
     "demkd.api": (
-        *("cache_teachers", "distill", "evaluate", "export", "inspect", "merge"),
-        *("plan_caching", "recompute", "repair", "train", "verify"),
+        *("cache_teachers", "card", "distill", "evaluate", "export", "gallery", "inspect", "merge"),
+        *("pack", "plan_caching", "recompute", "repair", "train", "verify"),
     ),
     "demkd.cache": ("Cache", "open_cache"),
     "demkd.dataset": (
@@ -15,6 +15,7 @@ EXPORTS = {
     ),
     "demkd.errors": ("UserError",),
     "demkd.pipeline.cached_targets": ("CachedTargets",),
+    "demkd.pipeline.callbacks": ("Callback", "MlflowCallback", "WandbCallback"),
     "demkd.pipeline.methods": ("Method", "choose_method"),
 }
 _HOMES = {name: home for home, names in EXPORTS.items() for name in names}

@@ -9,9 +9,9 @@
 `layout.py` says what a file holds and where, `user_block.py` vouches for it, `file.py` makes, opens and maps one,
 `disk.py` brings bytes to the disk. `shards.py` says which file holds which samples. `writer.py` fills a file,
 `space.py` says before what that will take, `teacher_file.py` reads one, `teacher.py` the one or more of a teacher,
-`reader.py` several teachers side by side, `merging.py` makes one file of shards. `provenance.py` says what answers were
-made from, `weights.py` keeps the weights, `integrity.py` checks every byte, and `hdf5_view.py` asks HDF5 whether it
-sees the same. NumPy and h5py only; never torch.
+`reader.py` several teachers side by side, `merging.py` makes one file of shards, `sums.py` says which files there are.
+`provenance.py` says what answers were made from, `weights.py` keeps the weights, `integrity.py` checks every byte, and
+`hdf5_view.py` asks HDF5 whether it sees the same. NumPy and h5py only; never torch.
 """
 
 from demkd.cache.errors import (

@@ -1,8 +1,8 @@
 """Checks every byte of a cache: a verdict for each file, and every place that is wrong.
 
 What is read: the user block and its digest, HDF5's own view of the file, the provenance, the labels, every block of
-every data set against its ledger, and weights.h5 against the teachers. Whether the teachers give the same logits again
-is checked by `pipeline/verify.py`.
+every data set against its ledger, weights.h5 against the teachers, and all files against SHA256SUMS where the folder
+was packed. Whether the teachers give the same logits again is checked by `pipeline/verify.py`.
 """
 
 import itertools
@@ -28,6 +28,7 @@ from demkd.cache.shards import (
     shard_count,
     split_name,
 )
+from demkd.cache.sums import SUMS_NAME, read_sums, sums_of
 from demkd.cache.teacher import TeacherCache, is_whole
 from demkd.cache.teacher_file import TeacherFile
 from demkd.cache.weights import CachedWeights
@@ -40,6 +41,7 @@ _REDO = "run the same `cache_teachers` again, or `repair`, which redo these bloc
 _REMAKE = "remove it, and run the same `cache_teachers` again"
 _REMAKE_ONE = "remove the one that is wrong, and run `cache_teachers` for it again"
 _MERGED = "`merge` again removes it"
+_GET_AGAIN = "get these files again from where the folder came from, or remove SHA256SUMS if you trust them as they are"
 _REMAKE_WEIGHTS = "run the same `cache_teachers` again, which computes the weights anew"
 
 
@@ -64,7 +66,7 @@ class FileVerdict:
     """The state of a file.
 
     Attributes:
-        name: the teacher's, or "weights".
+        name: the teacher's, "weights", or "SHA256SUMS".
         shard: which part of the teacher's answers, in words; empty for a whole file.
         verdict: "sound", "damaged", "unfinished" (no finished file yet), "growing" (beside a finished one), or
             "outdated" (weights of other teachers or fewer slots, shards beside the file that they were merged into;
@@ -120,6 +122,8 @@ def verify_cache(
     verdicts = _compare(folder, chosen, verdicts)
     if teachers is None and weights in paths:
         verdicts.append(_verify_weights(folder, verdicts, seen))
+    if teachers is None and (folder / SUMS_NAME).exists():
+        verdicts.append(_verify_sums(folder))
     sound = not any(verdict.verdict in (DAMAGED, UNFINISHED) for verdict in verdicts)
     return Verification(folder=folder, sound=sound, files=tuple(verdicts))
 
@@ -304,6 +308,23 @@ def _verify_weights(folder: Path, teachers: Sequence[FileVerdict], seen: Seen) -
         faults.append(Fault(text=str(error)))
     verdict = DAMAGED if faults else verdict
     return _verdict(path, verdict, "" if verdict == SOUND else _REMAKE_WEIGHTS, faults, done=1.0)
+
+
+def _verify_sums(folder: Path) -> FileVerdict:
+    """Whether the files are those that were packed: sound each, they may be of two versions, or one may lack."""
+    path = folder / SUMS_NAME
+    try:
+        listed = read_sums(folder) or {}
+    except CacheError as error:
+        return _verdict(path, DAMAGED, _GET_AGAIN, [Fault(text=str(error))])
+    found = sums_of(folder)
+    faults = [
+        Fault(text=f"{name} {'is not there' if name not in found else 'is not the file that was packed'}")
+        for name, digest in listed.items()
+        if found.get(name) != digest
+    ]
+    faults += [Fault(text=f"{name} was not packed with the others") for name in found if name not in listed]
+    return _verdict(path, DAMAGED if faults else SOUND, _GET_AGAIN if faults else "", faults, done=1.0)
 
 
 def _weight_faults(weights: CachedWeights) -> list[Fault]:

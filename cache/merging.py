@@ -12,6 +12,7 @@ from demkd.cache.disk import disk_errors_in_words, replace_durably
 from demkd.cache.errors import CacheIncompleteError
 from demkd.cache.lock import exclusive
 from demkd.cache.shards import Shard, all_shards, cache_file, left_over, partial_file, shard_count, split_name
+from demkd.cache.sums import forget_sums
 from demkd.cache.teacher import TeacherCache, is_whole, state_in_words
 from demkd.cache.teacher_file import TeacherFile
 from demkd.cache.writer import make_file
@@ -42,6 +43,8 @@ def merge_teacher(folder: Path, name: str, *, advance: Callable[[int], None] = l
             for shard in shards:
                 locks.enter_context(exclusive(cache_file(folder, name, shard)))
             remains = _merge(folder, name, shards, advance)
+        if remains:
+            forget_sums(folder)
         for path in remains:
             path.unlink(missing_ok=True)
     return len({split_name(path.name)[1] for path in remains})

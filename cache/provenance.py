@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from demkd.cache.errors import CacheDamagedError, CacheMismatchError
@@ -22,7 +22,8 @@ _IDENTITY_TYPES = {
     ("views", "seed"): int,
     ("precision",): str,
 }
-_NOTES_TYPES = {"data": str, "parameters": int, "hint_layer": str, "batch_size": int}
+_NOTES_TYPES = {"data": str, "parameters": int, "hint_layer": str, "batch_size": int, "packed": str}
+_LASTING_NOTE = "packed"  # of how a copy was made; true of its blocks for as long as they are there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,11 @@ class Provenance:
     def fingerprint(self) -> str:
         """SHA-256 of the identity."""
         return hashlib.sha256(_canonical(self.identity).encode()).hexdigest()
+
+    def remembering(self, earlier: Sequence["Provenance"]) -> "Provenance":
+        """The same with the lasting notes of files whose blocks go on in another file."""
+        lasting = [one.notes[_LASTING_NOTE] for one in earlier if _LASTING_NOTE in one.notes]
+        return replace(self, notes={**self.notes, _LASTING_NOTE: lasting[0]}) if lasting else self
 
     def to_json(self) -> str:
         rows = {} if self.rows is None else {"rows": self.rows}

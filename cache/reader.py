@@ -17,6 +17,7 @@ from demkd.cache.errors import CacheDamagedError, CacheError, CacheIncompleteErr
 from demkd.cache.shards import files_by_teacher
 from demkd.cache.teacher import Rows, TeacherCache, is_whole, state_in_words
 from demkd.cache.weights import CachedWeights
+from demkd.display import Displayed
 
 Array = NDArray[Any]
 
@@ -39,7 +40,7 @@ class SlotAnswers:
     teacher_weights: NDArray[np.float32] | None
 
 
-class Cache:
+class Cache(Displayed):
     """Some teachers that saw the same views of the same samples; a context manager.
 
     Attributes:

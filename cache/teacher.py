@@ -131,6 +131,12 @@ class TeacherCache:
         answer: Array = file.block(name, slot, block)[row]
         return answer
 
+    def block(self, name: str, slot: int, block: int) -> Array:
+        """A data set's answers for the samples of one block of the whole, checked; raises as `check`."""
+        file = next(file for file in self.files if block < file.shape.first_block + file.shape.blocks)
+        file.check_block(name, slot, block - file.shape.first_block)
+        return file.block(name, slot, block - file.shape.first_block)
+
     def logits(self, slot: int, rows: slice | NDArray[np.int64], *, temperature: float) -> Array:
         """Logits (B, C) of some samples in a slot, unchecked, for a softmax at a temperature.
 

@@ -13,6 +13,7 @@ from demkd.cache.file import create_file, map_file, read_header
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.shards import WEIGHTS_NAME, cache_file
+from demkd.cache.sums import forget_sums
 from demkd.cache.teacher import TeacherCache
 
 _MOST = 1 + 1e-4  # of a weight: what rounding may add to 1
@@ -103,6 +104,7 @@ def write_weights(
         "weighting": weighting,
     }
     with exclusive(path):
+        forget_sums(folder)
         creating = path.with_name(path.name + ".creating")
         create_file(creating, sealed={"weights": values}, opened={}, provenance=Provenance(identity=identity))
         replace_durably(creating, path)

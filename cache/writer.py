@@ -21,6 +21,7 @@ from demkd.cache.layout import CacheShape
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.shards import WHOLE, Shard, cache_file, files_by_teacher, partial_file, shard_count, split_name
+from demkd.cache.sums import forget_sums
 from demkd.cache.teacher_file import TeacherFile, open_if_there
 
 _ANOTHER = "Choose another folder (`out`), or another name for the teacher (`teachers`), or remove the old file"
@@ -151,6 +152,7 @@ class CacheWriter:
         self._require_fitting_shards()
         self.blocks.sync()
         TeacherFile(self._partial).check_all()
+        forget_sums(self._folder)
         with disk_errors_in_words(self._partial):
             replace_durably(self._partial, self._final)
         self.whole = True
@@ -205,7 +207,8 @@ class CacheWriter:
     def _create(self, sources: list[TeacherFile]) -> None:
         """Create the partial file, with every sound block that an earlier file already has."""
         creating = self._partial.with_name(self._final.name + ".creating")
-        make_file(creating, shape=self.shape, provenance=self._provenance, labels=self._labels, sources=sources)
+        provenance = self._provenance.remembering([source.provenance for source in sources])
+        make_file(creating, shape=self.shape, provenance=provenance, labels=self._labels, sources=sources)
         with disk_errors_in_words(creating):
             replace_durably(creating, self._partial)
 

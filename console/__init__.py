@@ -1,7 +1,7 @@
 """How progress, tables and errors look: the only room that knows rich. Progress goes to stderr, results to stdout."""
 
 from demkd.console.ablation import show_ablation
-from demkd.console.cache_results import show_caching, show_merge, show_plan, show_verification
+from demkd.console.cache_results import show_caching, show_merge, show_pack, show_plan, show_verification
 from demkd.console.doctor import show_doctor
 from demkd.console.inspection import show_inspection
 from demkd.console.log import LogFile, TwoProgresses
@@ -27,6 +27,7 @@ __all__ = [
     "show_json",
     "show_merge",
     "show_networks",
+    "show_pack",
     "show_plan",
     "show_run",
     "show_verification",

@@ -1,7 +1,7 @@
 """What became of a cache: written, planned, verified."""
 
 from demkd.console.output import decimal_bytes, escape, plain_table, stdout
-from demkd.pipeline.results import CachingPlan, CachingReport, MergeReport, VerificationReport
+from demkd.pipeline.results import CachingPlan, CachingReport, MergeReport, PackReport, VerificationReport
 
 _FAULTS_SHOWN = 10
 
@@ -116,3 +116,23 @@ def show_merge(report: MergeReport) -> None:
     for teacher in report.teachers:
         what = f"one file of {teacher.shards} shards" if teacher.shards else "one file already"
         console.print(f"[bold]{escape(teacher.name)}[/]: {what}, {decimal_bytes(teacher.file_bytes)}")
+
+
+def show_pack(report: PackReport) -> None:
+    """What a copy has, and what it weighs beside the original."""
+    console = stdout()
+    table = plain_table(left=("teacher", "logits", "features"), right=("views", "size"))
+    for teacher in report.teachers:
+        table.add_row(
+            escape(teacher.name),
+            "all" if teacher.keep is None else f"{teacher.keep} largest",
+            escape(", ".join(teacher.features)) or "none",
+            str(teacher.views),
+            decimal_bytes(teacher.file_bytes),
+        )
+    console.print(table)
+    console.print(
+        f"{escape(str(report.folder))}: {decimal_bytes(report.file_bytes)}, of {decimal_bytes(report.source_bytes)}; "
+        "complete README.md (the licence first), then upload the folder as it is",
+        soft_wrap=True,
+    )

@@ -5,9 +5,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import markup
 from rich.box import SIMPLE_HEAD
@@ -23,10 +26,12 @@ from demkd.untrusted import visible, visible_line
 class PlainConsole(Console):
     """A terminal to which names from outside do not speak: control characters are spelt out, whoever prints them."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
+    def __init__(self, **options: Any) -> None:
+        """A console with options of rich's."""
         columns = os.environ.get("COLUMNS", "")
         unknown = columns.isdigit() and int(columns) == 0  # nobody knows; rich would believe it, and print nothing
-        super().__init__(stderr=stderr, highlight=False, width=shutil.get_terminal_size().columns if unknown else None)
+        width = shutil.get_terminal_size().columns if unknown else None
+        super().__init__(**{"highlight": False, "width": width, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -36,6 +41,9 @@ class PlainConsole(Console):
 def escape(text: str) -> str:
     """A text from outside, in one line and without a meaning as markup."""
     return markup.escape(visible_line(text))
+
+
+_elsewhere: ContextVar[PlainConsole | None] = ContextVar("where results go instead of stdout", default=None)
 
 
 def show_error(text: str) -> None:
@@ -66,7 +74,17 @@ def show_written(written: WrittenFile, *, aside: bool = False) -> None:
 
 def stdout() -> PlainConsole:
     """For results."""
-    return PlainConsole()
+    return _elsewhere.get() or PlainConsole()
+
+
+@contextmanager
+def printing_to(console: PlainConsole) -> Iterator[None]:
+    """Let what is printed meanwhile go to another console, which records it."""
+    token = _elsewhere.set(console)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
 
 
 def counted(count: int, one: str, many: str) -> str:

@@ -1,5 +1,6 @@
 """Progress on stderr: bars on a terminal; where stderr is a file or a pipe, a line an epoch or a minute."""
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class ConsoleProgress:
         self._translate = translate
         self._quiet, self._tells_settings, self._tells_epochs = quiet, settings, epochs
         self._console = console or PlainConsole(stderr=True)
-        self._has_bars = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._has_bars = _can_draw(self._console)
         self._task: _Bar | _Lines | None = None
 
     @contextmanager
@@ -101,6 +102,13 @@ class ConsoleProgress:
 
     def warn(self, text: str) -> None:
         self._console.print(f"[yellow]warning:[/] {escape(self._translate(text))}", soft_wrap=True)
+
+
+def _can_draw(console: Console) -> bool:
+    """Whether lines can be drawn over: on a terminal, and in a notebook that has the widgets which rich uses there."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class _Bars(RichProgress):

@@ -1,4 +1,4 @@
-"""Runs every command of tutorial.md, then of library.md, in an empty folder, those of photos.md and of scaling.md in
+"""Runs every command of tutorial.md, then of loops.md, in an empty folder, those of photos.md and of scaling.md in
 others, and writes what they say into the pages: `python -m docs.write_pages`.
 
 A block of the language `console` has commands after `$ ` (ending in a backslash where they go on) and what they say. A
@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from demkd.cli import main
 
-TUTORIAL, LIBRARY, PHOTOS, SCALING = (
-    Path(__file__).with_name(f"{name}.md") for name in ("tutorial", "library", "photos", "scaling")
+TUTORIAL, LOOPS, PHOTOS, SCALING = (
+    Path(__file__).with_name(f"{name}.md") for name in ("tutorial", "loops", "photos", "scaling")
 )
 PACKAGE = Path(__file__).parents[1]
 COLUMNS = "96"
@@ -96,7 +96,7 @@ def run_command(command: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    for pages in ((TUTORIAL, LIBRARY), (PHOTOS,), (SCALING,)):
+    for pages in ((TUTORIAL, LOOPS), (PHOTOS,), (SCALING,)):
         with tempfile.TemporaryDirectory() as name:
             os.chdir(name)
             os.environ["XDG_CACHE_HOME"] = name

@@ -14,6 +14,7 @@ from torch import Tensor
 from demkd.cache import open_cache
 from demkd.dataset import Data, Reading, ViewsError, as_source, seeded, tasks_of
 from demkd.pipeline.arguments import (
+    ArgumentError,
     ByTeacher,
     MethodOptions,
     NormaliseLike,
@@ -143,19 +144,35 @@ class CachedTargets:
         self.hint_shapes = self._teachers.hint_shapes({})
         self._objective = Objective(chosen, epochs=epochs, teachers=len(opened.names), label_smoothing=label_smoothing)
 
-    def epoch(self, epoch: int, *, batch_size: int = 64) -> Iterator[TargetBatch]:
-        """The batches of epoch 1, 2, ..., in its order; a last batch of one is left out.
+    def steps(self, *, batch_size: int = 64, world_size: int = 1) -> int:
+        """How many batches an epoch has."""
+        whole, rest = divmod(len(self._labels), batch_size)
+        return whole + (rest >= 2 * world_size)
+
+    def epoch(self, epoch: int, *, batch_size: int = 64, rank: int = 0, world_size: int = 1) -> Iterator[TargetBatch]:
+        """The batches of epoch 1, 2, ..., in its order; a last one that leaves a process less than two is left out.
 
         Which view a sample shows depends on the epoch and the seed alone.
 
+        Args:
+            batch_size: of all processes together.
+            rank, world_size: of so many processes that train together, the batches of this one: a part of each batch.
+
         Raises:
+            ArgumentError: if there is no such process, or a batch is less than two samples for each.
             RuntimeError: if another epoch was begun meanwhile, whose targets are of other views.
         """
+        if not (0 <= rank < world_size and batch_size >= 2 * world_size):
+            raise ArgumentError(
+                f"`rank` is {rank}, `world_size` {world_size}, `batch_size` {batch_size}: ranks count from 0, and "
+                "every process needs two samples of a batch at least"
+            )
         home = self._device if self._source.is_resident(self._policy) else torch.device("cpu")
         records = self._teachers.start_epoch(epoch).records.to(home)
         self._begun = begun = object()
         order = torch.from_numpy(seeded.sample_order(run_seed=self._seed, epoch=epoch, samples=len(self._labels)))
-        batches = [some for some in torch.split(order.to(home), batch_size) if len(some) > 1]
+        together = torch.split(order.to(home), batch_size)[: self.steps(batch_size=batch_size, world_size=world_size)]
+        batches = [some[rank::world_size] for some in together]
         stream = self._source.views(self._policy, tasks_of(batches, records, (self._size,)), self._device)
         for on_home, views in zip(batches, stream, strict=True):
             if self._begun is not begun:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from demkd.dataset import ImageSource, Normalisation, ViewPolicy, ViewsError
+from demkd.pipeline.callbacks import Callback
 from demkd.pipeline.live_teachers import require_live_weights
 from demkd.pipeline.loading import TeacherSpec, TeacherSpecError, require_teachers
 from demkd.pipeline.methods import Method, MethodError, require_teacher_count
@@ -22,6 +23,7 @@ class StudentRequest:
         student: the user's own module, trained in place; None to build `options.network`.
         normalise: by teacher name; "" stands for all others, and for the student.
         policy: the views; None for the data's own.
+        callbacks: who is told.
     """
 
     options: TrainingOptions
@@ -32,6 +34,7 @@ class StudentRequest:
     own: OwnTraining = field(default_factory=OwnTraining)
     normalise: Mapping[str, Normalisation] = field(default_factory=dict)
     policy: ViewPolicy | None = None
+    callbacks: tuple[Callback, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

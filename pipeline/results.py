@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from demkd.cache.integrity import FileVerdict
+from demkd.display import Displayed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,7 @@ class EpochReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport:
+class RunReport(Displayed):
     """What `train` and `distill` return."""
 
     folder: Path
@@ -69,7 +70,7 @@ class RunReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationReport:
+class EvaluationReport(Displayed):
     """What `evaluate` returns; shares in 0..1."""
 
     folder: Path
@@ -106,7 +107,7 @@ class TeacherCachingReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CachingReport:
+class CachingReport(Displayed):
     """What `cache_teachers` returns.
 
     Attributes:
@@ -153,7 +154,7 @@ class TeacherPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CachingPlan:
+class CachingPlan(Displayed):
     """What a dry run of `cache_teachers` returns.
 
     Attributes:
@@ -212,7 +213,7 @@ class RepairReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerificationReport:
+class VerificationReport(Displayed):
     """What `verify` returns; `sound` if nothing is damaged, unfinished or answered otherwise today."""
 
     folder: Path
@@ -270,7 +271,7 @@ class NetworkReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkListing:
+class NetworkListing(Displayed):
     """What `networks` returns.
 
     Attributes:
@@ -283,7 +284,7 @@ class NetworkListing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportReport:
+class ExportReport(Displayed):
     """What `export` returns.
 
     Attributes:
@@ -313,8 +314,39 @@ class MergedTeacher:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MergeReport:
+class MergeReport(Displayed):
     """What `merge` returns."""
 
     folder: Path
     teachers: tuple[MergedTeacher, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedTeacher:
+    """A teacher of a copy; `keep` is None where it has all logits, `features` are layers."""
+
+    name: str
+    views: int
+    keep: int | None
+    features: tuple[str, ...]
+    file_bytes: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackReport(Displayed):
+    """What `pack` returns.
+
+    Attributes:
+        source_bytes: of the same teachers in the cache that was copied.
+        file_bytes: of the copy, with its weights.
+    """
+
+    folder: Path
+    source_bytes: int
+    file_bytes: int
+    teachers: tuple[PackedTeacher, ...]
+
+    def __fspath__(self) -> str:
+        """The copy's folder: the report stands for the cache wherever one is wanted."""
+        return str(self.folder)

@@ -1,9 +1,11 @@
 """A run from its checkpoint to its end: epochs, evaluations, records, and the finished student."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from demkd.dataset import ImageSource
 from demkd.errors import ToldElsewhereError
+from demkd.pipeline.callbacks import Callback
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.evaluation import Accuracy, evaluate_in_steps
 from demkd.pipeline.events import EventLog
@@ -16,17 +18,25 @@ from demkd.pipeline.turns import Steps, Turn
 
 
 def fit(
-    trainer: Trainer, run: RunFolder | None, test: ImageSource, compute: Compute, progress: Progress
+    trainer: Trainer,
+    run: RunFolder | None,
+    test: ImageSource,
+    compute: Compute,
+    progress: Progress,
+    callbacks: Sequence[Callback] = (),
 ) -> Steps[RunReport]:
     """Train to the end of the recipe step by step, going on from the run's checkpoint, and write the student.
 
     Args:
         run: None in processes other than the first, which do the same and keep nothing.
+        callbacks: who is told.
     """
     recipe, settings, world = trainer.recipe, trainer.recipe.training, compute.world
     resumed_after = _resume(trainer, run, compute)
     events = _events(run, progress)
     steps = [trainer.steps(epoch) for epoch in range(1, settings.epochs + 1)]
+    for one in callbacks:
+        one.on_start(recipe.choices())
     title = f"{settings.network}, {recipe.teaching.method.name if recipe.teaching else 'labels only'}"
     with progress.task(title, total=sum(steps), unit="steps", done=sum(steps[:resumed_after])) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
@@ -41,6 +51,8 @@ def fit(
                 run.save_checkpoint({"epoch": epoch, **trainer.state()})
                 events.add(asdict(report))
             progress.epoch(report)
+            for one in callbacks:
+                one.on_epoch(report)
     facts = {
         "network": settings.network,
         "class_names": test.class_names,
@@ -53,6 +65,8 @@ def fit(
         run.save_student(trainer.student.state_dict(), facts)
     summary = world.share(_summary(recipe, run, len(test), resumed_after) if run else None)
     assert summary is not None
+    for one in callbacks:
+        one.on_end(summary)
     return summary
 
 

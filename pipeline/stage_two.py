@@ -383,4 +383,4 @@ def _run(
     choices = {name: str(value) for name, value in trainer.recipe.choices().items()}
     compute.world.require_same({**choices, **{f"test_{name}": value for name, value in _digests(test).items()}})
     with open_run(request.folder, trainer.recipe) if compute.world.is_first else nullcontext() as run:
-        return (yield from fit(trainer, run, test, compute, progress))
+        return (yield from fit(trainer, run, test, compute, progress, request.callbacks if run else ()))

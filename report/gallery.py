@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from demkd.display import Displayed
 from demkd.report.samples import SampleListing, SampleRow
 from demkd.report.tables import Cell, Column, Table, number, word
 
@@ -40,6 +40,19 @@ class Gallery:
     table: Table
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PicturedSamples(Displayed):
+    """Samples worth a look with their pictures, for a notebook."""
+
+    listing: SampleListing
+    exhibits: Sequence[Exhibit]
+
+
+def pictured(listing: SampleListing, picture: Picture) -> PicturedSamples:
+    """Put the pictures beside a listing."""
+    return PicturedSamples(listing=listing, exhibits=[_exhibit(row, picture(row.index)) for row in listing.rows])
+
+
 def gallery(listing: SampleListing, picture: Picture | None, *, key: str, title: str, caption: str) -> Gallery:
     """Show a listing, with pictures where there are some."""
     exhibits = () if picture is None else [_exhibit(row, picture(row.index)) for row in listing.rows]
@@ -64,6 +77,8 @@ def shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _data_uri(picture: NDArray[np.uint8]) -> str:
+    from matplotlib.image import imsave  # the extra `report` has it; listings are shown without
+
     content = io.BytesIO()
     settings: dict[str, Any] = {"metadata": {"Software": None}}
     imsave(content, shrink(picture), format="png", **settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from demkd.display import Displayed
 from demkd.report.errors import InspectionError
 from demkd.report.statistics import CacheStatistics
 
@@ -48,7 +49,7 @@ class SampleRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleListing:
+class SampleListing(Displayed):
     """Samples with the highest scores, highest first.
 
     Attributes:

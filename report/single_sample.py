@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache import Cache, CacheDamagedError, CacheIncompleteError, CacheMissingError, TeacherCache
+from demkd.display import Displayed
 
 Array = NDArray[Any]
 
@@ -55,7 +56,7 @@ class SlotRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleViews:
+class SampleViews(Displayed):
     """What all teachers say about one sample, slot by slot: V rows."""
 
     folder: Path
@@ -66,7 +67,7 @@ class SampleViews:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleSummary:
+class SampleSummary(Displayed):
     """What all teachers say about one sample: in one slot, and in all of them."""
 
     folder: Path

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from demkd.cache import Cache, CacheError, TeacherFile
 from demkd.cache.shards import WEIGHTS_NAME, WHOLE, cache_file, split_name
+from demkd.display import Displayed
 from demkd.report.statistics import CacheStatistics
 
 HISTOGRAM_BINS = 20
@@ -85,7 +86,7 @@ class UnfinishedFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheSummary:
+class CacheSummary(Displayed):
     """A whole cache.
 
     Attributes:

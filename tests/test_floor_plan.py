@@ -11,17 +11,18 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOMS = ("cache", "console", "dataset", "losses", "networks", "pipeline", "report", "teachers")
 MAY_IMPORT = {
-    "cache": {"errors", "untrusted"},
+    "cache": {"errors", "display", "untrusted"},
     "dataset": {"errors", "untrusted"},
     "losses": set(),
     "networks": {"errors"},
     "teachers": {"errors"},
-    "pipeline": {"errors", "untrusted", "cache", "dataset", "losses", "networks", "teachers"},
-    "report": {"errors", "untrusted", "cache"},
+    "pipeline": {"errors", "display", "untrusted", "cache", "dataset", "losses", "networks", "teachers"},
+    "report": {"errors", "display", "untrusted", "cache"},
     "console": {"untrusted", "pipeline", "cache", "report"},
     "option_sections": set(),
     "options": {"option_sections", "console", "pipeline", "dataset"},
     "api": {"errors", "console", "pipeline", "cache", "dataset", "report"},
+    "display": set(),
     "exports": set(),
     "untrusted": set(),
     "launch": {"cli"},
@@ -51,6 +52,8 @@ OWNERS = {
     "sklearn": {"dataset"},
     "torchvision": {"dataset", "networks"},
     "tensorboard": {"pipeline"},
+    "wandb": {"pipeline"},
+    "mlflow": {"pipeline"},
     "timm": {"networks"},
     "onnx": {"pipeline"},
     "onnxruntime": {"pipeline"},
@@ -62,7 +65,7 @@ def sources() -> list[Path]:
     return [
         *(
             CHECKOUT / f"{name}.py"
-            for name in ("launch", "cli", "options", "option_sections", "api", "exports", "untrusted")
+            for name in ("launch", "cli", "options", "option_sections", "api", "display", "exports", "untrusted")
         ),
         *(f for room in ROOMS for f in (CHECKOUT / room).rglob("*.py")),
     ]

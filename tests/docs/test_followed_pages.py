@@ -1,6 +1,5 @@
-"""docs/tutorial.md, library.md and photos.md: their commands run in order, and say what the pages say they say."""
+"""docs/tutorial.md, loops.md and photos.md: their commands run in order, and say what the pages say they say."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.write_pages import LIBRARY, PHOTOS, SCALING, TUTORIAL, PageError, run_command, run_page, steps
+from docs.write_pages import LOOPS, PHOTOS, SCALING, TUTORIAL, PageError, run_command, run_page, steps
 from tests.docs.shape import shape
 
 
@@ -53,33 +52,60 @@ def test_the_page_about_scaling_says_what_happens(tmp_path: Path, monkeypatch: p
     assert shape(run_page(page, tmp_path)) == shape(page), "run python -m docs.write_pages"
 
 
-@pytest.mark.slow
-def test_the_plain_loop_has_the_losses_of_distill(tutorial: tuple[Path, str]) -> None:
+@pytest.fixture(scope="module")
+def loops(tutorial: tuple[Path, str]) -> tuple[Path, dict[str, str]]:
+    """The folder in which the page about loops was followed after the tutorial, and its sections as they now are."""
+    for package in ("lightning", "transformers", "accelerate"):
+        pytest.importorskip(package, reason="the page needs pip install 'demkd[test]'")
     folder, _ = tutorial
-    page = library_parts()[0]
-    now = run_page(page, folder)
-    assert shape(now) == shape(page), "run python -m docs.write_pages"
-    shown = [float(loss) for loss in re.findall(r"^epoch \d+  loss (\S+)$", now, re.MULTILINE)]
+    now = {title: run_page(text, folder) for title, text in sections_of_loops().items()}
+    return folder, now
+
+
+def sections_of_loops() -> dict[str, str]:
+    """The page about loops by its titles."""
+    _, *parts = LOOPS.read_text(encoding="utf-8").split("\n## ")
+    return {part.partition("\n")[0]: part for part in parts}
+
+
+@pytest.mark.slow
+def test_the_page_about_loops_says_what_happens(loops: tuple[Path, dict[str, str]]) -> None:
+    for title, now in loops[1].items():
+        assert shape(now) == shape(sections_of_loops()[title]), "run python -m docs.write_pages"
+
+
+@pytest.mark.slow
+def test_the_plain_loop_has_the_losses_of_distill(loops: tuple[Path, dict[str, str]]) -> None:
+    folder, now = loops
+    shown = losses_in(now["A plain loop"])
     lines = [json.loads(line) for line in (folder / "runs" / "check" / "metrics.jsonl").read_text().splitlines()]
     assert shown == pytest.approx([line["losses"]["loss"] for line in lines], rel=1e-3)
     assert len(shown) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="pip install 'demkd[test]' installs it")
-def test_the_lightning_module_trains(tutorial: tuple[Path, str]) -> None:
-    folder, _ = tutorial
-    page = library_parts()[1]
-    now = run_page(page, folder)
-    assert shape(now) == shape(page), "run python -m docs.write_pages"
-    (loss,) = re.findall(r"^epoch 3  loss (\S+)$", now, re.MULTILINE)
-    assert 0 < float(loss) < 24, "less than in the first epoch of the plain loop"
+def test_everywhere_a_student_learns_the_same(loops: tuple[Path, dict[str, str]]) -> None:
+    """Lightning and Accelerate do the same steps; two processes see the same samples, with statistics of their own."""
+    _, now = loops
+    (lightning,) = losses_in(now["In a Lightning module"])
+    one, two = (losses_in(part) for part in now["With Accelerate"].split("$ torchrun"))
+    assert lightning == pytest.approx(one[2], rel=1e-2)
+    assert len(one) == len(two) == 3
+    assert two == pytest.approx(one, rel=0.2)
+    assert two != one
+    (trainer,) = re.findall(r"^69 steps  mean loss (\S+)$", now["In the Trainer of Transformers"], re.MULTILINE)
+    assert one[2] < float(trainer) < one[0] + 4, "the mean over epochs, with another learning rate"
 
 
-def library_parts() -> tuple[str, str]:
-    """The page before and after its section about Lightning begins."""
-    before, _, after = LIBRARY.read_text(encoding="utf-8").partition("\n## In a Lightning module\n")
-    return before, after
+def losses_in(text: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"^epoch \d+  loss (\S+)$", text, re.MULTILINE)]
+
+
+def test_programs_on_the_page_about_loops_are_short() -> None:
+    programs = re.findall(r"^```python\n(.*?)^```$", LOOPS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(programs) == 4
+    for program in programs:
+        assert len([line for line in program.splitlines() if line]) <= 40, program
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""The pages as a site: built without a warning, fetching nothing; and the page of every public name is up to date."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import demkd
+from docs.write_api import PAGE, page
+from tests.conftest import CHECKOUT
+
+
+def test_the_page_of_public_names_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m docs.write_api"
+
+
+def test_every_public_name_is_documented() -> None:
+    """Each with a sentence, and every argument of a stage is in its signature."""
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page(), re.MULTILINE | re.DOTALL))
+    assert set(dir(demkd)) <= set(sections)
+    for name in dir(demkd):
+        prose = re.sub(r"```.*?```", "", sections[name], flags=re.DOTALL).strip()
+        assert len(prose) > 10, name
+    assert "callbacks: Sequence[Callback] = ()" in sections["distill"]
+    assert "- `keep`: only so many of the largest logits" in sections["CachingOptions"]
+    assert "`epoch(epoch: int, *, batch_size: int = 64" in sections["CachedTargets"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs", reason="pip install 'demkd[test]' installs it")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=200)
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr, built.stderr
+    return folder
+
+
+def test_every_page_is_in_the_site_with_its_pictures(site: Path) -> None:
+    pages = {file.stem for file in (CHECKOUT / "docs").glob("*.md")}
+    assert {file.parent.name for file in site.glob("*/index.html")} >= pages
+    home = (site / "index.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<img [^>]*src="(pictures/[^"]+)"', home)
+    assert len(pictures) == 5
+    assert all((site / picture).exists() for picture in pictures)
+    assert not list(site.rglob("*.py"))
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    """Scripts, styles, fonts and pictures are its own; links may lead elsewhere."""
+    for file in site.rglob("*.html"):
+        text = file.read_text(encoding="utf-8")
+        fetched = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)"', text)
+        fetched += re.findall(r'<link [^>]*href="([^"]+)"', text)
+        assert not [one for one in fetched if re.match(r"(?:https?:)?//", one)], file
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"url\(['\"]?(?:https?:)?//", style.read_text(encoding="utf-8")), style
