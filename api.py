@@ -179,7 +179,7 @@ def distill(
     cache: Folder | None = None,
     teachers: Sequence[str] = (),
     live_teachers: "Teachers" = (),
-    method: str | Method = "de-mkd",
+    method: str | Method = defaults.METHOD,
     views: int | str | None = None,
     view_seed: int | None = None,
     hint_layer: ByTeacher[str] = None,

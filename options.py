@@ -264,7 +264,9 @@ def _word_options(words: Mapping[str, Sequence[str]]) -> list[Callable[[Command]
 
 method_options = section(
     "Method",
-    click.option("--method", default="de-mkd", show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."),
+    click.option(
+        "--method", default=defaults.METHOD, show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."
+    ),
     *_word_options({"loss": CHOICES["loss"]}),
     click.option(
         "--standardise/--no-standardise", default=None, help="Let the loss see logits of mean 0 and deviation 1."

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from demkd.cache import open_cache
 from demkd.dataset import Data, Reading, ViewsError, as_source, seeded, tasks_of
+from demkd.pipeline import defaults
 from demkd.pipeline.arguments import (
     ArgumentError,
     ByTeacher,
@@ -73,7 +74,7 @@ class CachedTargets:
         cache: str | os.PathLike[str],
         train: Data,
         *,
-        method: str | Method = "de-mkd",
+        method: str | Method = defaults.METHOD,
         teachers: Sequence[str] = (),
         views: int | None = None,
         epochs: int = TrainingOptions.epochs,
