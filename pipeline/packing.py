@@ -43,7 +43,9 @@ from demkd.pipeline.stage_one import kept_logits, precompute_weights
 
 Array = NDArray[Any]
 
-ROUNDED = "the sums of the logits that were not kept were computed from logits rounded to float16, by `pack`"
+ROUNDED = (
+    "the sums of the logits that were not kept were computed from logits rounded to float16, when this copy was packed"
+)
 _IGNORED = "*.lock\n*.partial\n*.creating\n"  # what git and the hub should leave behind
 _LOGITS = ("logits", "classes", "label_logit", "rest")
 _SECONDS_BETWEEN_SYNCS = 10.0

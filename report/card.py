@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from demkd.cache import Cache
@@ -146,7 +145,7 @@ def _contents(cache: Cache, summary: CacheSummary) -> Iterator[str]:
     yield _table(("file", "logits", "features", "bytes"), rows)
     total = f"{summary.file_bytes:,} bytes"
     weights = ", with `weights.h5`, the entropy weights of all teachers" if summary.weights_state == "matches" else ""
-    yield f"{total} in all{weights}. Files are HDF5, which every tool reads; numbers of logits are float16."
+    yield f"{total} in all{weights}. Files are HDF5, which every tool reads; logits are float16."
     packed = dict.fromkeys(
         _plain(str(teacher.provenance.notes["packed"]))
         for teacher in cache.teachers
@@ -178,7 +177,7 @@ def _use(summary: CacheSummary) -> Iterator[str]:
         "    loss = targets.loss(student(batch.views), batch)\n"
         "```"
     )
-    yield f"This card was written by `demkd card` on {datetime.now(UTC).date().isoformat()}."
+    yield "This card was written by `demkd card`."
 
 
 def _name(summary: CacheSummary) -> str:
