@@ -14,11 +14,13 @@ from typing import Any
 
 import demkd
 from demkd.exports import EXPORTS
-from demkd.pipeline import arguments
+from demkd.pipeline import arguments, defaults
+from demkd.pipeline.recipe import TrainingOptions
 
 PAGE = Path(__file__).with_name("api.md")
 _WIDTH = 120
 _KEYWORDS = ("CachingOptions", "TrainingKeywords", "MethodOptions")  # what `**options` stands for
+_OWNERS = {"defaults": defaults, "TrainingOptions": TrainingOptions}  # of defaults that have a name
 _HEAD = """\
 # Every public name
 
@@ -113,7 +115,14 @@ def _each(arguments: ast.arguments) -> Iterator[str]:
 
 def _argument(argument: ast.arg, default: ast.expr | None) -> str:
     kind = f": {_unquoted(ast.unparse(argument.annotation))}" if argument.annotation else ""
-    return argument.arg + kind + ("" if default is None else f" = {ast.unparse(default)}")
+    return argument.arg + kind + ("" if default is None else f" = {_value(default)}")
+
+
+def _value(default: ast.expr) -> str:
+    """A default as it stands, or what its name stands for."""
+    text = ast.unparse(default)
+    owner, _, name = text.partition(".")
+    return repr(getattr(_OWNERS[owner], name)) if owner in _OWNERS else text
 
 
 def _unquoted(text: str) -> str:
@@ -125,7 +134,8 @@ def _method(function: ast.FunctionDef) -> str:
     text = (ast.get_docstring(function) or "").split("\n\n")[0]
     is_property = any(ast.unparse(one) == "property" for one in function.decorator_list)
     call = function.name if is_property else _signature(function.name, function).replace("\n", " ")
-    return f"`{re.sub(r' +', ' ', call).replace('( ', '(').replace(', )', ')')}`: {_sentence(text)}"
+    shown = f"`{re.sub(r' +', ' ', call).replace('( ', '(').replace(', )', ')')}`"
+    return f"{shown}: {_sentence(text)}" if text else shown
 
 
 def _prose(docstring: str) -> Iterator[str]:

@@ -210,6 +210,7 @@ def test_features_are_chosen_by_name_or_refused(cache: Path, tmp_path: Path) -> 
     folder = tmp_path / "cache"
     demkd.cache_teachers(TEACHERS, TRAIN, out=folder, views=1, features=["0"], feature_grid=2, **QUIET)
     options: dict[str, Any] = {"cache": folder, "train": TRAIN, "test": TEST, "epochs": 1, "batch_size": 16, **QUIET}
+    options["method"] = "de-mkd"  # which matches features
     with pytest.raises(demkd.UserError, match=r"no features of its last map, 1: choose one of 0@2x2 \(`hint_layer`\)"):
         demkd.distill("resnet8", out=tmp_path / "run", **options)
     with pytest.raises(demkd.UserError, match="no features of stage9: choose one of 0@2x2"):
