@@ -11,6 +11,7 @@ from pathlib import Path
 
 from demkd.cache.errors import CacheDamagedError
 from demkd.cache.shards import WEIGHTS_NAME, cache_file, files_by_teacher
+from demkd.untrusted import open_regular, read_regular
 
 SUMS_NAME = "SHA256SUMS"
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>[^/\\]+\.h5)")
@@ -19,7 +20,7 @@ _PIECE = 1 << 20
 
 
 def sums_of(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> dict[str, str]:
-    """The SHA-256 of every finished file of a cache, by name.
+    """The SHA-256 of every finished file of a cache, by name; nothing of one that cannot be read.
 
     Args:
         advance: called with the number of bytes read.
@@ -45,7 +46,7 @@ def read_sums(folder: Path) -> dict[str, str] | None:
         return None
     found = None
     if path.is_file() and path.stat().st_size <= _LARGEST:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(path).decode(errors="replace").splitlines()
         found = [_LINE.fullmatch(line) for line in lines]
     if not found or not all(line and line["name"].isprintable() for line in found):
         raise CacheDamagedError(f"{path} is no list of digests: get the folder again, or remove this file")
@@ -59,8 +60,11 @@ def forget_sums(folder: Path) -> None:
 
 def _digest(path: Path, advance: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            advance(len(piece))
+    try:
+        with open_regular(path) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                advance(len(piece))
+    except OSError:
+        return ""
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """A copy of a cache, made without its teachers: what they would have given, within rounding; and what arrives whole."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,16 @@ def add(folder: Path, others: Path) -> None:
     shutil.copy(others / "b.h5", folder / "c.h5")
 
 
+def pipe(folder: Path, others: Path) -> None:
+    (folder / "b.h5").unlink()
+    os.mkfifo(folder / "b.h5")  # whoever opens it to read waits for ever
+
+
+def pipe_for_a_list(folder: Path, others: Path) -> None:
+    (folder / "SHA256SUMS").unlink()
+    os.mkfifo(folder / "SHA256SUMS")
+
+
 def garble(folder: Path, others: Path) -> None:
     (folder / "SHA256SUMS").write_text("no list\n")
 
@@ -236,6 +247,8 @@ def garble(folder: Path, others: Path) -> None:
         (another_version, "b.h5 is not the file that was packed"),
         (add, "c.h5 was not packed with the others"),
         (garble, "is no list of digests"),
+        (pipe, "b.h5 is not the file that was packed"),
+        (pipe_for_a_list, "is no list of digests"),
     ],
 )
 def test_what_did_not_arrive_as_it_was_sent_is_found(
