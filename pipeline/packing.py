@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from demkd.cache import (
+    CacheDamagedError,
     CacheMismatchError,
     CacheShape,
     CacheValueError,
@@ -259,8 +260,10 @@ def _write_sums(folder: Path, progress: Progress) -> None:
     """The digests, last: a folder that has them is complete."""
     total = sum(file.stat().st_size for file in folder.glob("*.h5"))
     with progress.task("computing digests", total=total, unit="bytes") as task:
-        text = sums_text(sums_of(folder, advance=task.advance))
-    for name, content in ((".gitignore", _IGNORED), (SUMS_NAME, text)):
+        sums = sums_of(folder, advance=task.advance)
+    if unread := [name for name, digest in sums.items() if not digest]:
+        raise CacheDamagedError(f"{folder / unread[0]} cannot be read: remove it, and pack again")
+    for name, content in ((".gitignore", _IGNORED), (SUMS_NAME, sums_text(sums))):
         creating = folder / f"{name}.creating"
         with disk_errors_in_words(creating, remove=True):
             creating.write_text(content, encoding="utf-8")
