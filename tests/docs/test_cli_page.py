@@ -11,6 +11,7 @@ from demkd.cli import main
 from docs.write_cli import PAGE, page
 from tests.conftest import CHECKOUT
 
+SHOWN = {name: command for name, command in main.commands.items() if not command.hidden}
 DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
 
@@ -21,8 +22,8 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_command_and_option_is_on_the_page() -> None:
     """Asked of click itself, and not of what wrote the page."""
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page(), re.MULTILINE | re.DOTALL))
-    assert sections.keys() == main.commands.keys()
-    for name, command in main.commands.items():
+    assert sections.keys() == SHOWN.keys()
+    for name, command in SHOWN.items():
         for parameter in command.params:
             for word in (*parameter.opts, *parameter.secondary_opts):
                 shown = f"`{word}" if isinstance(parameter, click.Option) else word.upper()
@@ -53,4 +54,4 @@ def test_every_command_line_in_a_document_is_understood(document: Path) -> None:
 def test_command_lines_are_found() -> None:
     """The parser above sees the examples: those of the README, and one a command at least on its page."""
     assert len(command_lines(CHECKOUT / "README.md")) >= 4
-    assert {line.split()[0] for line in command_lines(PAGE)} == set(main.commands)
+    assert {line.split()[0] for line in command_lines(PAGE)} == set(SHOWN)
