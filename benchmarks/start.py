@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+from statistics import median
 
 from demkd.benchmarks.timing import Measurement, compare
 from demkd.pipeline.child_process import child_environment, python_module
@@ -33,18 +35,30 @@ def measure_start(data: str, *, repetitions: int) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="demkd-start-") as folder:
         write_cache(Path(folder) / "cache", pictures, teachers=3, views=4)
 
-        def process(*command: str) -> Callable[[], object]:
-            return lambda: subprocess.run(command, check=True, env=child_environment(), cwd=folder)
+        processor: dict[str, list[float]] = {}
+
+        def process(name: str, *command: str) -> Callable[[], object]:
+            def run() -> None:
+                before = getrusage(RUSAGE_CHILDREN)
+                subprocess.run(command, check=True, env=child_environment(), cwd=folder)
+                after = getrusage(RUSAGE_CHILDREN)
+                used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                processor.setdefault(name, []).append(used)
+
+            return run
 
         measured = compare(
             "11",
             f"seconds from `distill` on {len(pictures):,} pictures to the first step, above import torch, torchvision",
             "<= 2",
-            process(*python_module("demkd.benchmarks.start"), str(Path(data).resolve()), f"{folder}/cache"),
-            process(sys.executable, "-c", "import torch, torchvision"),
+            process("distill", *python_module("demkd.benchmarks.start"), str(Path(data).resolve()), f"{folder}/cache"),
+            process("imports", sys.executable, "-c", "import torch, torchvision"),
             repetitions=repetitions,
         )
-    return replace(measured, ratios=tuple(first - second for first, second in measured.times), times=())
+    # On a busy machine the clock says little: what processors did is told beside it (threads that wait for others count).
+    used = {f"{name}_processor_s": median(times[1:]) for name, times in processor.items()}
+    ratios = tuple(first - second for first, second in measured.times)
+    return replace(measured, ratios=ratios, times=(), facts={**measured.facts, **used})
 
 
 def main() -> None:
