@@ -55,7 +55,7 @@ def measure_start(data: str, *, repetitions: int) -> Measurement:
             process("imports", sys.executable, "-c", "import torch, torchvision"),
             repetitions=repetitions,
         )
-    # On a busy machine the clock says little: what processors did is told beside it (threads that wait for others count).
+    # On a busy machine the clock says little: what processors did is told beside it (threads that wait count).
     used = {f"{name}_processor_s": median(times[1:]) for name, times in processor.items()}
     ratios = tuple(first - second for first, second in measured.times)
     return replace(measured, ratios=ratios, times=(), facts={**measured.facts, **used})

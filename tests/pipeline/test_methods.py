@@ -42,7 +42,10 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
 
 
 # DIST's authors add 1e-8 to the lengths of a class's column, which the plain correlation does not.
-NEAR = {name: {"rtol": 1e-6, "atol": 1e-6} if name == "dist" else {"rtol": 1e-11, "atol": 1e-12} for name in METHODS}
+NEAR = {
+    name: {"rtol": 1e-6, "atol": 1e-6} if name in ("dist", "dist-8") else {"rtol": 1e-11, "atol": 1e-12}
+    for name in METHODS
+}
 
 
 OF = {"batch_weight": "dist", "target_power": "ofa"}  # options that DE-MKD does not read
@@ -133,8 +136,8 @@ def logit_loss(name: str, student: Tensor, teachers: list[Tensor], labels: Tenso
     if name in ("kd-ls", "dkd-ls"):
         plain = "kd" if name == "kd-ls" else "dkd"
         return 9 * divergences(plain, z_scored(student), [z_scored(z) for z in teachers], labels, weights, 2.0)
-    if name == "dist":
-        return 2 * correlations(student, teachers, weights, 4.0)
+    if name in ("dist", "dist-8"):
+        return (8 if name == "dist-8" else 2) * correlations(student, teachers, weights, 4.0)
     if name in ("mlkd", "mlkd-ls"):
         return levels(name, student, teachers, weights)
     if name == "ofa":
