@@ -92,7 +92,8 @@ def _drain(descriptor: int, parts: list[bytes]) -> None:
 
 def distilling(made: Path, out: Path, *, epochs: int) -> list[object]:
     cache = made / "cache"
-    return ["distill", "--data", "digits", "--cache", cache, "--student", "resnet8", "--epochs", epochs, "--out", out]
+    what = ["--data", "digits", "--cache", cache, "--student", "resnet8", "--method", "de-mkd"]
+    return ["distill", *what, "--epochs", epochs, "--out", out]
 
 
 def test_a_bar_shows_rate_time_left_loss_and_top1(made: Path, tmp_path: Path) -> None:
