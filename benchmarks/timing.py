@@ -52,7 +52,7 @@ def seconds(work: Work) -> float:
 
 def count_processor_time() -> None:
     """From now on, for a machine that others keep busy; without workers, whose time is not this process'."""
-    global _of_processors  # noqa: PLW0603 - a choice for the whole program
+    global _of_processors
     _of_processors = True
 
 
