@@ -37,6 +37,7 @@ from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
 from demkd.benchmarks.sharing import measure_sharing
 from demkd.benchmarks.start import measure_start
+from demkd.benchmarks.timing import count_processor_time
 from demkd.cache.layout import BLOCK_ROWS
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
@@ -55,6 +56,8 @@ def main() -> None:
         batch_size=arguments.batch_size or scale.batch_size,
     )
     compute = choose_compute(device=arguments.device)
+    if arguments.processor_time:
+        count_processor_time()
     kind, rows = _measure(arguments, scale)
     result = {
         "kind": kind,
@@ -65,6 +68,7 @@ def main() -> None:
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
+        "clock": "processor" if arguments.processor_time else "wall",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": _commit(),
         "rows": rows,
@@ -145,6 +149,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", action="store_true", help="two processes against one instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
     parser.add_argument("--sharing", action="store_true", help="stage one by two processes instead")
+    parser.add_argument("--processor-time", action="store_true", help="not the clock's, on a busy machine; one thread")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
     parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")

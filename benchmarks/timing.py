@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 Work = Callable[[], object]
+_of_processors = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,10 +43,17 @@ class Measurement:
 
 
 def seconds(work: Work) -> float:
-    """How long some work takes."""
-    started = time.perf_counter()
+    """How long some work takes, or how long processors are at it."""
+    clock = time.process_time if _of_processors else time.perf_counter
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def count_processor_time() -> None:
+    """From now on, for a machine that others keep busy; without workers, whose time is not this process'."""
+    global _of_processors
+    _of_processors = True
 
 
 def alternate(first: Work, second: Work, *, repetitions: int) -> tuple[list[float], list[float]]:
