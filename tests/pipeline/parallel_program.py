@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import demkd
+from demkd.pipeline.cached_teachers import TARGET_BYTES, CachedTeachers
 from tests.pipeline.stages import Recorder
 
 SAMPLES = 58  # 3 batches of 16 and a rest of 10, which 4 processes share unevenly
@@ -25,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mixed": {"method": "ebkd", "cache": "mixed"},
     "largest": {"method": "kd", "cache": "largest", "temperature": 2.0},
     "live": {"method": "ca-mkd", "hint_weight": 0.0, "cache": None, "views": 3},
+    "by-batch": {"method": "dkd"},  # whose targets are fused batch by batch, as where a slot of them does not fit
     "batch-norm": {"method": "de-mkd-logits", "sync_bn": True},
     "standardised": {"method": "wttm", "standardise": True, "weight_source": "agreement"},
     "labels": {"method": "ce"},
@@ -89,6 +91,8 @@ class Notes:
 def train_student(case: str, folder: Path, out: Path, *, device: str) -> dict[str, Any]:
     options = dict(CASES[case])
     cache = options.pop("cache", "all")
+    defaults = CachedTeachers.__init__.__kwdefaults__ or {}
+    defaults["target_bytes"] = 0 if case == "by-batch" else TARGET_BYTES
     student, notes, told = network(3, normalised=case == "batch-norm"), Notes(), Recorder()
     notes.watch(student)
     report = demkd.distill(
