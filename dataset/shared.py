@@ -4,11 +4,12 @@ Students that take steps in turn ask for an epoch's views before any of them tak
 are equal, but for their sizes, share a stream. A batch lives until all have taken it, so that they must take turns.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from demkd.dataset.source import StreamedImages, Views, ViewTask
 from demkd.dataset.views import ViewPolicy
@@ -44,6 +45,7 @@ class _Stream:
         self._views: Iterator[Views] | None = None
         self._place = -1
         self._batch: Views = {}
+        self._uploaded: torch.cuda.Event | None = None
 
     def joins(self, policy: ViewPolicy, tasks: tuple[ViewTask, ...], device: torch.device) -> bool:
         """Whether somebody else wants these very views, and none was made so far."""
@@ -68,6 +70,22 @@ class _Stream:
                 )
             if place == self._place + 1:
                 self._place, self._batch = place, next(self._views)
+                self._note_upload()
             if place != self._place:
                 raise RuntimeError(f"batch {place} was asked for, and {self._place} is there: take batches in turn")
-            yield {size: self._batch[size] for size in sizes}
+            yield {size: self._taken(self._batch[size]) for size in sizes}
+
+    def _note_upload(self) -> None:
+        """Remember when a batch is there: on a GPU whoever takes a step has a stream of its own."""
+        if self._device.type == "cuda":
+            self._uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._uploaded.record()
+
+    def _taken(self, views: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Views that may be read on the current stream, and whose memory stays until it has done so."""
+        if self._uploaded:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(self._uploaded)
+            for view in views:
+                view.record_stream(stream)
+        return views

@@ -68,12 +68,19 @@ class World:
         """This process' samples of a batch (B,): contiguous, sizes differing by one at most."""
         return batch if self.size == 1 else torch.tensor_split(batch, self.size)[self.rank]
 
-    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """A module whose gradients are the mean over all processes; call this instead of the model."""
+    def parallel(self, model: nn.Module, device: torch.device, *, uses_all: bool) -> nn.Module:
+        """A module whose gradients are the mean over all processes; call this instead of the model.
+
+        Args:
+            uses_all: whether every parameter is known to get a gradient in every step.
+        """
         if not self.joined:
             return model
         return nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=not uses_all,
         )
 
     def total(self, figures: Tensor) -> Tensor:
@@ -203,10 +210,18 @@ def joined(compute: "Compute") -> "Iterator[Compute]":
         yield replace(compute, world=world)
     except UserError as error:
         raise _once(world, error) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise _once(world, ProcessesError(f"{error.filename}: {error.strerror}")) from error
     except RuntimeError as error:
         if not _is_lost_connection(error):
+            _once(world, ProcessesError(str(error)))  # so that the others know that something was said
             raise
-        lost = ProcessesError("another process ended without a word: run the same command again, which goes on")
+        lost = ProcessesError(
+            f"another process ended without a word ({str(error).splitlines()[0][:200]}): run the same command again, "
+            "which goes on"
+        )
         raise _once(world, lost) from error
     # After a failure nobody answers any more; then the group ends with the process.
     gc.collect()  # a data-parallel module that outlives its group ends the process (measured: one run in three)

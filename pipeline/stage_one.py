@@ -377,7 +377,7 @@ def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
     _, answers = answer_again(job, filling.prepared, slot, torch.arange(rows.start, rows.stop))
     now = answers["logits"]
     change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
-    if change > RECOMPUTE_TOLERANCE * max(scale, 1.0):
+    if not change <= RECOMPUTE_TOLERANCE * max(scale, 1.0):  # NaN is no answer either
         raise CacheMismatchError(
             f"teacher {filling.name} answers slot {slot}, rows {rows.start} to {rows.stop - 1}, otherwise than "
             f"when the cache was started (logits differ by up to {change:.3g}): its network's code has changed since; "

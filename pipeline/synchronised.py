@@ -6,9 +6,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from demkd.errors import UserError
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class SynchronisedError(UserError, TypeError):
+    """A network whose batch normalisation cannot be synchronised."""
+
 
 def synchronise(model: nn.Module, device: torch.device) -> None:
-    """Let a model's batch normalisations see all processes' samples: PyTorch's on GPUs, which has none for CPUs."""
+    """Let a model's batch normalisations see all processes' samples: PyTorch's on GPUs, which has none for CPUs.
+
+    Raises:
+        SynchronisedError: if one is of a class that does more, such as timm's with its activation, which would be lost.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) not in _PLAIN:
+            raise SynchronisedError(
+                f"`sync_bn` knows PyTorch's batch normalisation, and {name} of the network is {type(module).__name__}, "
+                "which does more than that: leave it out, or choose another network"
+            )
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return

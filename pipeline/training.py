@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,9 @@ class Trainer:
         # Batch normalisation needs two pictures in every process: two samples, or one in several views.
         self._least = self._world.least_batch if settings.views_per_decode == 1 else self._world.size
         require_batch(min(settings.batch_size, 2 * self._batch), self._world)
-        self._parallel = self._world.parallel(self.model, compute.device)
+        # A network of one's own, or of a library, may have layers that only other losses use.
+        ours = student is None and ":" not in settings.network
+        self._parallel = self._world.parallel(self.model, compute.device, uses_all=ours)
         self._objective = Objective(
             method,
             epochs=settings.epochs,
@@ -122,7 +125,7 @@ class Trainer:
             self._render = train.renderer(self._policy, compute.device)
         if compute.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches keep their shape, so that trying the kernels pays
-            if not own.optimizer and not self._world.joined:
+            if own == OwnTraining() and not self._world.joined:  # a schedule of one's own may change more than the rate
                 self._replay = Replay(self._step, compute.device)
                 self._resident_replay = Replay(self._resident_step, compute.device)
                 self._keep_rate_on_device()
@@ -259,7 +262,7 @@ class Trainer:
         """Go back to a `state`."""
         self.student.load_state_dict(state["student"])
         self.model.adapters.load_state_dict(state["adapters"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(self._as_here(state["optimizer"]))
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])
         if self._replay:
@@ -294,6 +297,15 @@ class Trainer:
         self._optimizer.step()
         right = (logits.argmax(1) == given.labels.own).float().mean()
         return torch.cat((terms.detach(), torch.stack((loss.detach(), right))))
+
+    def _as_here(self, state: dict[str, Any]) -> dict[str, Any]:
+        """An optimiser's state with this one's ways of computing: a run may go on where there is another device."""
+        ways = ("fused", "capturable", "foreach")
+        groups = [
+            {**saved, **{way: own[way] for way in ways if way in own}}
+            for saved, own in zip(state["param_groups"], self._optimizer.param_groups, strict=True)
+        ]
+        return {**state, "param_groups": groups}
 
     def _set_learning_rate(self, done: float) -> None:
         """Follow the schedule, when a share `done` of the run is done; the user's own looks after itself."""

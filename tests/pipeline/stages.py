@@ -55,7 +55,7 @@ class Workshop:
         return api.cache_teachers(self.teachers(), str(self.data), out=out or self.cache, **options)
 
     def distill(self, out: Path, *, online: bool = False, **changes: Any) -> RunReport:
-        options = {**SMALL, "views": 5, "progress": SilentProgress(), **changes}
+        options = {**SMALL, "method": "de-mkd", "views": 5, "progress": SilentProgress(), **changes}
         if online:
             options["live_teachers"] = self.teachers(tuple(sorted(TEACHERS)))
         else:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import demkd
 from demkd.pipeline.results import EpochReport
+from demkd.pipeline.synchronised import SynchronisedError, synchronise
 from tests.conftest import CHECKOUT
 from tests.pipeline.parallel_program import CASES, QUIET, make_caches
 from tests.pipeline.stages import Recorder, train_network
@@ -97,7 +99,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Path
 def distilling(pictures: Path, made: Path, out: Path, *options: object) -> list[object]:
     return [
         *("cli.py", "distill", "--data", pictures, "--cache", made / "cache", "--student", "resnet8"),
-        *("--epochs", 2, "--batch-size", 16, "--precision", "float32", "--out", out, *options),
+        *("--method", "de-mkd", "--epochs", 2, "--batch-size", 16, "--precision", "float32", "--out", out, *options),
     ]
 
 
@@ -131,7 +133,7 @@ def test_a_run_goes_on_with_another_number_of_processes(picture_folder: Path, da
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"train": str(picture_folder), "cache": data / "cache", "epochs": 2, "batch_size": 16,
-                               "sync_bn": True, **QUIET}  # fmt: skip
+                               "sync_bn": True, "method": "de-mkd", **QUIET}  # fmt: skip
     whole = demkd.distill("resnet8", out=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         demkd.distill("resnet8", out=tmp_path / "run", **{**options, "progress": Stop()})
@@ -208,3 +210,47 @@ def test_other_commands_are_for_one_process(data: Path) -> None:
     done = start("cli.py", "verify", data / "cache", processes=2)
     assert "verify works in one process: start it without torchrun" in done.stderr
     assert done.stderr.count("verify works in one process") == 1
+
+
+class _NormWithActivation(nn.BatchNorm2d):
+    """As timm's: normalisation and activation in one module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_normalisation_that_does_more_is_refused() -> None:
+    """Replaced, it would lose its activation, and the saved network would be another."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), _NormWithActivation(4))
+    with pytest.raises(SynchronisedError, match="1 of the network is _NormWithActivation"):
+        synchronise(network, torch.device("cpu"))
+    synchronise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.device("cpu"))
+
+
+def test_a_file_that_cannot_be_written_is_said_once(picture_folder: Path, data: Path) -> None:
+    done = start(*distilling(picture_folder, data, Path("/proc/nobody/run")), processes=2)
+    assert "rank 0 of 2: /proc/nobody" in sentence_of(done)
+
+
+UNUSED = """
+import sys, torch, demkd
+from torch import nn
+
+class Spare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+demkd.distill(Spare(), train=sys.argv[1], cache=sys.argv[2], out=sys.argv[3], method="kd", epochs=1, batch_size=16,
+              progress=False, precision="float32")
+"""
+
+
+def test_layers_without_a_gradient_do_no_harm(picture_folder: Path, data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(UNUSED)
+    done = start(program, picture_folder, data / "cache", tmp_path / "run", processes=2, PYTHONPATH=str(CHECKOUT))
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -158,7 +158,7 @@ def distilling(data: Path, cache: Path, out: Path, *, epochs: int) -> list[objec
     """A `distill` command, whose student learns from logits, features and precomputed weights."""
     return [
         *("distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
-        *("--student", "resnet8", "--epochs", epochs, "--batch-size", 16, "--seed", 3),
+        *("--student", "resnet8", "--method", "de-mkd", "--epochs", epochs, "--batch-size", 16, "--seed", 3),
     ]
 
 

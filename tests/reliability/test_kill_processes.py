@@ -72,7 +72,18 @@ def with_signal(pid: int, number: int) -> None:
 def distilling(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
     return [
         *("cli.py", "distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
-        *("--student", "resnet8", "--epochs", epochs, "--batch-size", 16, "--learning-rate", 0.02),
+        *(
+            "--student",
+            "resnet8",
+            "--method",
+            "de-mkd",
+            "--epochs",
+            epochs,
+            "--batch-size",
+            16,
+            "--learning-rate",
+            0.02,
+        ),
     ]
 
 
