@@ -81,6 +81,7 @@ class World:
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             find_unused_parameters=not uses_all,
+            broadcast_buffers=False,  # rank 0's running statistics are sent once an epoch, when they are first used
         )
 
     def total(self, figures: Tensor) -> Tensor:
