@@ -16,7 +16,11 @@ FIRST = "Options"
 
 
 class SectionedCommand(click.Command):
-    """A command whose help has a part for each section."""
+    """A command whose help has a part for each section, and which `-h` asks for too, however the command is called."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], **(options.get("context_settings") or {})}
+        super().__init__(*arguments, **{**options, "context_settings": settings})
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, options in sections_of(self, ctx).items():

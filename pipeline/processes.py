@@ -76,13 +76,14 @@ class World:
         """
         if not self.joined:
             return model
-        return nn.parallel.DistributedDataParallel(
+        parallel = nn.parallel.DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             find_unused_parameters=not uses_all,
-            broadcast_buffers=False,  # rank 0's running statistics are sent once an epoch, when they are first used
         )
+        parallel.broadcast_buffers = False  # rank 0's running statistics are sent once an epoch, where they are used
+        return parallel
 
     def total(self, figures: Tensor) -> Tensor:
         """The sum over all processes."""
