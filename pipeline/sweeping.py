@@ -299,7 +299,12 @@ def _beside_seed(run: SweepRun) -> str:
 
 
 def _groups(runs: Sequence[SweepRun], together: int) -> list[list[SweepRun]]:
-    """The runs that a process makes, at most so many: such as show the same pictures in every step."""
+    """The runs that a process makes, at most so many: such as show the same pictures in every step.
+
+    One at a time they are made in the order of the file.
+    """
+    if together == 1:
+        return [[run] for run in runs]
     alike: dict[str, list[SweepRun]] = {}
     for run in runs:
         alike.setdefault(run.shows, []).append(run)
