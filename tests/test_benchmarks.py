@@ -54,7 +54,7 @@ def test_photos_and_kept_logits_are_measured(tmp_path: Path) -> None:
     """On small photos; a student of all logits is nearer to the teachers than none is to be expected of."""
     photos = write_photos(tmp_path / "photos")
     measured = list(measure_photos(str(photos), device="cpu", repetitions=1, workers=1, samples=24))
-    assert [one.number for one in measured] == ["P1", "P1m", "P2", "P3"]
+    assert [one.number for one in measured] == ["P1", "P1m", "18", "P2", "12", "12m", "13", "13m", "P3"]
     assert all(one.value > 0 for one in measured)
     teachers = {name: build_network("resnet8", classes=3) for name in "abc"}
     settings: dict[str, Any] = {"device": "cpu", "precision": "float32", "progress": False}
