@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ def _answering(module: str, environment: dict[str, str]) -> Iterator[Callable[[o
     try:
         yield request
     finally:
-        asking.close()
+        with suppress(BrokenPipeError):  # it has ended already
+            print("null", file=asking, flush=True)  # closing says nothing while a forked worker still holds the pipe
+            asking.close()
         process.wait(timeout=30)
         answers.close()
 

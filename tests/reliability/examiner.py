@@ -143,5 +143,5 @@ def _examine_in_fork(command: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        print(json.dumps(_examine_in_fork(json.loads(line))), flush=True)  # noqa: T201 - that is its answer
+    while (command := json.loads(sys.stdin.readline() or "null")) is not None:
+        print(json.dumps(_examine_in_fork(command)), flush=True)  # noqa: T201 - that is its answer

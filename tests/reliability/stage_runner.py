@@ -132,5 +132,5 @@ def _run(commands: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     assert Path.cwd().joinpath("cli.py").exists(), "runs in the checkout"
-    for line in sys.stdin:
-        print(json.dumps(_run(json.loads(line))), flush=True)  # noqa: T201 - that is its answer
+    while (commands := json.loads(sys.stdin.readline() or "null")) is not None:
+        print(json.dumps(_run(commands)), flush=True)  # noqa: T201 - that is its answer
