@@ -7,6 +7,7 @@ python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pix
 python -m benchmarks --start --data FOLDER        # from `distill` to the first step, on small pictures: 2 minutes
 python -m benchmarks --imagenet                   # inspect and distill at ImageNet's shape: 2 minutes, 2.5 GB of disk
 python -m benchmarks --sharing                    # two processes of stage one against one: 2 minutes
+python -m benchmarks --peer                       # torchdistill's loop beside ours, where that is installed: 10 minutes
 python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
 """
@@ -32,6 +33,7 @@ from demkd.benchmarks.growth import SIZES, measure_growth
 from demkd.benchmarks.imagenet import SAMPLES, measure_imagenet
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import measure_all
+from demkd.benchmarks.peer import measure_peer
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
@@ -44,6 +46,7 @@ from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
 
 RESULTS = Path(__file__).parent / "results"
+_OF_NOISE = ("quick", "growth", "gpu", "sharing", "imagenet", "peer")
 
 
 def main() -> None:
@@ -64,7 +67,9 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise" if kind in ("quick", "growth", "gpu", "sharing", "imagenet") else Path(arguments.data).name,
+        "data": "noise"
+        if kind in ("quick", "growth", "gpu", "sharing", "imagenet", "peer")
+        else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -81,7 +86,7 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
     """What kind of table was asked for, and its rows, which are printed as they come."""
     if arguments.growth:
         return "growth", _growth(arguments.device)
-    if arguments.gpu or arguments.processes or arguments.imagenet or arguments.start:
+    if arguments.gpu or arguments.processes or arguments.imagenet or arguments.start or arguments.peer:
         return _measure_machine(arguments)
     if arguments.photos:
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
@@ -112,6 +117,9 @@ def _measure_machine(arguments: argparse.Namespace) -> tuple[str, list[dict[str,
     if arguments.imagenet:
         size = arguments.samples or SAMPLES
         return "imagenet", _targets(measure_imagenet(samples=size, repetitions=arguments.repetitions or 5))
+    if arguments.peer:
+        asked = {"samples": arguments.samples or 6_400, "repetitions": arguments.repetitions or 5}
+        return "peer", _targets(measure_peer(device=arguments.device, **asked))
     measured = measure_processes(samples=arguments.samples or 9_600, repetitions=arguments.repetitions or 5)
     return "processes", _targets(measured)
 
@@ -149,6 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", action="store_true", help="two processes against one instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
     parser.add_argument("--sharing", action="store_true", help="stage one by two processes instead")
+    parser.add_argument("--peer", action="store_true", help="torchdistill's loop against ours instead")
     parser.add_argument("--processor-time", action="store_true", help="not the clock's, on a busy machine; one thread")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")

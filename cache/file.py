@@ -4,12 +4,13 @@ HDF5 lays a file out once. Our own reader takes offsets from the user block, so 
 the digest has not vouched for, and opening costs no library call.
 """
 
+import contextlib
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +81,30 @@ def read_header(path: Path) -> Header:
         CacheMissingError: if there is no such file.
         CacheDamagedError: if it is not a cache file, truncated, of another format, or changed.
     """
+    with _opened(path) as file:
+        return _read_header(path, file)
+
+
+def open_file(path: Path) -> tuple[Header, dict[str, Array]]:
+    """The same, and every data set memory-mapped, read-only; nothing of them is read yet.
+
+    Both are of one file, opened once: at any moment another process may put a longer one in its place.
+
+    Raises:
+        CacheMissingError, CacheDamagedError: as `read_header`.
+    """
+    with _opened(path) as file:
+        header = _read_header(path, file)
+        return header, _map(path, file, header)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
             raise CacheDamagedError(f"{path} is no file: remove it, or choose another folder")
         with path.open("rb") as file:
-            return _read_header(path, file.fileno(), file.read(user_block.LARGEST))
+            yield file
     except FileNotFoundError:
         raise CacheMissingError(f"there is no file {path}") from None
     except CacheDamagedError:
@@ -93,8 +113,9 @@ def read_header(path: Path) -> Header:
         raise CacheDamagedError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_header(path: Path, descriptor: int, data: bytes) -> Header:
-    header, text = user_block.parse(path, data)
+def _read_header(path: Path, file: BinaryIO) -> Header:
+    descriptor = file.fileno()
+    header, text = user_block.parse(path, file.read(user_block.LARGEST))
     _require_size(path, os.fstat(descriptor).st_size, header)
     size = user_block.size_for(len(header.contents))
     user_block.check_extents(path, header, size)
@@ -114,8 +135,13 @@ def _require_size(path: Path, actual: int, header: Header) -> None:
 
 
 def map_file(path: Path, header: Header) -> dict[str, Array]:
-    """Memory-map every data set, read-only; nothing is read yet."""
-    memory = np.memmap(path, mode="r", dtype=np.uint8)
+    """Memory-map a file that this process wrote and holds."""
+    with path.open("rb") as file:
+        return _map(path, file, header)
+
+
+def _map(path: Path, file: BinaryIO, header: Header) -> dict[str, Array]:
+    memory = np.memmap(file, mode="r", dtype=np.uint8)
     # Beyond the end of a file that shrank, a map ends the process (SIGBUS) instead of raising.
     _require_size(path, len(memory), header)
     return {

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.errors import CacheDamagedError, CacheIncompleteError, CacheMissingError
-from demkd.cache.file import map_file, read_header
+from demkd.cache.file import open_file
 from demkd.cache.layout import CacheShape, ledger_entry
 from demkd.cache.provenance import Provenance
 from demkd.cache.shards import WHOLE, is_partial, split_name
@@ -39,13 +39,11 @@ class TeacherFile:
         """
         self.path = path
         self.name, self.shard = split_name(path.name)
-        header = read_header(path)
-        self.header = header
-        self._arrays = map_file(path, header)
+        self.header, self._arrays = open_file(path)
         self.provenance = Provenance.from_json(self._arrays["provenance"].tobytes())
         self.provenance.require_teacher()
         samples = self._require_place()
-        self.shape: CacheShape = header.shape(
+        self.shape: CacheShape = self.header.shape(
             classes=len(self.provenance.identity["data"]["class_names"]),
             rest_temperatures=self.provenance.rest_temperatures,
             first_sample=samples.start,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from demkd.cache.disk import replace_durably
 from demkd.cache.errors import CacheDamagedError, CacheMismatchError
-from demkd.cache.file import create_file, map_file, read_header
+from demkd.cache.file import create_file, open_file
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
 from demkd.cache.shards import WEIGHTS_NAME, cache_file
@@ -61,8 +61,7 @@ class CachedWeights:
 
 def _read(path: Path, *, samples: int) -> tuple[NDArray[np.float32], Mapping[str, str], str]:
     """Weights (K, V, N), the digest of each teacher's answers, and the weighting in words."""
-    header = read_header(path)
-    arrays = map_file(path, header)
+    header, arrays = open_file(path)
     identity = Provenance.from_json(arrays["provenance"].tobytes()).identity
     recorded, weighting = identity.get("teachers"), identity.get("weighting")
     values = arrays.get("weights")

@@ -12,6 +12,7 @@ from demkd.benchmarks.bench import Scale
 from demkd.benchmarks.growth import Size, measure_growth
 from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import MEASURES, measure_all
+from demkd.benchmarks.peer import measure_peer
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.sharing import measure_sharing
 from demkd.benchmarks.teachers import known_classes, make_teachers, misnamed_classes, pictures_of_specialist
@@ -47,6 +48,12 @@ def test_growth_is_measured_on_real_files() -> None:
 def test_sharing_is_measured() -> None:
     (measured,) = measure_sharing("resnet8", samples=2048, views=1, repetitions=1)
     assert measured.value > 0
+
+
+@pytest.mark.slow
+def test_a_peer_is_measured() -> None:
+    pytest.importorskip("torchdistill", reason="pip install torchdistill")
+    assert [row.number for row in measure_peer(samples=128, repetitions=1, device="cpu")] == ["T1", "T1", "T3", "T3"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,34 @@ def test_a_file_with_the_final_name_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "a.h5.partial").exists()
     with pytest.raises(CacheIncompleteError, match=r"teacher a in .* is 42% done: run the same `cache_teachers` again"):
         open_cache(tmp_path)
+
+
+def test_a_file_is_opened_whole_while_another_process_puts_a_grown_one_in_its_place(tmp_path: Path) -> None:
+    """What opens it sees the one or the other, and never the header of one with the bytes of the other."""
+    for number, views in enumerate((3, 4)):
+        fill(tmp_path, shape(views=views))
+        shutil.copy(tmp_path / "a.h5", tmp_path / f"next{number}")
+    swap = [sys.executable, "-c", _SWAP, str(tmp_path / "a.h5"), str(tmp_path / "next")]
+    swapping, seen, opened = subprocess.Popen(swap, stdin=subprocess.PIPE), set(), 0
+    try:
+        while len(seen) < 2 or opened < 300:
+            seen.add(TeacherFile(tmp_path / "a.h5").shape.num_views)
+            opened += 1
+    finally:
+        swapping.communicate()
+    assert seen == {3, 4}
+
+
+# Until its input ends, one file after the other takes the name; a link costs no copy.
+_SWAP = """
+import itertools, os, select, sys
+name, versions = sys.argv[1:]
+for number in itertools.count():
+    if select.select([sys.stdin], [], [], 0)[0]:
+        break
+    os.link(f"{versions}{number % 2}", f"{name}.linked")
+    os.replace(f"{name}.linked", name)
+"""
 
 
 def test_an_unfinished_file_cannot_be_finished(tmp_path: Path) -> None:

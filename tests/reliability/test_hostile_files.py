@@ -124,7 +124,6 @@ def test_some_hostile_shards(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("mutation"), _SLOW_FILES, ids=lambda mutation: str(mutation.__name__))
 def test_many_hostile_shards(
     examine: Callable[..., str], pristine_shards: Path, tmp_path: Path, mutation: m.Mutation
@@ -134,7 +133,6 @@ def test_many_hostile_shards(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("mutation"), _SLOW_FILES, ids=lambda mutation: str(mutation.__name__))
 def test_many_hostile_caches(
     examine: Callable[..., str],

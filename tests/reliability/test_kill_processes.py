@@ -135,7 +135,6 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_run_of_processes_survives_many_kills(picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
     killed = survive(picture_folder, pristine_cache, tmp_path, kills=_SLOW_KILLS, epochs=120, seed=1)
     print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it

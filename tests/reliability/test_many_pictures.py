@@ -35,7 +35,6 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     peaks = {}
