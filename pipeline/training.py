@@ -22,7 +22,7 @@ from demkd.pipeline.loading import NetworkInput, wrap
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
-from demkd.pipeline.processes import require_batch
+from demkd.pipeline.processes import require_batch, require_samples
 from demkd.pipeline.progress import Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.replay import Replay
@@ -105,6 +105,7 @@ class Trainer:
         # Batch normalisation needs two pictures in every process: two samples, or one in several views.
         self._least = self._world.least_batch if settings.views_per_decode == 1 else self._world.size
         require_batch(min(settings.batch_size, 2 * self._batch), self._world)
+        require_samples(len(labels), self._least * settings.views_per_decode, self._world)
         # A network of one's own, or of a library, may have layers that only other losses use.
         ours = student is None and ":" not in settings.network
         self._parallel = self._world.parallel(self.model, compute.device, uses_all=ours)
