@@ -25,8 +25,8 @@ def test_each_process_takes_the_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gpu_that_all_would_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     start_as(monkeypatch, local_rank=1, of=2, gpus=4)
-    with pytest.raises(ComputeError, match="`device` is cuda:0, and the 2 processes on this machine would share it: "
-                                           r"leave it out, and each takes the GPU of its LOCAL_RANK, this one cuda:1"):  # fmt: skip
+    said = "`device` is cuda:0, and the 2 processes on this machine would share it: leave it out, .* this one cuda:1"
+    with pytest.raises(ComputeError, match=said):
         choose_compute(device="cuda:0")
 
 

@@ -270,6 +270,6 @@ def test_data_that_make_no_step_are_named_as_such(tmp_path: Path) -> None:
     pixels, labels = pictures(5, seed=0)
     with pytest.raises(ProcessesError, match="`train` has 1 picture, of which an epoch has no step: give at least 2"):
         demkd.train("resnet8", train=(pixels[4:], labels[4:]), test=(pixels, labels), out=tmp_path, **QUIET)
-    with pytest.raises(ProcessesError, match="`train` has 7 pictures, .* no step on 4 processes: give at least 8"):
+    with pytest.raises(ProcessesError, match=r"`train` has 7 pictures, .* no step on 4 processes: give at least 8"):
         require_samples(7, World(size=4).least_batch, World(size=4))
     require_samples(8, World(size=4).least_batch, World(size=4))
