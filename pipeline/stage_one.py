@@ -38,7 +38,7 @@ from demkd.cache import (
 from demkd.cache.shards import files_by_teacher
 from demkd.cache.space import require_space
 from demkd.cache.teacher import is_whole, shards_in_words
-from demkd.dataset import Records, Views, ViewTask
+from demkd.dataset import Records, Views, ViewTask, resting_after
 from demkd.losses import entropy, entropy_weights
 from demkd.pipeline.comparing import compared, largest_changes, names_compared
 from demkd.pipeline.compute import Compute
@@ -69,6 +69,11 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
     Raises:
         UserError: of any room, in words for the user; what was written stays, and the same call goes on.
     """
+    with resting_after(request.source):
+        return _cache_teachers(request, compute, progress)
+
+
+def _cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
     started = time.perf_counter()
     job = prepare(request, compute)
     # Whatever is wrong with a file, or with the disk, is said now and not after hours of answers.

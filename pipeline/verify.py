@@ -108,13 +108,16 @@ def recompute(
         CacheMissingError: if a teacher is not in the cache.
         CacheMismatchError: if a teacher, the data or the views are not those of the cache.
     """
+    from demkd.dataset import resting_after
+
     damaged = {file.name for file in report.files if file.verdict == DAMAGED}
     for spec in asked.teachers:
         if spec.name in damaged and is_whole(report.folder, spec.name):
             raise CacheDamagedError(f"teacher {spec.name} in {report.folder} is damaged: repair it before comparing")
-    comparisons = tuple(
-        _recompute_teacher(report.folder, spec, asked, progress, pairs=pairs, seed=seed) for spec in asked.teachers
-    )
+    with resting_after(asked.source):
+        comparisons = tuple(
+            _recompute_teacher(report.folder, spec, asked, progress, pairs=pairs, seed=seed) for spec in asked.teachers
+        )
     return VerificationReport(
         folder=report.folder,
         sound=report.sound and all(comparison.agrees for comparison in comparisons),
