@@ -17,6 +17,7 @@ from demkd.cache.shards import WEIGHTS_NAME, all_shards, cache_file, is_partial,
 from demkd.cache.teacher import TeacherCache, is_whole
 from demkd.cache.teacher_file import TeacherFile
 from demkd.pipeline import defaults
+from demkd.pipeline.comparing import compared, largest_changes
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import RecomputeReport, RepairReport, VerificationReport
 
@@ -229,7 +230,6 @@ def _both_answers(
     """How much the logits have changed (P,), as they are stored (P, k), and whether the class is the same (P,)."""
     import torch
 
-    from demkd.pipeline.comparing import compared, largest_changes
     from demkd.pipeline.stage_one import answer_again
 
     records, answers = answer_again(job, job.teachers[0], slot, torch.from_numpy(samples))
