@@ -12,12 +12,14 @@ number and the seed make it again.
 import argparse
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ from tests.conftest import counting_picture
 from tests.dataset.photos import write_photos
 from tests.reliability import mutations as m
 from tests.reliability import test_kill_photos as of_photos
+from tests.reliability import test_kill_processes as of_ranks
 from tests.reliability.conftest import (
     Run,
+    Together,
     caching,
     contents,
     distilling,
@@ -40,10 +44,17 @@ from tests.reliability.conftest import (
     write_teacher,
 )
 from tests.reliability.examiner import DIGESTS
+from tests.reliability.sharing import files, kill_either, sharded
+from tests.reliability.sharing import write_pictures as write_blocks
+from tests.reliability.sharing import write_teachers as write_tiny_teachers
 from tests.reliability.test_hostile_files import judge, spoil_bytes, write_pristine
 
 _KILLS_A_CASE = 3
+_EPOCHS_OF_RANKS = 20
 _VERIFIED = 0.02
+
+
+KillCase = Callable[[Path, random.Random], int]  # a folder, chance -> how many kills it was
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +95,15 @@ class MutationScenario:
 def kill_scenarios(place: Path, run: Run) -> list[KillScenario]:
     """Every stage on every kind of data; what others need is made here, uninterrupted."""
     pictures, photos, teachers = place / "pictures", place / "data" / "photos", place / "teachers"
+    blocks, tiny = place / "blocks", place / "tiny-teachers"
     _write_pictures(pictures)
     write_photos(photos, per_class=8)
     teachers.mkdir()
     for seed, name in enumerate("ab"):
         write_teacher(teachers / f"{name}.safetensors", seed=seed)
+    write_blocks(blocks)
+    tiny.mkdir()
+    write_tiny_teachers(tiny)
     cache, of_records = place / "cache", place / "photo-cache"
     run(*caching(pictures, teachers, cache, views=4, features="last"), code=0)
     run(*of_photos.caching(photos, teachers, of_records), code=0)
@@ -128,14 +143,57 @@ def kill_scenarios(place: Path, run: Run) -> list[KillScenario]:
             outcome=outcome_of_run,
             data=photos,
         ),
+        KillScenario(
+            name="merge of shards",
+            commands=lambda data, out: [sharded(data, tiny, out, "--shards", 3), ["merge", "--quiet", out]],
+            outcome=files,
+            data=blocks,
+        ),
     ]
+
+
+def kill_cases(place: Path, together: Together, environment: Mapping[str, str]) -> dict[str, KillCase]:
+    """What makes a case of each scenario, those of several processes among them."""
+    run = one_by_one(together)
+    known: dict[str, Any] = {}
+    cases: dict[str, KillCase] = {one.name: partial(kill, one, run, known=known) for one in kill_scenarios(place, run)}
+
+    def either_of_two(folder: Path, chance: random.Random) -> int:
+        def command(out: Path) -> list[object]:
+            return sharded(place / "blocks", place / "tiny-teachers", out, "--shards", 3)
+
+        if "shards" not in known:
+            whole = together([{"arguments": command(folder / "whole")}] * 2)
+            known["shards"] = (files(folder / "whole"), whole)
+        expected, whole = known["shards"]
+        killed = kill_either(together, command(folder / "out"), folder / "out", chance, whole)
+        assert files(folder / "out") == expected, "other bytes than of two that nobody killed"
+        return killed
+
+    def a_rank(folder: Path, chance: random.Random) -> int:
+        def command(out: Path) -> list[object]:
+            return of_ranks.distilling(place / "pictures", place / "cache", out, epochs=_EPOCHS_OF_RANKS)
+
+        if "ranks" not in known:
+            of_ranks.to_the_end(command(folder / "whole"), **environment)
+            known["ranks"] = outcome_of_run(folder / "whole")
+        out = folder / "out"
+        killed = of_ranks.kill_some(
+            command(out), out, chance, kills=_KILLS_A_CASE, epochs=_EPOCHS_OF_RANKS, **environment
+        )
+        assert outcome_of_run(out) == known["ranks"], "another student than that of ranks that nobody killed"
+        return killed
+
+    return {**cases, "shards by two processes": either_of_two, "torchrun: a rank of two": a_rank}
 
 
 def mutation_scenarios(place: Path, made: Path) -> list[MutationScenario]:
     """Everything that is kept and read again; `made` is where the kill scenarios' data are."""
-    dense, run, photos = place / "dense", place / "run", place / "looked-at"
+    dense, shards, run, photos = place / "dense", place / "shards", place / "run", place / "looked-at"
     dense.mkdir()
     write_pristine(dense)
+    shards.mkdir()
+    write_pristine(shards, shards=2)
     run.mkdir()
     shutil.copy(made / "trained" / "checkpoint.pt", run)
     photos.mkdir()
@@ -154,6 +212,14 @@ def mutation_scenarios(place: Path, made: Path) -> list[MutationScenario]:
             kind="counting",
             expected="",
             files=("a.h5", "a.h5", "weights.h5"),
+            ways=[*of_files, m.spoil_contents],
+        ),
+        MutationScenario(
+            name="shards",
+            pristine=shards,
+            kind="counting",
+            expected="",
+            files=tuple(sorted(file.name for file in shards.glob("*.h5"))),
             ways=[*of_files, m.spoil_contents],
         ),
         MutationScenario(
@@ -225,22 +291,22 @@ def run_kills(place: Path, kills: int, seed: int, only: Sequence[str]) -> list[s
     """Cases of all scenarios in turn, one of each at least, until there were so many kills; what failed."""
     failures: list[str] = []
     counts: Counter[str] = Counter()
-    known: dict[str, Any] = {}
-    with stage_runners(XDG_CACHE_HOME=str(place / "kept")) as together:
+    environment = {"XDG_CACHE_HOME": str(place / "kept")}
+    with stage_runners(**environment) as together:
         run = one_by_one(together)
-        scenarios = _chosen(kill_scenarios(place, run), only)
+        cases = {name: case for name, case in kill_cases(place, together, environment).items() if _chosen(name, only)}
         shutil.rmtree(place / "trained", ignore_errors=True)
         run(*distilling(place / "pictures", place / "cache", place / "trained", epochs=1), code=0)
         number = 0
-        while number < len(scenarios) or (scenarios and counts.total() < kills):
-            scenario = scenarios[number % len(scenarios)]
+        while number < len(cases) or (cases and counts.total() < kills):
+            name = list(cases)[number % len(cases)]
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 try:
                     chance = random.Random(f"{seed} kill {number}")
-                    counts[scenario.name] += kill(scenario, run, Path(folder), chance, known)
-                except AssertionError as error:
-                    counts[scenario.name] += 1
-                    failures.append(f"kill case {number}, {scenario.name}, seed {seed}: {error}")
+                    counts[name] += cases[name](Path(folder), chance)
+                except (AssertionError, subprocess.TimeoutExpired) as error:
+                    counts[name] += 1
+                    failures.append(f"kill case {number}, {name}, seed {seed}: {error}")
             number += 1
     for name, count in sorted(counts.items()):
         _say(f"| SIGKILL | {name} | {count} | byte-identical |")
@@ -251,7 +317,7 @@ def run_mutations(place: Path, made: Path, mutations: int, seed: int, only: Sequ
     """So many spoilt files, of all scenarios in turn; what failed."""
     failures: list[str] = []
     counts: Counter[tuple[str, str]] = Counter()
-    scenarios = _chosen(mutation_scenarios(place, made), only)
+    scenarios = [one for one in mutation_scenarios(place, made) if _chosen(one.name, only)]
     with examiner() as examine:
         for number in range(mutations if scenarios else 0):
             scenario = scenarios[number % len(scenarios)]
@@ -272,8 +338,8 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _chosen(scenarios: Sequence[Any], only: Sequence[str]) -> list[Any]:
-    return [one for one in scenarios if not only or any(word in one.name for word in only)]
+def _chosen(name: str, only: Sequence[str]) -> bool:
+    return not only or any(word in name for word in only)
 
 
 def _spoil_bytes(path: Path, chance: random.Random) -> None:
