@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.campaign import KillScenario, MutationScenario, kill, main, mutate
+from tests.reliability.campaign import main
 from tests.reliability.conftest import Run, examiner
+from tests.reliability.kill_scenarios import KillScenario, kill
+from tests.reliability.mutation_scenarios import MutationScenario, mutate
 from tests.reliability.test_hostile_files import write_pristine
 
 KILLED = (
