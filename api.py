@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -269,7 +270,11 @@ def distill_together(
         except UserError as error:
             return error
 
-    found = dict(in_turn([steps(one) for one in bound], compute.device))
+    try:
+        found = dict(in_turn([steps(one) for one in bound], compute.device))
+    finally:
+        for source in chain.from_iterable(sources.values()):
+            source.rest()
     return [found[number] for number in range(len(bound))]
 
 

@@ -118,10 +118,10 @@ class TeacherFile:
         for place in self.blocks():
             self.check_block(*place)
 
-    def first_sound(self, name: str) -> tuple[int, int] | None:
-        """The first (slot, block) of a data set that is there and sound."""
-        places = np.argwhere(self.ledger(name) != 0).tolist()
-        return next(((slot, block) for slot, block in places if self.is_sound(name, slot, block)), None)
+    def first_sound(self, *names: str) -> tuple[int, int] | None:
+        """The first (slot, block) that is there and sound in some data sets."""
+        places = np.argwhere(self.ledger(names[0]) != 0).tolist()
+        return next(((slot, b) for slot, b in places if all(self.is_sound(name, slot, b) for name in names)), None)
 
     def blocks_written(self) -> int:
         """How many of the V x blocks pairs are in the ledger, in all data sets."""

@@ -20,7 +20,7 @@ from demkd.dataset.policies import POLICIES, PolicyLike, ViewChoice, as_policy, 
 from demkd.dataset.randaugment import RandAugment
 from demkd.dataset.resized_crop import ResizedCrop
 from demkd.dataset.shared import SharedImages
-from demkd.dataset.source import ImageSource, MemoryImages, StreamedImages, Views, ViewTask, tasks_of
+from demkd.dataset.source import ImageSource, MemoryImages, StreamedImages, Views, ViewTask, resting_after, tasks_of
 from demkd.dataset.views import Mixture, Records, Renderer, ViewPolicy, records_on
 
 __all__ = [
@@ -58,5 +58,6 @@ __all__ = [
     "no_records",
     "policy_of",
     "records_on",
+    "resting_after",
     "tasks_of",
 ]

@@ -7,7 +7,7 @@ and time agree. Whoever reads a file later compares its digest. N files.
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -136,8 +136,11 @@ def make_manifest(
     broken: list[str] = []
     saved = time.monotonic()
     try:
-        with told.task(title, total=len(paths), unit="pictures", done=len(paths) - len(missing)) as task:
-            for index, found in _examine_all(root, manifest.paths, missing, exif=exif, workers=workers):
+        with (
+            told.task(title, total=len(paths), unit="pictures", done=len(paths) - len(missing)) as task,
+            contextlib.closing(_examine_all(root, manifest.paths, missing, exif=exif, workers=workers)) as examined,
+        ):
+            for index, found in examined:
                 task.advance(1)
                 if isinstance(found, tuple):
                     manifest.put(index, found)
@@ -155,12 +158,12 @@ def make_manifest(
 
 def _examine_all(
     root: Path, paths: PackedTexts, indices: NDArray[np.int64], *, exif: bool, workers: int
-) -> Iterator[tuple[int, Row | str]]:
-    pool = Workers(partial(_examine, root, exif), workers)
+) -> Generator[tuple[int, Row | str], None, None]:
     parts = np.array_split(indices, -(-len(indices) // _AT_ONCE))
     texts = ([paths[int(index)] for index in part] for part in parts)
-    for part, found in zip(parts, pool.map(texts), strict=True):
-        yield from zip(part.tolist(), found, strict=True)
+    with Workers(partial(_examine, root, exif), workers) as pool:
+        for part, found in zip(parts, pool.map(texts), strict=True):
+            yield from zip(part.tolist(), found, strict=True)
 
 
 def _examine(root: Path, exif: bool, paths: Sequence[str]) -> list[Row | str]:

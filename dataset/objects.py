@@ -200,10 +200,12 @@ def _small_items(count: int, item: Item, name: str) -> tuple[Tensor, list[int]] 
 
 def _streamed_items(count: int, item: Item, known: Any, *, name: str, split: str, watch: Watch) -> StreamedImages:
     reading, told = watch
-    pool = Workers(partial(_examine_item, item, name), reading.processes)
     digests, sizes = np.empty((count, 32), np.uint8), np.empty((count, 2), np.int32)
     labels = torch.empty(count, dtype=torch.int64)
-    with told.task(f"looking at the pictures of {name}", total=count, unit="pictures") as task:
+    with (
+        Workers(partial(_examine_item, item, name), reading.processes) as pool,
+        told.task(f"looking at the pictures of {name}", total=count, unit="pictures") as task,
+    ):
         for index, (digest, size, label) in enumerate(pool.map(range(count))):
             digests[index], sizes[index], labels[index] = np.frombuffer(digest, np.uint8), size, label
             task.advance(1)

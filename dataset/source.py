@@ -6,6 +6,7 @@ N samples, C classes, B in a batch, S slots, H and W pixels.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -106,6 +107,10 @@ class ImageSource(ABC):
         """
 
     @abstractmethod
+    def rest(self) -> None:
+        """Let worker processes end; they start again when views are asked for. Views on their way are lost."""
+
+    @abstractmethod
     def usual_normalisation(self) -> Normalisation:
         """What a network trained on this split expects: the published values, or those that are usual."""
 
@@ -179,6 +184,9 @@ class MemoryImages(ImageSource):
             indices, records = task.indices.to(device), task.records.to(device)
             yield {None: [make(indices, of_slot) for of_slot in records]}
 
+    def rest(self) -> None:
+        """Nobody works."""
+
     def usual_normalisation(self) -> Normalisation:
         """The published values, else those of these pictures."""
         return self.normalisation or Normalisation.of(self.pixels)
@@ -233,6 +241,10 @@ class StreamedImages(ImageSource):
         for found in self._pool.map(((policy, task) for task in tasks), pin=on_gpu):
             yield {size: some.to(device, non_blocking=on_gpu).unbind() for size, some in found.items()}
 
+    def rest(self) -> None:
+        if "_pool" in self.__dict__:
+            self._pool.close()
+
     def usual_normalisation(self) -> Normalisation:
         """The published values, else ImageNet's, with which networks for photos are trained."""
         return self.normalisation or NORMALISATIONS["imagenet"]
@@ -243,6 +255,16 @@ class StreamedImages(ImageSource):
 
     def notes(self) -> dict[str, Any]:
         return {**super().notes(), **self.extra_notes}
+
+
+@contextmanager
+def resting_after(*sources: ImageSource) -> Iterator[None]:
+    """Let the worker processes of sources end with the block: who works with pictures leaves no process behind."""
+    try:
+        yield
+    finally:
+        for source in sources:
+            source.rest()
 
 
 def render_task(read: ReadPicture, policy: ViewPolicy, task: ViewTask) -> dict[int | None, Tensor]:

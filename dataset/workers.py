@@ -6,7 +6,7 @@ A worker that meets what a user can repair hands the sentence back; it is raised
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -31,7 +31,10 @@ def default_workers() -> int:
 
 
 class Workers(Generic[Item, Result]):
-    """Calls a function on items, in other processes, which start when they are first needed and then stay."""
+    """Calls a function on items, in other processes, which start when they are first needed and stay until `close`.
+
+    A context manager, which closes.
+    """
 
     def __init__(self, function: Callable[[Item], Result], workers: int) -> None:
         """Prepare; with 0 workers everything happens in this process.
@@ -42,6 +45,18 @@ class Workers(Generic[Item, Result]):
         self._function, self._workers = function, workers
         self._feed = _Feed()
         self._loader: DataLoader[Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, whatever they are at; the next `map` starts others."""
+        loader, self._loader, self._feed.items = self._loader, None, ()
+        if loader is not None and loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # else they last as long as any reference
 
     def map(self, items: Iterable[Item], *, pin: bool = False) -> Iterator[Result]:
         """The results in the order of the items, which are taken some ahead of their results.

@@ -75,7 +75,22 @@ def _choose_device(device: str) -> torch.device:
         raise ComputeError(f"the device {device!r} is not supported: choose auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ComputeError(f"the device {device!r} is not there: this machine has {torch.cuda.device_count()} GPUs")
+    if chosen.type == "cuda":
+        _require_own_gpu(chosen)
     return chosen
+
+
+def _require_own_gpu(device: torch.device) -> None:
+    """Refuse the number of a GPU that torchrun's other processes on this machine would be given too.
+
+    The number that a process would get anyway is its own; where there is one GPU, it is that of all.
+    """
+    here, own = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), _own_gpu()
+    if here > 1 and device.index != own:
+        raise ComputeError(
+            f"`device` is {device}, and the {here} processes on this machine would share it: leave it out, and each "
+            f"takes the GPU of its LOCAL_RANK, this one cuda:{own} (CUDA_VISIBLE_DEVICES says which GPUs there are)"
+        )
 
 
 def _own_gpu() -> int:

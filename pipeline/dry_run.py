@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from demkd.cache.space import FilePlan, require_space
+from demkd.dataset import resting_after
 from demkd.pipeline import defaults
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
@@ -27,6 +28,11 @@ def plan_caching(request: CachingRequest, compute: Compute, progress: Progress) 
         CacheSpaceError: if the disk cannot hold it.
         UserError: whatever else would stop it.
     """
+    with resting_after(request.source):
+        return _plan_all(request, compute, progress)
+
+
+def _plan_all(request: CachingRequest, compute: Compute, progress: Progress) -> CachingPlan:
     job = prepare(request, compute)
     plans = job.plans()
     free = require_space(request.folder, plans)

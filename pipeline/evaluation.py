@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from demkd.dataset import ImageSource, no_records, tasks_of
+from demkd.dataset import ImageSource, no_records, resting_after, tasks_of
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.loading import InputChoice, NetworkInput, class_name, load_network, wrapped
 from demkd.pipeline.progress import Progress, Task
@@ -100,7 +100,8 @@ def evaluate_network(
     else:
         loaded = load_network(what, name=network, source=test, choice=choice)
     was_training = loaded.network.training
-    with progress.task(f"evaluating {loaded.name}", total=len(test), unit="pictures") as task:
+    evaluating = progress.task(f"evaluating {loaded.name}", total=len(test), unit="pictures")
+    with resting_after(test), evaluating as task:
         accuracy = evaluate(compute.place(loaded.network), test, loaded.input, compute, task)
     loaded.network.train(was_training)
     return EvaluationReport(

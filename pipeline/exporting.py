@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from demkd.dataset import ImageSource, Reading, load_images
+from demkd.dataset import ImageSource, Reading, load_images, resting_after
 from demkd.errors import UserError
 from demkd.pipeline.child_process import child_environment, python_module
 from demkd.pipeline.evaluation import evaluation_views
@@ -139,7 +139,8 @@ def _prepared_pictures(loaded: LoadedNetwork, test: ImageSource) -> Tensor:
     """The first 256 test pictures as the network's input: (256, 3, H, W), contiguous."""
     batches = torch.split(torch.arange(min(_PICTURES, len(test))), _BATCH)
     stream = evaluation_views(test, loaded.input, batches, torch.device("cpu"))
-    return torch.cat([loaded.input.prepare(views) for views in stream]).contiguous()
+    with resting_after(test):
+        return torch.cat([loaded.input.prepare(views) for views in stream]).contiguous()
 
 
 @torch.no_grad()

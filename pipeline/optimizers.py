@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from inspect import signature
 from math import cos, pi
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from demkd.pipeline.arguments import ArgumentError
 from demkd.pipeline.recipe import Training, TrainingOptions
 
 Parameters = Iterable[nn.Parameter]
@@ -28,7 +30,11 @@ class OwnTraining:
     def make(
         self, parameters: list[nn.Parameter], settings: Training
     ) -> tuple[Optimizer, LRScheduler | None, Training]:
-        """The optimiser and, if it is the user's own, the schedule; and the settings with what those are called."""
+        """The optimiser and, if it is the user's own, the schedule; and the settings with what those are called.
+
+        Raises:
+            ArgumentError: if the schedule wants to be told something.
+        """
         if self.optimizer:
             optimizer = self.optimizer(parameters)
             named = f"own {type(optimizer).__name__}"
@@ -39,7 +45,21 @@ class OwnTraining:
         if self.scheduler is None:
             return optimizer, None, settings
         scheduler = self.scheduler(optimizer)
+        _require_plain_steps(scheduler)
         return optimizer, scheduler, replace(settings, schedule=f"own {type(scheduler).__name__}")
+
+
+def _require_plain_steps(scheduler: LRScheduler) -> None:
+    wanted = [
+        one.name
+        for one in signature(scheduler.step).parameters.values()
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if wanted:
+        raise ArgumentError(
+            f"`scheduler` gives a {type(scheduler).__name__}, which wants `{wanted[0]}` of every step, and nothing is "
+            "told to it: give one that counts epochs alone, such as CosineAnnealingLR or LambdaLR"
+        )
 
 
 def _sgd(parameters: list[nn.Parameter], options: TrainingOptions) -> Optimizer:

@@ -130,8 +130,10 @@ class World:
                 )
 
     def says_first(self, text: str) -> bool:
-        """Whether no other process has said this yet."""
-        return self.store is None or self.store.add(f"{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
+        """Whether no other process has said this yet; where they cannot know, whether this is rank 0."""
+        if self.store is None:
+            return self.is_first
+        return bool(self.store.add(hashlib.sha256(text.encode()).hexdigest(), 1) == 1)
 
     def voice(self, progress: Progress) -> Progress:
         """Bars on rank 0 alone, and every warning once, whoever has it first."""
@@ -290,4 +292,19 @@ def require_batch(batch_size: int, world: World) -> None:
         raise ProcessesError(
             f"`batch_size` is {batch_size}, and {world.size} processes share it, which each need {_LEAST} samples: "
             f"choose at least {world.least_batch}, or start fewer processes"
+        )
+
+
+def require_samples(samples: int, least: int, world: World) -> None:
+    """Refuse data so few that an epoch would have no step.
+
+    Raises:
+        ProcessesError: saying what would do.
+    """
+    if samples < least:
+        some = "1 picture" if samples == 1 else f"{samples} pictures"
+        shared = f" on {world.size} processes" if world.size > 1 else ""
+        raise ProcessesError(
+            f"`train` has {some}, of which an epoch has no step{shared}: give at least {least} (batch normalisation "
+            "needs two views in a step of every process, and each of `views_per_decode` epochs shows other pictures)"
         )

@@ -19,15 +19,18 @@ _EAGER_STEPS = 3  # before a recording, so that libraries have chosen their kern
 class Replay(Generic[Argument]):
     """Calls a function of tensors on a GPU, by replaying it wherever the shapes are those of its first calls."""
 
-    def __init__(self, function: Callable[[Argument], Tensor], device: torch.device) -> None:
+    def __init__(
+        self, function: Callable[[Argument], Tensor], device: torch.device, warn: Callable[[str], None]
+    ) -> None:
         """Prepare.
 
         Args:
             function: does the same for equal shapes; what it returns is overwritten by the next call. One that waits
                 for the GPU is called in the ordinary way. Tensors that are those of the call before are not copied
                 again: nobody may change them.
+            warn: told once if the function cannot be recorded.
         """
-        self._function = function
+        self._function, self._warn = function, warn
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._can_record = True
@@ -76,8 +79,13 @@ class Replay(Generic[Argument]):
         try:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._result = self._function(self._argument)
-        except RuntimeError:
+        except RuntimeError as error:
             torch.cuda.synchronize(self._stream.device)
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            self._warn(
+                f"the student's steps cannot be recorded as a CUDA graph ({reason}): every kernel is launched anew, "
+                "which is slower where pictures are small"
+            )
             return False
         self._graph = graph
         return True

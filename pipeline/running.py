@@ -41,10 +41,9 @@ def fit(
     with progress.task(title, total=sum(steps), unit="steps", done=sum(steps[:resumed_after])) as task:
         for epoch in range(resumed_after + 1, settings.epochs + 1):
             trained = yield from trainer.epoch_in_steps(epoch, task)
-            policy = trainer.input.evaluation_views()
-            if not test.is_resident(policy):
-                yield Turn(epoch, 1, repr(policy))
-            tested = yield from evaluate_in_steps(trainer.student, test, trainer.input, compute)
+            for text in trainer.new_warnings():
+                progress.warn(text)
+            tested = yield from _test(trainer, test, compute, epoch)
             report = _epoch_report(epoch, settings, trainer, trained, tested)
             if run and events:
                 run.add_metrics(report)
@@ -68,6 +67,13 @@ def fit(
     for one in callbacks:
         one.on_end(summary)
     return summary
+
+
+def _test(trainer: Trainer, test: ImageSource, compute: Compute, epoch: int) -> Steps[Accuracy]:
+    policy = trainer.input.evaluation_views()
+    if not test.is_resident(policy):
+        yield Turn(epoch, 1, repr(policy))
+    return (yield from evaluate_in_steps(trainer.student, test, trainer.input, compute))
 
 
 def _resume(trainer: Trainer, run: RunFolder | None, compute: Compute) -> int:

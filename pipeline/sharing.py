@@ -44,7 +44,11 @@ def units_of(teachers: Iterable[PreparedTeacher]) -> list[Unit]:
 
 
 def work_through(
-    folder: Path, units: list[Unit], launched: tuple[int, int] | None, fill: Callable[[Unit], None]
+    folder: Path,
+    units: list[Unit],
+    launched: tuple[int, int] | None,
+    fill: Callable[[Unit], None],
+    wait: Callable[[list[Unit]], None],
 ) -> None:
     """Fill every unit that is free until none is left, or others hold what is left.
 
@@ -53,28 +57,40 @@ def work_through(
     Args:
         launched: rank and number of processes under torchrun.
         fill: raises `CacheBusyError`, before it does anything, if another process holds a file of the unit.
+        wait: told once, before rank 0 waits for what others hold.
 
     Raises:
         CacheBusyError: if another process writes the one file of a teacher.
     """
     whole_before = {unit.shard for unit in units if unit.is_whole(folder)}
     left = [unit for unit in units if unit.shard not in whole_before or _is_own(unit, launched)]
+    waiting = False
     while left:
         busy = []
         for unit in left:
             if unit.shard not in whole_before and unit.is_whole(folder):
                 continue  # whoever filled it has checked it
-            try:
-                fill(unit)
-            except CacheBusyError:
-                if unit.shard.count == 1 and launched is None:
-                    raise
+            if not _fills(unit, fill, shared=unit.shard.count > 1 or launched is not None):
                 busy.append(unit)
         if len(busy) == len(left):
             if launched is None or launched[0] > 0:
                 return
+            if not waiting:
+                wait(busy)
+            waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         left = busy
+
+
+def _fills(unit: Unit, fill: Callable[[Unit], None], *, shared: bool) -> bool:
+    """Fill a unit; False if another process holds it, which is no error where units are shared."""
+    try:
+        fill(unit)
+    except CacheBusyError:
+        if not shared:
+            raise
+        return False
+    return True
 
 
 def _is_own(unit: Unit, launched: tuple[int, int] | None) -> bool:

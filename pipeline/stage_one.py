@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import (
+    Cache,
     CacheBusyError,
     CacheDamagedError,
     CacheMismatchError,
@@ -37,8 +38,9 @@ from demkd.cache import (
 from demkd.cache.shards import files_by_teacher
 from demkd.cache.space import require_space
 from demkd.cache.teacher import is_whole, shards_in_words
-from demkd.dataset import Records, Views, ViewTask
+from demkd.dataset import Records, Views, ViewTask, resting_after
 from demkd.losses import entropy, entropy_weights
+from demkd.pipeline.comparing import compared, largest_changes, names_compared
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
 from demkd.pipeline.processes import announced, speaks
@@ -55,6 +57,7 @@ Item = TypeVar("Item")
 # As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
 RECOMPUTE_TOLERANCE = 0.05
 _SECONDS_BETWEEN_SYNCS = 10.0
+_PATIENCE_WITH_WEIGHTS, _SECONDS_BETWEEN_LOOKS = 10.0, 0.2  # with another process that writes them
 # What is made ahead is bounded by these, times the workers and what each has in hand.
 VIEW_BYTES = 1 << 26  # of a batch's views in all its slots
 _ANSWER_BYTES = 1 << 28  # to a block in all its slots, before they are written
@@ -66,6 +69,11 @@ def cache_teachers(request: CachingRequest, compute: Compute, progress: Progress
     Raises:
         UserError: of any room, in words for the user; what was written stays, and the same call goes on.
     """
+    with resting_after(request.source):
+        return _cache_teachers(request, compute, progress)
+
+
+def _cache_teachers(request: CachingRequest, compute: Compute, progress: Progress) -> CachingReport:
     started = time.perf_counter()
     job = prepare(request, compute)
     # Whatever is wrong with a file, or with the disk, is said now and not after hours of answers.
@@ -140,9 +148,12 @@ def fill_files(job: CachingJob, progress: Progress) -> tuple[dict[str, tuple[int
             answered, seconds = done[filling.name]
             done[filling.name] = (answered + filling.answered, seconds + filling.seconds)
 
+    def wait(busy: list[Unit]) -> None:
+        progress.note(f"waiting for others to finish or to end: {'; '.join(_held(job, busy))}")
+
     units = units_of(job.teachers)
     here = {shard for one in job.teachers for shard in one.made_here()}
-    work_through(job.folder, [unit for unit in units if unit.shard in here], announced(), fill)
+    work_through(job.folder, [unit for unit in units if unit.shard in here], announced(), fill, wait)
     return done, [unit for unit in units if not unit.is_whole(job.folder)]
 
 
@@ -367,16 +378,17 @@ def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
     Raises:
         CacheMismatchError: if the answers differ by more than rounding.
     """
-    places = ((file, place) for file in filling.writer.earlier() if (place := file.first_sound("logits")))
+    places = (
+        (file, place) for file in filling.writer.earlier() if (place := file.first_sound(*names_compared(file.shape)))
+    )
     file, place = next(places, (None, None))
     if file is None or place is None:
         return
     slot, block = place
     rows = file.shape.samples_of(block)
-    earlier = file.block("logits", slot, block).astype(np.float32)
-    _, answers = answer_again(job, filling.prepared, slot, torch.arange(rows.start, rows.stop))
-    now = answers["logits"]
-    change, scale = np.abs(earlier - now).max(), np.abs(earlier).max()
+    earlier = compared(lambda name: file.block(name, slot, block), file.shape)
+    _, now = answer_again(job, filling.prepared, slot, torch.arange(rows.start, rows.stop))
+    change, scale = largest_changes(earlier, now).max(), np.abs(earlier["logits"]).max()
     if not change <= RECOMPUTE_TOLERANCE * max(scale, 1.0):  # NaN is no answer either
         raise CacheMismatchError(
             f"teacher {filling.name} answers slot {slot}, rows {rows.start} to {rows.stop - 1}, otherwise than "
@@ -386,23 +398,37 @@ def _require_same_answers(job: CachingJob, filling: _Filling) -> None:
 
 
 def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
-    """Write weights.h5 for all whole teachers of a cache, if they fit together; the names of those weighted."""
+    """Write weights.h5 for all whole teachers of a cache, if they fit together.
+
+    Returns:
+        The names of those whose weights are there; none where another process does not come to an end with them.
+    """
     whole = [name for name in files_by_teacher(folder) if is_whole(folder, name)]
-    with contextlib.suppress(CacheDamagedError, CacheMismatchError):  # of the weights: they are computed anew
-        present = open_cache(folder, whole)
-        if present.teacher_weights is not None and present.teacher_weights.weighting == DEFAULT_WEIGHTING:
-            return present.names
-    try:
-        cache = open_cache(folder, whole, weights=False)
-    except CacheMismatchError as error:
-        progress.warn(f"no weights were computed: {error}")
-        return ()
+    end = time.monotonic() + _PATIENCE_WITH_WEIGHTS
+    while True:
+        with contextlib.suppress(CacheDamagedError, CacheMismatchError):  # of the weights: they are computed anew
+            present = open_cache(folder, whole)
+            if present.teacher_weights is not None and present.teacher_weights.weighting == DEFAULT_WEIGHTING:
+                return present.names
+        try:
+            return _write_weights(open_cache(folder, whole, weights=False))
+        except CacheMismatchError as error:
+            progress.warn(f"no weights were computed: {error}")
+            return ()
+        except CacheBusyError as error:  # another process, which ended just now, writes the same
+            if time.monotonic() > end:
+                progress.warn(f"no weights were computed: {error}")
+                return ()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _write_weights(cache: Cache) -> tuple[str, ...]:
+    """Compute the weights of all teachers of a cache, and write them; the teachers' names."""
     weights = np.empty((len(cache.teachers), cache.num_views, cache.samples), np.float32)
     for slot in range(cache.num_views):
         entropies = np.stack([teacher.read("entropy", slot) for teacher in cache.teachers])
         weights[:, slot] = entropy_weights(torch.from_numpy(entropies)).numpy()
-    with contextlib.suppress(CacheBusyError):  # another process that ended just now writes the same
-        write_weights(folder, cache.teachers, weights, weighting=DEFAULT_WEIGHTING)
+    write_weights(cache.folder, cache.teachers, weights, weighting=DEFAULT_WEIGHTING)
     return cache.names
 
 

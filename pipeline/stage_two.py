@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from demkd.cache import Cache, Provenance, TeacherCache, TeacherFile, open_cache
-from demkd.dataset import ImageSource, ViewPolicy, ViewsError, policy_of, seeded
+from demkd.dataset import ImageSource, ViewPolicy, ViewsError, policy_of, resting_after, seeded
 from demkd.pipeline import defaults
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import Compute
@@ -52,12 +52,14 @@ from demkd.teachers import Teacher
 
 def train(request: StudentRequest, compute: Compute, progress: Progress) -> RunReport:
     """Supervised training on labels; see `train_in_steps`."""
-    return to_the_end(train_in_steps(request, compute, progress))
+    with resting_after(request.train, request.test):
+        return to_the_end(train_in_steps(request, compute, progress))
 
 
 def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
     """Train a student as the method says; see `distill_in_steps`."""
-    return to_the_end(distill_in_steps(request, compute, progress))
+    with resting_after(request.train, request.test):
+        return to_the_end(distill_in_steps(request, compute, progress))
 
 
 def train_in_steps(request: StudentRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:

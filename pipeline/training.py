@@ -22,7 +22,7 @@ from demkd.pipeline.loading import NetworkInput, wrap
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.optimizers import SCHEDULES, OwnTraining
-from demkd.pipeline.processes import require_batch
+from demkd.pipeline.processes import require_batch, require_samples
 from demkd.pipeline.progress import Task
 from demkd.pipeline.recipe import Recipe, Training
 from demkd.pipeline.replay import Replay
@@ -105,6 +105,7 @@ class Trainer:
         # Batch normalisation needs two pictures in every process: two samples, or one in several views.
         self._least = self._world.least_batch if settings.views_per_decode == 1 else self._world.size
         require_batch(min(settings.batch_size, 2 * self._batch), self._world)
+        require_samples(len(labels), self._least * settings.views_per_decode, self._world)
         # A network of one's own, or of a library, may have layers that only other losses use.
         ours = student is None and ":" not in settings.network
         self._parallel = self._world.parallel(self.model, compute.device, uses_all=ours)
@@ -118,6 +119,7 @@ class Trainer:
         self._optimizer, self._scheduler, settings = own.make(list(self.model.parameters()), settings)
         self._settings, self._follows_schedule = settings, settings.schedule in SCHEDULES and not own.optimizer
         self.recipe = replace(recipe, training=settings)
+        self._warnings: list[str] = []
         self._replay: Replay[StepInput] | None = None
         self._resident_replay: Replay[ResidentInput] | None = None
         self._render = None
@@ -126,8 +128,8 @@ class Trainer:
         if compute.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches keep their shape, so that trying the kernels pays
             if own == OwnTraining() and not self._world.joined:  # a schedule of one's own may change more than the rate
-                self._replay = Replay(self._step, compute.device)
-                self._resident_replay = Replay(self._resident_step, compute.device)
+                self._replay = Replay(self._step, compute.device, self._warnings.append)
+                self._resident_replay = Replay(self._resident_step, compute.device, self._warnings.append)
                 self._keep_rate_on_device()
 
     @property
@@ -146,6 +148,11 @@ class Trainer:
         samples = (len(self._labels) + views - 1 - place) // views  # as `numpy.array_split` shares them out
         full, rest = divmod(samples, self._batch)
         return full + (rest >= self._least)
+
+    def new_warnings(self) -> list[str]:
+        """What came up since this was last asked, which a user should know of."""
+        found, self._warnings[:] = self._warnings.copy(), []
+        return found
 
     def train_epoch(self, epoch: int, task: Task) -> Epoch:
         """One pass over the data; see `epoch_in_steps`."""

@@ -6,7 +6,7 @@ The bytes are checked without PyTorch. `recompute` and `repair` run teachers; th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from demkd.cache.shards import WEIGHTS_NAME, all_shards, cache_file, is_partial,
 from demkd.cache.teacher import TeacherCache, is_whole
 from demkd.cache.teacher_file import TeacherFile
 from demkd.pipeline import defaults
+from demkd.pipeline.comparing import compared, largest_changes
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import RecomputeReport, RepairReport, VerificationReport
 
@@ -108,13 +109,16 @@ def recompute(
         CacheMissingError: if a teacher is not in the cache.
         CacheMismatchError: if a teacher, the data or the views are not those of the cache.
     """
+    from demkd.dataset import resting_after
+
     damaged = {file.name for file in report.files if file.verdict == DAMAGED}
     for spec in asked.teachers:
         if spec.name in damaged and is_whole(report.folder, spec.name):
             raise CacheDamagedError(f"teacher {spec.name} in {report.folder} is damaged: repair it before comparing")
-    comparisons = tuple(
-        _recompute_teacher(report.folder, spec, asked, progress, pairs=pairs, seed=seed) for spec in asked.teachers
-    )
+    with resting_after(asked.source):
+        comparisons = tuple(
+            _recompute_teacher(report.folder, spec, asked, progress, pairs=pairs, seed=seed) for spec in asked.teachers
+        )
     return VerificationReport(
         folder=report.folder,
         sound=report.sound and all(comparison.agrees for comparison in comparisons),
@@ -202,8 +206,7 @@ def _compare(
         for slot in np.unique(slots):
             parts.append(_both_answers(job, file, samples[slots == slot], int(slot)))
             task.advance(len(parts[-1][0]))
-    now, cached, same_class = (np.concatenate(column) for column in zip(*parts, strict=True))
-    differences = np.abs(now - cached).max(axis=1)
+    differences, cached, same_class = (np.concatenate(column) for column in zip(*parts, strict=True))
     differences[np.isnan(differences)] = np.inf
     worst = int(differences.argmax())
     precision = max(job.compute.precision, str(file.provenance.identity["precision"]), key=TOLERANCE.__getitem__)
@@ -224,7 +227,7 @@ def _compare(
 def _both_answers(
     job: "CachingJob", file: TeacherCache, samples: Indices, slot: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Logits (P, C), or the k largest, of now and as they are stored; and whether the class is the same."""
+    """How much the logits have changed (P,), as they are stored (P, k), and whether the class is the same (P,)."""
     import torch
 
     from demkd.pipeline.stage_one import answer_again
@@ -232,6 +235,11 @@ def _both_answers(
     records, answers = answer_again(job, job.teachers[0], slot, torch.from_numpy(samples))
     if not np.array_equal(records, file.read("view", slot)[samples]):
         raise CacheDamagedError(f"{file.path} has other views than its view seed says: remove it and make it again")
-    file.check("logits", slot)
-    stored = file.rows("logits", slot)[samples].astype(np.float32)
-    return answers["logits"], stored, answers["prediction"] == file.read("prediction", slot)[samples]
+
+    def rows(name: str) -> NDArray[Any]:
+        file.check(name, slot)
+        return file.rows(name, slot)[samples]
+
+    stored = compared(rows, file.shape)
+    same_class = answers["prediction"] == file.read("prediction", slot)[samples]
+    return largest_changes(stored, answers), stored["logits"], same_class

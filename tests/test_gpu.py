@@ -110,7 +110,7 @@ def test_a_recorded_schedule_is_followed_and_a_run_goes_on(caches: Path, tmp_pat
 
 def test_a_replay_calls_for_other_shapes_and_keeps_no_old_arguments() -> None:
     total = torch.zeros(1, device="cuda")
-    replay = Replay(lambda numbers: total.add_(numbers.sum()).clone(), torch.device("cuda"))
+    replay = Replay(lambda numbers: total.add_(numbers.sum()).clone(), torch.device("cuda"), pytest.fail)
     for step in range(1, 9):
         last = replay(torch.full((3,), float(step), device="cuda"))
         assert float(last) == 3 * step * (step + 1) / 2
@@ -126,8 +126,32 @@ def test_what_waits_for_the_gpu_is_called_as_it_is() -> None:
             return numbers
         return total.add_(numbers.sum()).clone()
 
-    replay = Replay(waiting, torch.device("cuda"))
+    warnings: list[str] = []
+    replay = Replay(waiting, torch.device("cuda"), warnings.append)
     assert [float(replay(torch.ones(2, device="cuda"))) for _ in range(6)] == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
+    assert len(warnings) == 1
+
+
+class _Waiting(nn.Module):
+    """A network that looks at its numbers, for which the processor waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network(3)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(pictures)
+        return logits if float(logits.detach().sum()) else -logits
+
+
+def test_steps_that_cannot_be_recorded_are_warned_of_once(caches: Path, tmp_path: Path) -> None:
+    told = Recorder()
+    demkd.distill(
+        _Waiting(), train=TRAIN, test=TEST, cache=caches / "all", out=tmp_path, epochs=3, batch_size=8, method="kd",
+        learning_rate=1e-3, **{**GPU, "progress": told},
+    )  # fmt: skip
+    assert len([text for text in told.warnings if "cannot be recorded as a CUDA graph (" in text]) == 1
+    assert len(told.reports) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)

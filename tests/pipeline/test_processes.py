@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import demkd
+from demkd.pipeline.processes import ProcessesError, World, require_samples
 from demkd.pipeline.results import EpochReport
 from demkd.pipeline.synchronised import SynchronisedError, synchronise
 from tests.conftest import CHECKOUT
-from tests.pipeline.parallel_program import CASES, QUIET, make_caches
+from tests.pipeline.parallel_program import CASES, QUIET, make_caches, pictures
 from tests.pipeline.stages import Recorder, train_network
 
 SIZES = (1, 2, 4)
@@ -254,3 +255,21 @@ def test_layers_without_a_gradient_do_no_harm(picture_folder: Path, data: Path, 
     program.write_text(UNUSED)
     done = start(program, picture_folder, data / "cache", tmp_path / "run", processes=2, PYTHONPATH=str(CHECKOUT))
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_in_a_group_of_the_users_own_rank_0_alone_warns() -> None:
+    """Which leaves no place for notes, so that no process knows what another said."""
+    told = [Recorder(), Recorder()]
+    for rank, one in enumerate(told):
+        World(rank=rank, size=2, joined=True).voice(one).warn("near chance")
+    assert [one.warnings for one in told] == [["near chance"], []]
+
+
+def test_data_that_make_no_step_are_named_as_such(tmp_path: Path) -> None:
+    """And not a loss that is no number."""
+    pixels, labels = pictures(5, seed=0)
+    with pytest.raises(ProcessesError, match="`train` has 1 picture, of which an epoch has no step: give at least 2"):
+        demkd.train("resnet8", train=(pixels[4:], labels[4:]), test=(pixels, labels), out=tmp_path, **QUIET)
+    with pytest.raises(ProcessesError, match=r"`train` has 7 pictures, .* no step on 4 processes: give at least 8"):
+        require_samples(7, World(size=4).least_batch, World(size=4))
+    require_samples(8, World(size=4).least_batch, World(size=4))

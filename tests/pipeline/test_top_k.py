@@ -218,6 +218,17 @@ def test_a_cache_of_kept_logits_is_inspected_verified_asked_again_and_repaired(
         assert np.array_equal(open_cache(tmp_path).teachers[0].read(name, 2), values)
 
 
+def test_the_same_logits_of_other_classes_are_another_answer(tmp_path: Path) -> None:
+    """Code that changed below the same weights: the largest logits are the same numbers, each of the next class."""
+    demkd.cache_teachers({"a": network(1)}, data(), out=tmp_path, views=2, keep=KEEP, **SILENT)
+    changed = network(1)
+    changed[4].register_forward_hook(lambda _module, _inputs, logits: logits.roll(1, 1))
+    (found,) = demkd.recompute(tmp_path, {"a": changed}, data(), pairs=20, **SILENT).recomputed
+    assert not found.agrees
+    with pytest.raises(CacheMismatchError, match="otherwise than when the cache was started"):
+        demkd.cache_teachers({"a": changed}, data(), out=tmp_path, views=3, keep=KEEP, **SILENT)
+
+
 def test_a_cache_grows_with_kept_logits(tmp_path: Path) -> None:
     whole, grown = tmp_path / "whole", tmp_path / "grown"
     demkd.cache_teachers(TEACHERS, data(), out=whole, views=4, keep=KEEP, **SILENT)

@@ -1,6 +1,7 @@
 """What the tests of shards share: 3,172 tiny pictures, which are four blocks, and two tiny teachers."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from demkd.cache import TeacherFile
 from tests.conftest import CHECKOUT
+from tests.reliability.conftest import Outcome, Together
 from tests.reliability.tiny_network import tiny
 
 BLOCKS = 4
@@ -67,6 +70,37 @@ def finish(process: "subprocess.Popen[str]", *, code: int = 0) -> tuple[str, str
     output, errors = process.communicate(timeout=120)
     assert process.returncode == code, output + errors
     return output, errors
+
+
+def kill_either(
+    together: Together, arguments: Sequence[object], cache: Path, chance: random.Random, whole: Sequence[Outcome]
+) -> int:
+    """SIGKILL either or both of two processes over one cache, three times; then two that nobody kills end it.
+
+    Args:
+        whole: what came of two that nobody killed from the start.
+
+    Returns:
+        How many were killed.
+    """
+    command = {"arguments": arguments}
+    seconds, calls = max(one.seconds for one in whole), max(one.calls for one in whole)
+
+    def fate() -> dict[str, Any]:
+        kinds = [{}, {"kill_after": chance.uniform(0.2, 1) * seconds}, {"kill_at": chance.randrange(1, calls)}]
+        return chance.choices(kinds, [1, 3, 3])[0]
+
+    killed = 0
+    for _ in range(3):
+        outcomes = together([{**command, **fate()}, {**command, **fate()}])
+        assert {outcome.code for outcome in outcomes} <= {0, -9}, outcomes
+        killed += sum(outcome.code == -9 for outcome in outcomes)
+        for path in [*cache.glob("[ab].*.h5"), *cache.glob("[ab].*.partial")]:
+            file = TeacherFile(path)
+            assert file.is_partial or file.is_whole(), path
+    outcomes = together([command, command])
+    assert {outcome.code for outcome in outcomes} == {0}, outcomes
+    return killed
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -108,13 +108,14 @@ def _start(command: dict[str, Any]) -> _Started:
 def _finish(child: _Started, began: float) -> dict[str, Any]:
     _, status = os.waitpid(child.process, 0)
     seconds = time.monotonic() - began
-    with os.fdopen(child.calls, "rb") as pipe, child.output, child.errors:
+    os.set_blocking(child.calls, False)  # a killed process' workers hold the other end for seconds more
+    with os.fdopen(child.calls, "rb", buffering=0) as pipe, child.output, child.errors:
         child.output.seek(0)
         child.errors.seek(0)
         return {
             "code": os.waitstatus_to_exitcode(status),
             "seconds": seconds,
-            "calls": int(pipe.read() or b"0"),
+            "calls": int(pipe.read(20) or b"0"),
             "stdout": child.output.read().decode(),
             "stderr": child.errors.read().decode(),
         }

@@ -46,10 +46,13 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pristine(tmp_path_factory.mktemp("pristine"))
 
 
-def write_pristine(folder: Path) -> Path:
-    """Two counting teachers with weights."""
+def write_pristine(folder: Path, *, shards: int = 1) -> Path:
+    """Two counting teachers with weights, in one file each or in shards."""
     for number, name in enumerate("ab"):
-        fill(folder, shape(stage3=(4,)), teacher=name, number=number)
+        if shards > 1:
+            fill_shards(folder, shape(stage3=(4,)), count=shards, teacher=name, number=number)
+        else:
+            fill(folder, shape(stage3=(4,)), teacher=name, number=number)
     halves = np.full((2, 3, SAMPLES), 0.5, np.float32)
     write_weights(folder, open_cache(folder).teachers, halves, weighting="halves")
     return folder
@@ -65,12 +68,7 @@ def examine() -> Iterator[Callable[..., str]]:
 @pytest.fixture(scope="module")
 def pristine_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in two shards each."""
-    folder = tmp_path_factory.mktemp("pristine-shards")
-    for number, name in enumerate("ab"):
-        fill_shards(folder, shape(stage3=(4,)), count=2, teacher=name, number=number)
-    halves = np.full((2, 3, SAMPLES), 0.5, np.float32)
-    write_weights(folder, open_cache(folder).teachers, halves, weighting="halves")
-    return folder
+    return write_pristine(tmp_path_factory.mktemp("pristine-shards"), shards=2)
 
 
 def judge(verdict: str, case: str) -> str:

@@ -92,9 +92,9 @@ def epochs_done(out: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def kill_one(command: list[object], out: Path, *, rank: int, after: int, delay: float) -> bool:
+def kill_one(command: list[object], out: Path, *, rank: int, after: int, delay: float, **environment: str) -> bool:
     """SIGKILL a rank some moment after an epoch; whether it was still running, and all others ended in time."""
-    with started(*command) as process:
+    with started(*command, **environment) as process:
         while process.poll() is None and epochs_done(out) < after:
             time.sleep(0.005)
         time.sleep(delay)
@@ -108,23 +108,31 @@ def kill_one(command: list[object], out: Path, *, rank: int, after: int, delay: 
         return True
 
 
-def survive(data: Path, cache: Path, tmp_path: Path, *, kills: int, epochs: int, seed: int) -> int:
-    """Kill a run of two processes again and again, let it end, and compare; how many kills it survived."""
-    whole = distilling(data, cache, tmp_path / "whole", epochs=epochs)
-    with started(*whole) as process:
+def to_the_end(command: list[object], **environment: str) -> None:
+    with started(*command, **environment) as process:
         assert process.wait(timeout=200) == 0
-    command, out, chance = (
-        distilling(data, cache, tmp_path / "killed", epochs=epochs),
-        tmp_path / "killed",
-        random.Random(seed),
-    )
+
+
+def kill_some(
+    command: list[object], out: Path, chance: random.Random, *, kills: int, epochs: int, **environment: str
+) -> int:
+    """Kill a run of two processes again and again, and let it end; how many kills it survived."""
     killed = 0
     for number in range(kills):
         after = 1 + (epochs - 10) * number // kills  # so that every kill finds something to interrupt
-        killed += kill_one(command, out, rank=chance.randrange(2), after=after, delay=chance.uniform(0, 0.15))
-    with started(*command) as process:
-        assert process.wait(timeout=200) == 0
-    assert outcome_of_run(tmp_path / "killed") == outcome_of_run(tmp_path / "whole")
+        rank, delay = chance.randrange(2), chance.uniform(0, 0.15)
+        killed += kill_one(command, out, rank=rank, after=after, delay=delay, **environment)
+    to_the_end(command, **environment)
+    return killed
+
+
+def survive(data: Path, cache: Path, tmp_path: Path, *, kills: int, epochs: int, seed: int) -> int:
+    """The same, and compare with a run that nobody killed."""
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    to_the_end(distilling(data, cache, whole, epochs=epochs))
+    command = distilling(data, cache, out, epochs=epochs)
+    killed = kill_some(command, out, random.Random(seed), kills=kills, epochs=epochs)
+    assert outcome_of_run(out) == outcome_of_run(whole)
     return killed
 
 

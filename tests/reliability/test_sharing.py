@@ -23,6 +23,7 @@ from tests.reliability.sharing import (
     TORCHRUN,
     files,
     finish,
+    kill_either,
     merged,
     sharded,
     start,
@@ -368,25 +369,10 @@ def test_two_processes_survive_many_kills_at_random_moments(
     """Either or both of two over one sharded cache, killed again and again; at the end the bytes of one process."""
     expected, chance = files(three), random.Random(5)
     whole = together([{"arguments": sharing(tmp_path / "trial", "--shards", 3)}] * 2)
-    seconds, calls = max(outcome.seconds for outcome in whole), max(outcome.calls for outcome in whole)
     killed = rounds = 0
-
-    def fate() -> dict[str, Any]:
-        kinds = [{}, {"kill_after": chance.uniform(0.2, 1) * seconds}, {"kill_at": chance.randrange(1, calls)}]
-        return chance.choices(kinds, [1, 3, 3])[0]
-
     while killed < 60:
         cache = tmp_path / f"round{rounds}"
-        command = {"arguments": sharing(cache, "--shards", 3)}
-        for _ in range(3):
-            outcomes = together([{**command, **fate()}, {**command, **fate()}])
-            assert {outcome.code for outcome in outcomes} <= {0, -9}
-            killed += sum(outcome.code == -9 for outcome in outcomes)
-            for path in [*cache.glob("[ab].*.h5"), *cache.glob("[ab].*.partial")]:
-                file = TeacherFile(path)
-                assert file.is_partial or file.is_whole()
-        outcomes = together([command, command])
-        assert {outcome.code for outcome in outcomes} == {0}
+        killed += kill_either(together, sharing(cache, "--shards", 3), cache, chance, whole)
         assert files(cache) == expected
         rounds += 1
     assert merged(run, cache) == one
