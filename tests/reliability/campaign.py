@@ -26,6 +26,7 @@ def run_kills(place: Path, kills: int, seed: int, only: Sequence[str]) -> list[s
     """Cases of all scenarios in turn, one of each at least, until there were so many kills; what failed."""
     failures: list[str] = []
     counts: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
     environment = {"XDG_CACHE_HOME": str(place / "kept")}
     with stage_runners(**environment) as together:
         run = one_by_one(together)
@@ -33,18 +34,18 @@ def run_kills(place: Path, kills: int, seed: int, only: Sequence[str]) -> list[s
         shutil.rmtree(place / "trained", ignore_errors=True)
         run(*distilling(place / "pictures", place / "cache", place / "trained", epochs=1), code=0)
         number = 0
-        while number < len(cases) or (cases and counts.total() < kills):
+        while number < len(cases) or (cases and counts.total() + failed.total() < kills):
             name = list(cases)[number % len(cases)]
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 try:
                     chance = random.Random(f"{seed} kill {number}")
                     counts[name] += cases[name](Path(folder), chance)
                 except (AssertionError, subprocess.TimeoutExpired) as error:
-                    counts[name] += 1
+                    failed[name] += 1
                     failures.append(f"kill case {number}, {name}, seed {seed}: {error}")
             number += 1
-    for name, count in sorted(counts.items()):
-        _say(f"| SIGKILL | {name} | {count} | byte-identical |")
+    for name in sorted(counts | failed):
+        _say(f"| SIGKILL | {name} | {counts[name]} | byte-identical{_failed(failed[name])} |")
     return failures
 
 
@@ -52,6 +53,7 @@ def run_mutations(place: Path, made: Path, mutations: int, seed: int, only: Sequ
     """So many spoilt files, of all scenarios in turn; what failed."""
     failures: list[str] = []
     counts: Counter[tuple[str, str]] = Counter()
+    failed: Counter[str] = Counter()
     scenarios = [one for one in mutation_scenarios(place, made) if _chosen(one.name, only)]
     with examiner() as examine:
         for number in range(mutations if scenarios else 0):
@@ -61,11 +63,19 @@ def run_mutations(place: Path, made: Path, mutations: int, seed: int, only: Sequ
                     verdict = mutate(scenario, examine, Path(folder), random.Random(f"{seed} mutation {number}"))
                     counts[scenario.name, verdict] += 1
                 except AssertionError as error:
+                    failed[scenario.name] += 1
                     failures.append(f"mutation case {number}, {scenario.name}, seed {seed}: {error}")
     for scenario in scenarios:
         correct, refused = counts[scenario.name, "correct"], counts[scenario.name, "refused"]
-        _say(f"| spoilt | {scenario.name} | {correct + refused} | {refused} refused, {correct} as written |")
+        _say(
+            f"| spoilt | {scenario.name} | {correct + refused} | {refused} refused, {correct} as written"
+            f"{_failed(failed[scenario.name])} |"
+        )
     return failures
+
+
+def _failed(count: int) -> str:
+    return f" and {count} FAILED" if count else ""
 
 
 def _say(text: str) -> None:
