@@ -16,9 +16,9 @@ from torch import nn
 import demkd
 from demkd import api
 from demkd.cli import main
+from demkd.commands.comparing import sweep_options
 from demkd.dataset import Reading, ResizedCrop, SharedImages, StreamedImages, ViewTask, folder, load_images
 from demkd.errors import UserError
-from demkd.options import sweep_options
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.sweeping import SweepError, SweepRun, plan_sweep, run_sweep
 from tests.conftest import CHECKOUT
