@@ -7,10 +7,9 @@
 N samples, C classes, K teachers, R integers of a view's record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -89,65 +88,87 @@ def distill_in_steps(request: DistillRequest, compute: Compute, progress: Progre
         progress.warn(
             "with two classes standardised logits say which is larger, and nothing else: the loss has no slope"
         )
-    if request.cache is not None:
-        return (yield from _distill_cached(request, request.cache, compute, progress))
-    return (yield from _distill_live(request, compute, progress))
+    if request.cache is None:
+        return (yield from _distill(request, _live(request, compute), compute, progress))
+    with open_cache(request.cache, request.teachers or None) as cache:
+        return (yield from _distill(request, _cached(request, cache, compute), compute, progress))
 
 
-def _distill_cached(request: DistillRequest, folder: Path, compute: Compute, progress: Progress) -> Steps[RunReport]:
-    with open_cache(folder, request.teachers or None) as cache:
-        require_same_data(cache.teachers[0], request.train)
-        policy, views, view_seed = _cached_views(request, cache, folder)
-        require_teachers(request.hint_layer, cache.names, option="hint_layer")
-        method, seed = request.method, request.options.ordered_by
-        together = _together(request, views)
-        if policy.mixes:
-            require_mixable(method)
-        hint_layers: dict[str, str] = {}
-        if method.needs_teachers:
-            require_teacher_count(method, cache.names)
-        if method.needs_features:
-            hint_layers = cached_hint_layers(cache.teachers, request.hint_layer)
-        recipe = _recipe(
-            request,
-            policy,
-            compute,
-            names=cache.names,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Teachers:
+    """The teachers of a run, cached or live, and the views that they answer about.
+
+    Attributes:
+        views, view_seed: how many slots, or "random", and what they are drawn with.
+        hint_layers: by name, where the method matches features.
+        digests: of what they are.
+        together: in how many views a step shows each sample.
+        plan: of the views at one of these places, without an answer.
+        answers: the same with answers, for the labels (N,) that the student is told.
+    """
+
+    names: tuple[str, ...]
+    policy: ViewPolicy
+    views: int | str
+    view_seed: int
+    hint_layers: Mapping[str, str]
+    digests: Mapping[str, str]
+    together: int
+    plan: Callable[[int], ViewPlan]
+    answers: Callable[[Tensor, int], TargetSource]
+
+
+def _distill(request: DistillRequest, taught: _Teachers, compute: Compute, progress: Progress) -> Steps[RunReport]:
+    """What cached and live teachers have in common."""
+    labels = _training_labels(request)
+    on_device = labels.to(compute.device)
+
+    def source_of(place: int) -> TargetSource:
+        if request.method.needs_teachers:
+            return taught.answers(on_device, place)
+        return LabelsOnly(taught.plan(place))
+
+    source = in_every_view(source_of, taught.together)
+    return (yield from _run(request, _recipe(request, taught, compute), labels, source, compute, progress))
+
+
+def _cached(request: DistillRequest, cache: Cache, compute: Compute) -> _Teachers:
+    require_same_data(cache.teachers[0], request.train)
+    policy, views, view_seed = _cached_views(request, cache)
+    require_teachers(request.hint_layer, cache.names, option="hint_layer")
+    method, run_seed, together = request.method, request.options.ordered_by, _together(request, policy, views)
+    if method.needs_teachers:
+        require_teacher_count(method, cache.names)
+    hint_layers = cached_hint_layers(cache.teachers, request.hint_layer) if method.needs_features else {}
+    return _Teachers(
+        names=cache.names,
+        policy=policy,
+        views=views,
+        view_seed=view_seed,
+        hint_layers=hint_layers,
+        digests={f"teacher_{teacher.name}": teacher.provenance.fingerprint() for teacher in cache.teachers},
+        together=together,
+        plan=lambda place: scheduled_views(cache.view, slots=views, run_seed=run_seed, place=place, together=together),
+        answers=lambda labels, place: CachedTeachers(
+            cache,
+            labels,
+            method,
             views=views,
-            view_seed=view_seed,
-            hint_layers=hint_layers,
-            digests={f"teacher_{teacher.name}": teacher.provenance.fingerprint() for teacher in cache.teachers},
-        )
-        labels = _training_labels(request)
-
-        def source_of(place: int) -> TargetSource:
-            if not method.needs_teachers:
-                views_of = scheduled_views(cache.view, slots=views, run_seed=seed, place=place, together=together)
-                return LabelsOnly(views_of)
-            return CachedTeachers(
-                cache,
-                labels.to(compute.device),
-                method,
-                views=views,
-                run_seed=seed,
-                device=compute.device,
-                hint_layer=hint_layers,
-                place=place,
-                together=together,
-            )
-
-        return (yield from _run(request, recipe, labels, in_every_view(source_of, together), compute, progress))
+            run_seed=run_seed,
+            device=compute.device,
+            hint_layer=hint_layers,
+            place=place,
+            together=together,
+        ),
+    )
 
 
-def _distill_live(request: DistillRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
+def _live(request: DistillRequest, compute: Compute) -> _Teachers:
     policy = request.policy or request.train.default_policy
     views = _live_view_count(request, policy)
     policy.require_pictures(request.train.sizes)
-    if policy.mixes:
-        require_mixable(request.method)
     view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
-    together = _together(request, views)
-    plans = [_live_plan(request, policy, views, view_seed, place, together) for place in range(together)]
+    together = _together(request, policy, views)
     loaded = [
         load_teacher(
             spec,
@@ -161,36 +182,32 @@ def _distill_live(request: DistillRequest, compute: Compute, progress: Progress)
         )
         for spec in request.live_teachers
     ]
-    names = tuple(spec.name for spec in request.live_teachers)
     teachers = [teacher for teacher, _ in loaded]
     hint_layers = {one.name: chosen_for(request.hint_layer, one.name) or one.hint_layer for one in teachers}
-    recipe = _recipe(
-        request,
-        policy,
-        compute,
-        names=names,
+
+    def plan(place: int) -> ViewPlan:
+        return _live_plan(request, policy, views, view_seed, place, together)
+
+    return _Teachers(
+        names=tuple(one.name for one in teachers),
+        policy=policy,
         views=views,
         view_seed=view_seed,
         hint_layers=hint_layers if request.method.needs_features else {},
         digests=_live_digests(request, loaded),
-    )
-    labels = _training_labels(request)
-
-    def source_of(place: int) -> TargetSource:
-        if not request.method.needs_teachers:
-            return LabelsOnly(plans[place])
-        return LiveTeachers(
+        together=together,
+        plan=plan,
+        answers=lambda labels, place: LiveTeachers(
             teachers,
-            labels.to(compute.device),
+            labels,
             request.method,
-            plans[place],
+            plan(place),
             run_seed=request.options.ordered_by,
             hint_layer=hint_layers,
             view_sizes=[policy.side_for(network.input.size) for _, network in loaded],
             world=compute.world,
-        )
-
-    return (yield from _run(request, recipe, labels, in_every_view(source_of, together), compute, progress))
+        ),
+    )
 
 
 def require_same_data(cached: TeacherCache, source: ImageSource) -> None:
@@ -214,9 +231,10 @@ def cached_policy(cached: TeacherCache | TeacherFile) -> tuple[ViewPolicy, int]:
     return policy_of(facts), int(facts["seed"])
 
 
-def _cached_views(request: DistillRequest, cache: Cache, folder: Path) -> tuple[ViewPolicy, int, int]:
+def _cached_views(request: DistillRequest, cache: Cache) -> tuple[ViewPolicy, int, int]:
     """The cache's policy, how many of its slots to train on, and the seed that they were drawn with."""
     policy, seed = cached_policy(cache.teachers[0])
+    folder = cache.folder
     views = cache.num_views if request.views is None else int(request.views)
     if not 1 <= views <= cache.num_views:
         raise ViewsError(
@@ -245,12 +263,14 @@ def _live_view_count(request: DistillRequest, policy: ViewPolicy) -> int | str:
     return request.views
 
 
-def _together(request: DistillRequest, views: int | str) -> int:
-    """In how many views a step shows each of its samples, which its slots can share out."""
+def _together(request: DistillRequest, policy: ViewPolicy, views: int | str) -> int:
+    """In how many views a step shows each of its samples, which its slots can share out, and its method can mix."""
     together = views_together(request.options, request.method.views_per_step)
     if isinstance(views, int):
         option = "views_per_step" if request.options.views_per_decode == 1 else "views_per_decode"
         require_view_count(views, together, option)
+    if policy.mixes:
+        require_mixable(request.method)
     return together
 
 
@@ -275,29 +295,19 @@ def _live_plan(
     )
 
 
-def _recipe(
-    request: DistillRequest,
-    policy: ViewPolicy,
-    compute: Compute,
-    *,
-    names: tuple[str, ...],
-    views: int | str,
-    view_seed: int,
-    hint_layers: Mapping[str, str],
-    digests: Mapping[str, str],
-) -> Recipe:
+def _recipe(request: DistillRequest, taught: _Teachers, compute: Compute) -> Recipe:
     return Recipe(
-        training=_training(request, policy, compute),
+        training=_training(request, taught.policy, compute),
         teaching=Teaching(
             method=request.method,
-            teachers=names if request.method.needs_teachers else (),
+            teachers=taught.names if request.method.needs_teachers else (),
             online=bool(request.live_teachers),
-            views=views,
-            view_seed=view_seed,
-            hint_layer=tuple(f"{name}={layer}" for name, layer in hint_layers.items()),
+            views=taught.views,
+            view_seed=taught.view_seed,
+            hint_layer=tuple(f"{name}={layer}" for name, layer in taught.hint_layers.items()),
             student_layer=request.student_layer,
         ),
-        sources={**_digests(request.train), **digests},
+        sources={**_digests(request.train), **taught.digests},
     )
 
 
