@@ -14,7 +14,7 @@ from demkd.cache.file import read_header
 from demkd.cache.integrity import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
 from demkd.cache.layout import ledger_entry
 from tests.cache.counting import LABELS, SAMPLES, answers, fill, flip, provenance, shape
-from tests.reliability.conftest import Run, caching, contents, says, teacher_options, write_teacher
+from tests.reliability.conftest import Command, Run, contents, says, teacher_options, write_teacher
 from tests.reliability.reseal import reseal, user_block, with_contents
 
 
@@ -206,12 +206,8 @@ def test_the_command_names_everything_and_exits_with_1(tmp_path: Path, run: Run)
     assert run("verify", folder, "--repair").code == 2, "repairing needs teachers"
 
 
-def asking(data: Path, teachers: Path, names: str = "ab") -> list[object]:
-    return ["--quiet", "--data", data, *teacher_options(teachers, names)]
-
-
-def test_recomputed_answers_agree(run: Run, cache: Path, picture_folder: Path, teachers: Path) -> None:
-    command = ["verify", cache, "--recompute", 30, *asking(picture_folder, teachers)]
+def test_recomputed_answers_agree(run: Run, asking: Command, cache: Path) -> None:
+    command = ["verify", cache, "--recompute", 30, *asking()]
     report = json.loads(run(*command, "--json", code=0).stdout)
     for found in report["recomputed"]:
         assert found["pairs"] == 30
@@ -222,18 +218,14 @@ def test_recomputed_answers_agree(run: Run, cache: Path, picture_folder: Path, t
 
 
 @pytest.mark.slow
-def test_recomputing_in_another_precision_is_within_its_tolerance(
-    run: Run, cache: Path, picture_folder: Path, teachers: Path
-) -> None:
-    command = ["verify", cache, "--recompute", 30, *asking(picture_folder, teachers), "--precision", "bfloat16"]
+def test_recomputing_in_another_precision_is_within_its_tolerance(run: Run, asking: Command, cache: Path) -> None:
+    command = ["verify", cache, "--recompute", 30, *asking(), "--precision", "bfloat16"]
     report = json.loads(run(*command, "--json", code=0).stdout)
     assert all(found["precision"] == "bfloat16" for found in report["recomputed"])
     assert any(found["largest_difference"] > 0 for found in report["recomputed"])
 
 
-def test_recomputing_finds_answers_that_checksums_vouch_for(
-    run: Run, cache: Path, picture_folder: Path, teachers: Path
-) -> None:
+def test_recomputing_finds_answers_that_checksums_vouch_for(run: Run, asking: Command, cache: Path) -> None:
     """Every stored logit of a block changed, with correct checksums: only the teacher itself can tell."""
     path = cache / "b.h5"
     file = TeacherFile(path)
@@ -245,7 +237,7 @@ def test_recomputing_finds_answers_that_checksums_vouch_for(
             raw.seek(read_header(path).contents["ledger/logits"].offset + 8 * slot)
             raw.write(np.array([ledger_entry("logits", slot, 0, block)], "<u8").tobytes())
     assert verify_cache(cache).sound
-    command = ["verify", cache, "--recompute", 10, *asking(picture_folder, teachers), "--json"]
+    command = ["verify", cache, "--recompute", 10, *asking(), "--json"]
     report = json.loads(run(*command, code=1).stdout)
     first, second = report["recomputed"]
     assert first["agrees"]
@@ -254,24 +246,20 @@ def test_recomputing_finds_answers_that_checksums_vouch_for(
     assert not report["sound"]
 
 
-def test_recomputing_with_another_teacher_is_refused(
-    run: Run, cache: Path, picture_folder: Path, tmp_path: Path
-) -> None:
+def test_recomputing_with_another_teacher_is_refused(run: Run, asking: Command, cache: Path, tmp_path: Path) -> None:
     write_teacher(tmp_path / "a.safetensors", seed=5)
-    outcome = run("verify", cache, "--recompute", 5, *asking(picture_folder, tmp_path, "a"))
+    outcome = run("verify", cache, "--recompute", 5, *asking("a", tmp_path))
     says(outcome, "teacher.state_sha256 is ")
     says(outcome, "Give the teacher and the data that it was cached with (--teacher, --data)")
 
 
-def test_repair_redoes_exactly_the_blocks_that_fail(
-    run: Run, cache: Path, picture_folder: Path, teachers: Path
-) -> None:
+def test_repair_redoes_exactly_the_blocks_that_fail(run: Run, asking: Command, cache: Path) -> None:
     """Afterwards every byte is what it was; the other teacher was not asked, nor about any other view."""
     before = contents(cache)
     times = {file.name: file.stat().st_mtime_ns for file in cache.glob("*.h5")}
     flip(cache / "b.h5", place(cache / "b.h5", "logits", 1, 5))
     flip(cache / "b.h5", place(cache / "b.h5", "features/stage3", 3, 59))
-    report = json.loads(run("verify", cache, "--repair", *asking(picture_folder, teachers), "--json", code=0).stdout)
+    report = json.loads(run("verify", cache, "--repair", *asking(), "--json", code=0).stdout)
     assert report["repaired"] == [
         {
             "name": "b",
@@ -288,7 +276,7 @@ def test_repair_redoes_exactly_the_blocks_that_fail(
 
 
 def test_teachers_are_asked_again_as_they_were_asked(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, asking: Command, picture_folder: Path, teachers: Path, tmp_path: Path
 ) -> None:
     """At the input size, with the normalisation and in the precision of each teacher, which the cache knows."""
     cache = tmp_path / "cache"
@@ -297,33 +285,33 @@ def test_teachers_are_asked_again_as_they_were_asked(
     run(*common, *of_a, code=0)
     run(*common, "--precision", "bfloat16", *teacher_options(teachers, "b"), code=0)
     before = contents(cache)
-    assert run("verify", cache, "--recompute", 20, *asking(picture_folder, teachers)).code == 0
+    assert run("verify", cache, "--recompute", 20, *asking()).code == 0
     for name in "ab":
         flip(cache / f"{name}.h5", place(cache / f"{name}.h5", "logits", 1, 5))
-    command = ["verify", cache, "--repair", *asking(picture_folder, teachers), "--json"]
+    command = ["verify", cache, "--repair", *asking(), "--json"]
     report = json.loads(run(*command, code=0).stdout)
     assert [file["answered"] for file in report["repaired"]] == [60, 60]
     assert contents(cache) == before
-    other = [*asking(picture_folder, teachers, "a"), "--input-size", 32]
+    other = [*asking("a"), "--input-size", 32]
     says(run("verify", cache, "--recompute", 5, *other), "teacher.input_size is 24 in the cache and 32 now")
 
 
-def test_the_same_cache_teachers_repairs_as_well(run: Run, cache: Path, picture_folder: Path, teachers: Path) -> None:
+def test_the_same_cache_teachers_repairs_as_well(run: Run, caching: Command, cache: Path) -> None:
     """A finished file is checked before it is believed."""
     before = contents(cache)
     flip(cache / "a.h5", place(cache / "a.h5", "entropy", 2, 5))
-    run(*caching(picture_folder, teachers, cache, views=4, features="last"), code=0)
+    run(*caching(cache, views=4), code=0)
     assert contents(cache) == before
 
 
 def test_a_killed_repair_leaves_the_damaged_file_or_the_sound_one(
-    run: Run, cache: Path, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, asking: Command, cache: Path, tmp_path: Path
 ) -> None:
     """Never a mixture: the new file is made beside the old one."""
     before = contents(cache)
     flip(cache / "b.h5", place(cache / "b.h5", "logits", 1, 5))
     damaged = (cache / "b.h5").read_bytes()
-    command = ["verify", cache, "--repair", *asking(picture_folder, teachers)]
+    command = ["verify", cache, "--repair", *asking()]
     for kill_at in (12, 24):
         run(*command, kill_at=kill_at)
         assert (cache / "b.h5").read_bytes() in (damaged, before["b.h5"])
@@ -331,28 +319,24 @@ def test_a_killed_repair_leaves_the_damaged_file_or_the_sound_one(
     assert contents(cache) == before
 
 
-def test_damaged_weights_are_repaired_without_asking_a_teacher(
-    run: Run, cache: Path, picture_folder: Path, teachers: Path
-) -> None:
+def test_damaged_weights_are_repaired_without_asking_a_teacher(run: Run, asking: Command, cache: Path) -> None:
     before = contents(cache)
     flip(cache / "weights.h5", read_header(cache / "weights.h5").contents["weights"].offset + 3)
     assert run("verify", cache, "--quiet").code == 1
-    outcome = run("verify", cache, "--repair", *asking(picture_folder, teachers), code=0)
+    outcome = run("verify", cache, "--repair", *asking(), code=0)
     assert "redone  weights:" in outcome.stdout
     assert contents(cache) == before
 
 
-def test_what_cannot_be_repaired_is_said(
-    run: Run, cache: Path, picture_folder: Path, teachers: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_repaired_is_said(run: Run, asking: Command, cache: Path, tmp_path: Path) -> None:
     """The damaged teacher is not given; or the file's own description is damaged."""
     copy = Path(shutil.copytree(cache, tmp_path / "copy"))
     flip(copy / "b.h5", place(copy / "b.h5", "logits", 1, 5))
-    outcome = run("verify", copy, "--repair", *asking(picture_folder, teachers, "a"))
+    outcome = run("verify", copy, "--repair", *asking("a"))
     says(outcome, "teacher b in ")
     says(outcome, "give it too (--teacher b=NETWORK@CHECKPOINT)")
     flip(cache / "b.h5", read_header(cache / "b.h5").contents["label"].offset)
-    says(run("verify", cache, "--repair", *asking(picture_folder, teachers)), "remove it and make it again")
+    says(run("verify", cache, "--repair", *asking()), "remove it and make it again")
 
 
 def test_block_rows_are_those_of_the_file(tmp_path: Path) -> None:
