@@ -30,8 +30,8 @@ from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.several_views import in_every_view
-from demkd.pipeline.stage_two import cached_policy, require_same_data
 from demkd.pipeline.target_source import BatchTargets, one_after_another
+from demkd.pipeline.taught import cached_policy, require_same_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
