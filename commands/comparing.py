@@ -119,13 +119,10 @@ def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: b
         recipe, out, sweep_options(distill), lambda names: sets_of(names, leave_one_out=subsets != "all")
     )
     run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
-    last: dict[frozenset[str], dict[int, float]] = {}
-    best: dict[frozenset[str], dict[int, float]] = {}
+    finished: dict[frozenset[str], list[FinishedRun]] = {}
     for run in runs:
-        finished = read_run(run.folder)
-        last.setdefault(set_of(run), {})[finished.seed] = finished.last
-        best.setdefault(set_of(run), {})[finished.seed] = finished.best
-    ablation = measure_ablation(last, best, teachers)
+        finished.setdefault(set_of(run), []).append(read_run(run.folder))
+    ablation = measure_ablation(finished, teachers)
     if form == "json":
         console.show_json(ablation)
     else:
