@@ -16,6 +16,7 @@ from demkd.cache.layout import ledger_entry
 from tests.cache.counting import LABELS, SAMPLES, answers, fill, flip, provenance, shape
 from tests.reliability.conftest import Command, Run, contents, says, teacher_options, write_teacher
 from tests.reliability.reseal import reseal, user_block, with_contents
+from tests.reliability.test_hostile_files import write_pristine
 
 
 def place(path: Path, name: str, slot: int, row: int) -> int:
@@ -24,17 +25,8 @@ def place(path: Path, name: str, slot: int, row: int) -> int:
     return extent.offset + slot * extent.slot_bytes + row * (extent.slot_bytes // extent.shape[1])
 
 
-def counting_cache(folder: Path) -> Path:
-    """Two counting teachers with weights."""
-    for number, name in enumerate("ab"):
-        fill(folder, shape(stage3=(4,)), teacher=name, number=number)
-    halves = np.full((2, 3, SAMPLES), 0.5, np.float32)
-    write_weights(folder, open_cache(folder).teachers, halves, weighting="halves")
-    return folder
-
-
 def test_a_sound_cache_is_sound(tmp_path: Path) -> None:
-    report = verify_cache(counting_cache(tmp_path))
+    report = verify_cache(write_pristine(tmp_path))
     assert report.sound
     assert [(file.name, file.verdict, file.blocks) for file in report.files] == [
         ("a", SOUND, 5 * 3 * 4),
@@ -46,7 +38,7 @@ def test_a_sound_cache_is_sound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["logits", "entropy", "prediction", "view", "features/stage3"])
 def test_a_flipped_bit_is_named_by_data_set_slot_and_rows(tmp_path: Path, name: str) -> None:
     """One bit anywhere in the answers: exactly its block, in exactly its file."""
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     flip(folder / "b.h5", place(folder / "b.h5", name, 1, 20))
     report = verify_cache(folder)
     assert not report.sound
@@ -61,7 +53,7 @@ def test_a_flipped_bit_is_named_by_data_set_slot_and_rows(tmp_path: Path, name: 
 
 def test_neighbouring_blocks_are_one_fault(tmp_path: Path) -> None:
     """Rows 0 to 31 of slot 2 are blocks 0 and 1."""
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     for row in (3, 16):
         flip(folder / "a.h5", place(folder / "a.h5", "logits", 2, row))
     assert [fault.text for fault in verify_cache(folder).files[0].faults] == [
@@ -71,7 +63,7 @@ def test_neighbouring_blocks_are_one_fault(tmp_path: Path) -> None:
 
 def test_a_lost_ledger_entry_is_no_unwritten_block(tmp_path: Path) -> None:
     """A finished file lacks nothing, so what its ledger does not know was lost."""
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     offset = read_header(folder / "a.h5").contents["ledger/entropy"].offset
     with (folder / "a.h5").open("r+b") as file:
         file.seek(offset)
@@ -81,7 +73,7 @@ def test_a_lost_ledger_entry_is_no_unwritten_block(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["label", "provenance"])
 def test_sealed_data_are_covered(tmp_path: Path, name: str) -> None:
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     flip(folder / "a.h5", read_header(folder / "a.h5").contents[name].offset + 5)
     verdict = verify_cache(folder).files[0]
     assert verdict.verdict == DAMAGED
@@ -91,7 +83,7 @@ def test_sealed_data_are_covered(tmp_path: Path, name: str) -> None:
 
 def test_what_the_checksums_vouch_for_must_still_be_answers(tmp_path: Path) -> None:
     """Values that no writer of ours would write, with correct checksums."""
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     for name, value in (("logits", np.float16(np.nan)), ("prediction", np.uint16(7))):
         forge(folder / "a.h5", name, value)
     texts = [fault.text for fault in verify_cache(folder).files[0].faults]
@@ -115,7 +107,7 @@ def forge(path: Path, name: str, value: "np.generic") -> None:
 
 def test_hdf5_must_see_what_we_see(tmp_path: Path) -> None:
     """A file whose HDF5 part describes other data, though every checksum of ours is right, lies to other tools."""
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     path = folder / "a.h5"
     with h5py.File(path, "r+", locking=False) as file:
         file.move("entropy", "entropie")
@@ -128,7 +120,7 @@ def test_hdf5_must_see_what_we_see(tmp_path: Path) -> None:
 
 
 def test_a_file_that_hdf5_cannot_read_is_said_so(tmp_path: Path) -> None:
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     data = bytearray((folder / "a.h5").read_bytes())
     at = data.index(b"\x89HDF\r\n\x1a\n")
     data[at : at + 48] = bytes(48)
@@ -140,20 +132,19 @@ def test_a_file_that_hdf5_cannot_read_is_said_so(tmp_path: Path) -> None:
 def test_misaligned_teachers_are_found(tmp_path: Path) -> None:
     """Another view seed, which the provenance tells; and views that differ though the provenance does not."""
     fill(tmp_path, shape())
-    for name, other, shift in (("b", provenance(views__seed=9), 0), ("c", provenance(), 1)):
-        with CacheWriter(tmp_path, name, shape=shape(), provenance=other, labels=LABELS) as writer:
-            for slot, block in writer.pending():
-                made = answers(writer.blocks.missing(slot, block), slot, writer.shape.rows(block))
-                made["view"] = made["view"] + shift
-                writer.blocks.write(slot, block, made)
-            writer.finish()
+    fill(tmp_path, shape(), teacher="b", origin=provenance(views__seed=9))
+    with CacheWriter(tmp_path, "c", shape=shape(), provenance=provenance(), labels=LABELS) as writer:
+        for slot, block in writer.pending():
+            made = answers(writer.blocks.missing(slot, block), slot, writer.shape.rows(block))
+            writer.blocks.write(slot, block, {**made, "view": made["view"] + 1})
+        writer.finish()
     _, seed, views = verify_cache(tmp_path).files
     assert "views.seed is 0 in the cache and 9 now" in seed.faults[0].text
     assert "saw different views in slot 0" in views.faults[0].text
 
 
 def test_weights_are_compared_with_the_teachers(tmp_path: Path) -> None:
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     (folder / "b.h5").unlink()
     fill(folder, shape(stage3=(4,)), teacher="b", number=5)
     weights = verify_cache(folder).files[-1]
@@ -166,7 +157,7 @@ def test_weights_are_compared_with_the_teachers(tmp_path: Path) -> None:
     [(0.6, "weights, slot 2, row 7 do not sum to 1"), (np.nan, "weights.h5 does not hold what it should")],
 )
 def test_weights_sum_to_one(tmp_path: Path, value: float, said: str) -> None:
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     wrong = np.full((2, 3, SAMPLES), 0.5, np.float32)
     wrong[0, 2, 7] = value
     write_weights(folder, open_cache(folder).teachers, wrong, weighting="wrong")
@@ -185,7 +176,7 @@ def test_started_files_are_unfinished_or_growing(tmp_path: Path) -> None:
 
 
 def test_the_command_names_everything_and_exits_with_1(tmp_path: Path, run: Run) -> None:
-    folder = counting_cache(tmp_path)
+    folder = write_pristine(tmp_path)
     assert run("verify", folder, "--quiet", code=0).stdout.count("sound") == 4
     flip(folder / "a.h5", place(folder / "a.h5", "logits", 2, 49))
     outcome = run("verify", folder, "--quiet", code=1)
