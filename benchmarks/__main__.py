@@ -44,7 +44,7 @@ from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
 
 RESULTS = Path(__file__).parent / "results"
-_OF_NOISE = ("quick", "growth", "gpu", "sharing", "imagenet", "peer")
+_OF_NOISE = ("quick", "growth", "gpu", "processes", "imagenet", "peer")
 
 
 def main() -> None:
@@ -65,9 +65,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise"
-        if kind in ("quick", "growth", "gpu", "processes", "imagenet", "peer")
-        else Path(arguments.data).name,
+        "data": "noise" if kind in _OF_NOISE else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
