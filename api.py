@@ -5,9 +5,8 @@ folder. Whatever a user can repair is a `UserError`, whose text puts the names o
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from inspect import signature
 from itertools import chain
 from pathlib import Path
@@ -23,10 +22,8 @@ from demkd.pipeline.arguments import (
     DistillKeywords,
     NormaliseLike,
     TrainingKeywords,
-    by_teacher,
     normalisations_by_teacher,
     require_crop_ratio,
-    resolve_method,
     sizes_by_teacher,
 )
 from demkd.pipeline.methods import Method
@@ -35,15 +32,11 @@ from demkd.pipeline.recipe import TrainingOptions
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
     from demkd.dataset import Data, ImageSource, PolicyLike, Reading
     from demkd.pipeline.callbacks import Callback
     from demkd.pipeline.compute import Compute
     from demkd.pipeline.loading import Teachers
-    from demkd.pipeline.optimizers import OwnTraining
-    from demkd.pipeline.requests import DistillRequest
     from demkd.pipeline.results import (
         CachingPlan,
         CachingReport,
@@ -54,13 +47,10 @@ if TYPE_CHECKING:
         RunReport,
         VerificationReport,
     )
-    from demkd.pipeline.verify import Asked
+    from demkd.pipeline.understanding import OptimizerLike, SchedulerLike
     from demkd.report.gallery import PicturedSamples
     from demkd.report.rows import Inspection
     from demkd.report.writing import WrittenFile
-
-    OptimizerLike = str | Callable[[Any], Optimizer]
-    SchedulerLike = Callable[[Optimizer], LRScheduler]
 
 Folder = str | os.PathLike[str]
 _README = "README.md"
@@ -100,32 +90,12 @@ def plan_caching(
 
 def _caching(teachers: "Teachers", data: "Data", out: Folder, options: CachingOptions) -> Any:
     """The request, where to compute, and where to tell of it."""
-    from demkd.dataset import as_policy
-    from demkd.pipeline.loading import teacher_specs
-    from demkd.pipeline.preparation import CachingRequest
+    from demkd.pipeline.understanding import caching_request
 
     chosen: dict[str, Any] = dict(options)
-    policy = chosen.pop("policy", None)
     told = _progress_of_rank(chosen.pop("progress", True))
     compute = _compute(chosen.pop("device", "auto"), chosen.pop("precision", "auto"))
-    specs = teacher_specs(teachers)
-    if not specs:
-        raise ArgumentError("`teachers` has none: give at least one")
-    features = chosen.pop("features", defaults.LAYERS)
-    reading = chosen.pop("reading", None)
-    source = _source(data, "train", told, reading, called="data")
-    request = CachingRequest(
-        teachers=specs,
-        folder=Path(out),
-        normalise=normalisations_by_teacher(chosen.pop("normalise", None)),
-        input_size=sizes_by_teacher(chosen.pop("input_size", None)),
-        features=(features,) if isinstance(features, str) else tuple(features),
-        source=source,
-        policy=as_policy(policy, source.default_policy),
-        only_shards=tuple(chosen.pop("only_shards", ())),
-        **chosen,
-    )
-    return request, compute, told
+    return caching_request(teachers, data, out, told, chosen), compute, told
 
 
 def train(
@@ -150,12 +120,13 @@ def train(
     from demkd.pipeline.loading import require_teachers
     from demkd.pipeline.requests import StudentRequest
     from demkd.pipeline.stage_two import train as run
+    from demkd.pipeline.understanding import settings_of, splits, training_options
 
-    options, own = _training_options(network, train, optimizer, scheduler, training)
+    options, own = training_options(network, train, optimizer, scheduler, training)
     normalisations = normalisations_by_teacher(normalise)
     require_teachers(normalisations, (), option="normalise")
     with _joined(device, precision, progress) as (compute, told):
-        training_source, test_source = _splits(train, test, told, reading)
+        training_source, test_source = splits(train, test, told, reading)
         request = StudentRequest(
             options=options,
             train=training_source,
@@ -167,7 +138,7 @@ def train(
             policy=as_policy(policy, training_source.default_policy),
             callbacks=tuple(callbacks),
         )
-        told.settings(_settings(options, compute))
+        told.settings(settings_of(options, compute))
         return run(request, compute, told)
 
 
@@ -225,11 +196,12 @@ def distill(
     """
     given = dict(locals())  # all arguments by name, as `distill_together` has them
     from demkd.pipeline.stage_two import distill as run
+    from demkd.pipeline.understanding import distillation, settings_of, splits
 
-    request_of = _distillation(given)
+    request_of = distillation(given)
     with _joined(device, precision, progress) as (compute, told):
-        request = request_of(*_splits(train, test, told, reading))
-        told.settings(_settings(request.options, compute, request.method))
+        request = request_of(*splits(train, test, told, reading))
+        told.settings(settings_of(request.options, compute, request.method))
         return run(request, compute, told)
 
 
@@ -251,6 +223,7 @@ def distill_together(
     from demkd.pipeline.progress import OnlyWarnings
     from demkd.pipeline.stage_two import distill_in_steps
     from demkd.pipeline.turns import Steps, in_turn
+    from demkd.pipeline.understanding import distillation, shared, splits
 
     bound = [_arguments_of_distill(one) for one in students]
     machines = {(one["device"], one["precision"]) for one in bound}
@@ -261,11 +234,11 @@ def distill_together(
 
     def steps(given: Mapping[str, Any]) -> "Steps[RunReport | UserError]":
         try:
-            request_of = _distillation(given)
+            request_of = distillation(given)
             data = (given["train"], given["test"], given["reading"])
             if data not in sources:
-                training, tested = _splits(*data[:2], told, data[2])
-                sources[data] = (_shared(training), _shared(tested))
+                training, tested = splits(*data[:2], told, data[2])
+                sources[data] = (shared(training), shared(tested))
             return (yield from distill_in_steps(request_of(*sources[data]), compute, told))
         except UserError as error:
             return error
@@ -283,66 +256,6 @@ def _arguments_of_distill(given: Mapping[str, Any]) -> dict[str, Any]:
     bound = signature(distill).bind(**given)
     bound.apply_defaults()
     return {"options": {}, **bound.arguments}
-
-
-def _shared(source: "ImageSource") -> "ImageSource":
-    """A source whose pictures are read once for all who ask for the same."""
-    from demkd.dataset import SharedImages, StreamedImages
-
-    return SharedImages.of(source) if isinstance(source, StreamedImages) else source
-
-
-def _distillation(given: Mapping[str, Any]) -> "Callable[[ImageSource, ImageSource], DistillRequest]":
-    """What `distill` is asked for with these arguments, of training and test pictures.
-
-    Raises:
-        UserError: if it cannot be, whatever the pictures.
-    """
-    from demkd.dataset import as_policy
-    from demkd.pipeline.loading import teacher_specs
-    from demkd.pipeline.requests import DistillRequest, require_possible
-
-    student, cache, options = given["student"], given["cache"], given["options"]
-    if cache is not None and given["live_teachers"]:
-        raise ArgumentError("`cache` and `live_teachers` exclude each other: leave one out")
-    training = {name: value for name, value in options.items() if name in TrainingKeywords.__annotations__}
-    chosen = resolve_method(given["method"], {name: value for name, value in options.items() if name not in training})
-    live, named = teacher_specs(given["live_teachers"]), given["teachers"]
-    teachers = (named,) if isinstance(named, str) else tuple(named)
-    settings, own = _training_options(student, given["train"], given["optimizer"], given["scheduler"], training)
-    by_name: dict[str, Any] = {
-        "normalise": normalisations_by_teacher(given["normalise"]),
-        "input_size": sizes_by_teacher(given["input_size"]),
-        "hint_layer": by_teacher(given["hint_layer"]),
-    }
-    require_possible(
-        chosen,
-        cached=cache is not None,
-        live=[spec.name for spec in live],
-        teachers=teachers,
-        views=given["views"],
-        by_teacher=by_name,
-    )
-
-    def of(train: "ImageSource", test: "ImageSource") -> DistillRequest:
-        return DistillRequest(
-            options=settings,
-            train=train,
-            test=test,
-            folder=Path(given["out"]),
-            student=None if isinstance(student, str) else student,
-            own=own,
-            policy=as_policy(given["policy"], train.default_policy),
-            callbacks=tuple(given["callbacks"]),
-            method=chosen,
-            cache=None if cache is None else Path(cache),
-            teachers=teachers,
-            live_teachers=live,
-            **by_name,
-            **{name: given[name] for name in ("views", "view_seed", "student_layer")},
-        )
-
-    return of
 
 
 def evaluate(
@@ -373,6 +286,7 @@ def evaluate(
 
     from demkd.pipeline.evaluation import evaluate_network
     from demkd.pipeline.loading import InputChoice, require_teachers
+    from demkd.pipeline.understanding import source_of
 
     compute, told = _compute(device, precision), _progress(progress)
     normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
@@ -383,7 +297,7 @@ def evaluate(
         raise ArgumentError(f"`split` cannot be {split!r}: choose test or train")
     return evaluate_network(
         what if isinstance(what, nn.Module) else Path(what),
-        test=_source(test, split, told, reading, called="test"),
+        test=source_of(test, split, told, reading, called="test"),
         network=network,
         choice=InputChoice(normalisation=normalisations.get(""), size=sizes.get(""), crop_ratio=crop_ratio),
         compute=compute,
@@ -607,9 +521,10 @@ def recompute(
         precision: "auto" is that of the cache.
     """
     from demkd.pipeline import verify as stage
+    from demkd.pipeline.understanding import asked_teachers
 
     told = _progress(progress)
-    asked = _asked(teachers, data, told, reading, normalise, input_size, device, precision)
+    asked = asked_teachers(teachers, data, told, reading, normalise, input_size, device, precision)
     return stage.recompute(stage.verify(Path(cache), None, told), asked, told, pairs=pairs, seed=seed)
 
 
@@ -627,85 +542,12 @@ def repair(
 ) -> "VerificationReport":
     """Let teachers redo the blocks of a cache that fail their checks, and those alone; arguments as `recompute`'s."""
     from demkd.pipeline import verify as stage
+    from demkd.pipeline.understanding import asked_teachers
 
     told = _progress(progress)
     return stage.repair(
-        Path(cache), _asked(teachers, data, told, reading, normalise, input_size, device, precision), told
+        Path(cache), asked_teachers(teachers, data, told, reading, normalise, input_size, device, precision), told
     )
-
-
-def _asked(
-    teachers: "Teachers",
-    data: "Data",
-    progress: Progress,
-    reading: "Reading | None",
-    normalise: ByTeacher[NormaliseLike],
-    input_size: ByTeacher[int],
-    device: str,
-    precision: str,
-) -> "Asked":
-    from demkd.pipeline.loading import require_teachers, teacher_specs
-    from demkd.pipeline.verify import Asked
-
-    specs = teacher_specs(teachers)
-    normalisations, sizes = normalisations_by_teacher(normalise), sizes_by_teacher(input_size)
-    names = [spec.name for spec in specs]
-    require_teachers(normalisations, names, option="normalise")
-    require_teachers(sizes, names, option="input_size")
-    return Asked(
-        source=_source(data, "train", progress, reading, called="data"),
-        teachers=specs,
-        normalise=normalisations,
-        input_size=sizes,
-        device=device,
-        precision=precision,
-    )
-
-
-def _training_options(
-    network: "str | nn.Module",
-    data: "Data",
-    optimizer: "OptimizerLike",
-    scheduler: "SchedulerLike | None",
-    training: Mapping[str, Any],
-) -> "tuple[TrainingOptions, OwnTraining]":
-    from demkd.pipeline.loading import class_name
-    from demkd.pipeline.optimizers import OPTIMIZERS, SCHEDULES, OwnTraining
-
-    require_crop_ratio(training.get("crop_ratio"))
-    options = TrainingOptions(
-        data=os.fspath(data) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__}",
-        network=network if isinstance(network, str) else class_name(network),
-        optimizer=optimizer if isinstance(optimizer, str) else "own",
-        **training,
-    )
-    for name, known in (("optimizer", {**OPTIMIZERS, "own": None}), ("schedule", SCHEDULES)):
-        if getattr(options, name) not in known:
-            raise ArgumentError(f"`{name}` cannot be {getattr(options, name)!r}: choose one of {', '.join(known)}")
-    return options, OwnTraining(optimizer=None if isinstance(optimizer, str) else optimizer, scheduler=scheduler)
-
-
-def _source(
-    data: "Data", split: str, progress: Progress, reading: "Reading | None", *, called: str, note: bool = True
-) -> "ImageSource":
-    from demkd.dataset import as_source
-
-    if note and isinstance(data, str | os.PathLike):
-        progress.note(f"reading the pictures of {os.fspath(data)}")
-    return as_source(data, split=split, called=called, reading=reading, told=progress)
-
-
-def _splits(
-    train: "Data", test: "Data | None", progress: Progress, reading: "Reading | None"
-) -> "tuple[ImageSource, ImageSource]":
-    from demkd.dataset.objects import with_classes_of
-
-    if test is None and not isinstance(train, str | os.PathLike):
-        raise ArgumentError("`test` is missing: give the pictures that the student is measured on")
-    training = _source(train, "train", progress, reading, called="train")
-    given = train if test is None else test
-    tested = _source(given, "test", progress, reading, called="test", note=test is not None)
-    return training, with_classes_of(training, tested)
 
 
 def _compute(device: str, precision: str) -> "Compute":
@@ -721,16 +563,6 @@ def _joined(device: str, precision: str, progress: bool | Progress) -> "Iterator
 
     with joined(_compute(device, precision)) as compute:
         yield compute, compute.world.voice(_progress(progress))
-
-
-def _settings(options: "TrainingOptions", compute: "Compute", method: "Method | None" = None) -> dict[str, object]:
-    """A run's choices by option, without those that have no value."""
-    chosen = asdict(options)
-    if method is not None:
-        ways = asdict(method)
-        chosen = {"student": chosen.pop("network"), **chosen, "method": ways.pop("name"), **ways}
-    chosen |= {"device": compute.device, "precision": compute.precision}
-    return {name: value for name, value in chosen.items() if value not in (None, "", ())}
 
 
 def _progress(progress: bool | Progress) -> Progress:

@@ -6,7 +6,7 @@ python -m benchmarks --growth
 python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 15 minutes
 python -m benchmarks --start --data FOLDER        # from `distill` to the first step, on small pictures: 2 minutes
 python -m benchmarks --imagenet                   # inspect and distill at ImageNet's shape: 2 minutes, 2.5 GB of disk
-python -m benchmarks --sharing                    # two processes of stage one against one: 2 minutes
+python -m benchmarks --processes                  # two processes against one, in both stages: 10 minutes
 python -m benchmarks --peer                       # torchdistill's loop beside ours, where that is installed: 10 minutes
 python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
 python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
@@ -37,16 +37,14 @@ from demkd.benchmarks.peer import measure_peer
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
-from demkd.benchmarks.sharing import measure_sharing
 from demkd.benchmarks.start import measure_start
 from demkd.benchmarks.timing import count_processor_time
-from demkd.cache.layout import BLOCK_ROWS
 from demkd.dataset import MemoryImages, load_images
 from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
 
 RESULTS = Path(__file__).parent / "results"
-_OF_NOISE = ("quick", "growth", "gpu", "sharing", "imagenet", "peer")
+_OF_NOISE = ("quick", "growth", "gpu", "processes", "imagenet", "peer")
 
 
 def main() -> None:
@@ -67,9 +65,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "seconds": round(time.perf_counter() - started),
         "scale": asdict(scale),
-        "data": "noise"
-        if kind in ("quick", "growth", "gpu", "sharing", "imagenet", "peer")
-        else Path(arguments.data).name,
+        "data": "noise" if kind in _OF_NOISE else Path(arguments.data).name,
         "device": device_name(compute),
         "processor": _processor(),
         "precision": compute.precision,
@@ -92,9 +88,6 @@ def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dic
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
         asked["only"] = arguments.only
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
-    if arguments.sharing:
-        asked = {"samples": 8 * BLOCK_ROWS, "views": 8, "repetitions": arguments.repetitions or 5}
-        return "sharing", _targets(measure_sharing("resnet8", **asked))
     if arguments.kept_logits:
         return _kept_logits(arguments)
     if arguments.precision:
@@ -156,7 +149,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--imagenet", action="store_true", help="a cache of ImageNet's shape instead: 2.5 GB of disk")
     parser.add_argument("--processes", action="store_true", help="two processes against one instead")
     parser.add_argument("--gpu", action="store_true", help="what one GPU does with noise of CIFAR's size instead")
-    parser.add_argument("--sharing", action="store_true", help="stage one by two processes instead")
     parser.add_argument("--peer", action="store_true", help="torchdistill's loop against ours instead")
     parser.add_argument("--processor-time", action="store_true", help="not the clock's, on a busy machine; one thread")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 
 from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, write_cache
+from demkd.benchmarks.timing import Measurement, Work, compare
 from demkd.cache import open_cache
 from demkd.dataset import CropFlip, MemoryImages
 from demkd.losses import entropy
@@ -56,6 +57,10 @@ class Bench:
         """The same with fewer samples, for what costs the same per sample at any size."""
         scale = replace(self.scale, samples=samples, batch_size=batch_size or self.scale.batch_size)
         return type(self)(scale, self.folder / f"first-{samples}", self.compute, self.pictures)
+
+    def compare(self, number: str, what: str, target: str, one: Work, other: Work) -> Measurement:
+        """One work's time by another's."""
+        return compare(number, what, target, one, other, repetitions=self.scale.repetitions)
 
     def cache(self, teachers: int, *, features: bool = False, views: int = _SLOTS) -> Path:
         """A cache of random answers, made when it is first asked for."""

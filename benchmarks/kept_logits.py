@@ -16,9 +16,9 @@ from torch import Tensor
 from demkd.cache import Cache, CacheShape, open_cache
 from demkd.dataset import load_images, records_on, tasks_of
 from demkd.losses import decoupled_kd_loss, fuse_coupled, fuse_decoupled, kd_loss, uniform_weights
+from demkd.pipeline.answering import kept_logits
 from demkd.pipeline.loading import load_network
-from demkd.pipeline.stage_one import kept_logits
-from demkd.pipeline.stage_two import cached_policy
+from demkd.pipeline.taught import cached_policy
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 NCKD_WEIGHT = 8.0  # DKD's beta, as the presets have it

@@ -38,25 +38,23 @@ _CIFAR_SAMPLES, _USUAL_VIEWS = 50_000, 16
 def cached_epoch_over_plain(bench: Bench, network: str) -> Measurement:
     """1: reading, checking, weighing and fusing included."""
     target = "<= 1.05" if bench.compute.device.type == "cuda" else "<= 1.03"
-    return compare(
+    return bench.compare(
         "1" if network == "resnet8" else "1x4",
         f"distill epoch, K = 3, logits / train epoch, {network}",
         target,
         epoch_of(bench.cached(network, teachers=3)),
         epoch_of(bench.plain(network)),
-        repetitions=bench.scale.repetitions,
     )
 
 
 def eight_teachers_over_one(bench: Bench) -> Measurement:
     """2: does the number of teachers matter?"""
-    return compare(
+    return bench.compare(
         "2",
         "distill epoch, K = 8 / K = 1, logits, resnet8",
         "<= 1.03",
         epoch_of(bench.cached("resnet8", teachers=8)),
         epoch_of(bench.cached("resnet8", teachers=1)),
-        repetitions=bench.scale.repetitions,
     )
 
 
@@ -124,13 +122,12 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
             teacher.answer(some)
         bench.compute.wait()
 
-    measured = compare(
+    measured = bench.compare(
         "4",
         "cache-teachers throughput / bare forward loop, resnet20, everything but loading",
         ">= 0.95",
         forward,
         stage_one,
-        repetitions=bench.scale.repetitions,
     )
     return replace(measured, facts={**measured.facts, "views": len(pictures)})
 
@@ -152,14 +149,7 @@ def batch_over_step(bench: Bench) -> Measurement:
                 NORMALISATION.apply(render(indices, records[indices]))
         bench.compute.wait()
 
-    measured = compare(
-        "5",
-        "making 128 views / a resnet8 step on them",
-        "<= 0.05 on CPU",
-        make,
-        step,
-        repetitions=bench.scale.repetitions,
-    )
+    measured = bench.compare("5", "making 128 views / a resnet8 step on them", "<= 0.05 on CPU", make, step)
     batch_s, step_s = (float(measured.facts[name]) for name in ("numerator_s", "denominator_s"))
     return replace(
         measured,
@@ -173,13 +163,12 @@ def default_precision_over_float32(bench: Bench) -> Measurement:
     """6: how much faster training is in the default precision and layout than in float32 NCHW."""
     small = bench.smaller(10 * bench.scale.batch_size)
     fast = epoch_of(small.plain("resnet8x4"))
-    return compare(
+    return bench.compare(
         "6",
         f"float32 NCHW / default ({bench.compute.precision}, channels last), training resnet8x4",
         ">= 3",
         bare_step(small, network="resnet8x4", precision="float32", layout=torch.contiguous_format, steps=10),
         fast,
-        repetitions=bench.scale.repetitions,
     )
 
 
@@ -249,13 +238,12 @@ def inspect_seconds(bench: Bench) -> Measurement:
 
 def features_over_none(bench: Bench) -> Measurement:
     """10: what matching features (grid 1) adds."""
-    return compare(
+    return bench.compare(
         "10",
         "distill epoch with features, grid 1, K = 3 / without, resnet8",
         "<= 1.25",
         epoch_of(bench.cached("resnet8", teachers=3, method="de-mkd")),
         epoch_of(bench.cached("resnet8", teachers=3)),
-        repetitions=bench.scale.repetitions,
     )
 
 

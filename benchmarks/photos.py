@@ -5,7 +5,7 @@ N pictures of a folder, at 128 pixels; noise would decode otherwise than photos 
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from demkd.benchmarks.bench import epoch_of
-from demkd.benchmarks.timing import Measurement, compare
+from demkd.benchmarks.timing import Measurement, Work, compare
 from demkd.cache import open_cache
 from demkd.dataset import (
     ImageSource,
@@ -61,24 +61,82 @@ def measure_photos(
     manifest: Any = getattr(whole.reader, "args")[0]  # noqa: B009 - of a folder's reader, whose type does not tell
     files = [manifest.path(index) for index in chosen.tolist()]
     with tempfile.TemporaryDirectory(prefix="demkd-photos-") as name:
-        asked = (photos, Path(name), compute, repetitions)
+        bench = _Bench(photos=photos, folder=Path(name), compute=compute, repetitions=repetitions)
         small, usual = "three convolutions", STUDENT
         lines: dict[str, Callable[[], Measurement]] = {
-            "P1": lambda: _views_of_one_decode("P1", small, *asked),
-            "P1m": lambda: _views_of_one_decode("P1m", usual, *asked),
-            "18": lambda: _several_teachers_over_each(*asked),
-            "P2": lambda: _cached_epoch_over_plain(*asked),
-            "12": lambda: _views_of_a_decode_over_plain("12", small, *asked),
-            "12m": lambda: _views_of_a_decode_over_plain("12m", usual, *asked),
-            "13": lambda: _together_over_alone("13", small, *asked),
-            "13m": lambda: _together_over_alone("13m", usual, *asked),
-            "P3": lambda: _workers_over_bare_decoder(photos, files, repetitions),
+            "P1": lambda: _views_of_one_decode(bench, "P1", small),
+            "P1m": lambda: _views_of_one_decode(bench, "P1m", usual),
+            "18": lambda: _several_teachers_over_each(bench),
+            "P2": lambda: _cached_epoch_over_plain(bench),
+            "12": lambda: _views_of_a_decode_over_plain(bench, "12", small),
+            "12m": lambda: _views_of_a_decode_over_plain(bench, "12m", usual),
+            "13": lambda: _together_over_alone(bench, "13", small),
+            "13m": lambda: _together_over_alone(bench, "13m", usual),
+            "P3": lambda: _workers_over_bare_decoder(bench, files),
         }
-        fill_files(_job(photos, Path(name) / "cache", compute, views=SLOTS, view_seed=0), SilentProgress())
+        bench.fill(bench.job(views=SLOTS), folder=Path(name) / "cache")
         precompute_weights(Path(name) / "cache", SilentProgress())
         for number, measure in lines.items():
             if not only or number in only:
                 yield measure()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bench:
+    """Photos, a folder for their caches, and where and how often they are measured."""
+
+    photos: StreamedImages
+    folder: Path
+    compute: Compute
+    repetitions: int
+
+    def compare(self, number: str, what: str, target: str, one: Work, other: Work) -> Measurement:
+        return compare(number, what, target, one, other, repetitions=self.repetitions)
+
+    def job(
+        self, *, views: int, teacher: str = STUDENT, view_seed: int = 0, names: Sequence[str] = ("small",)
+    ) -> CachingJob:
+        request = CachingRequest(
+            source=self.photos,
+            teachers=tuple(
+                TeacherSpec(name=name, network=teacher, module=_network(teacher, self.photos.classes)) for name in names
+            ),
+            folder=self.folder,
+            views=views,
+            view_seed=view_seed,
+            policy=POLICY,
+            features=(),
+        )
+        return prepare(request, self.compute)
+
+    def fill(self, *jobs: CachingJob, folder: Path | None = None) -> None:
+        """Each into a new folder, or the one given."""
+        for one in jobs:
+            place = folder or Path(tempfile.mkdtemp(dir=self.folder)) / "cache"
+            fill_files(replace(one, folder=place), SilentProgress())
+
+    def cached(self, source: ImageSource | None = None, *, method: str = "de-mkd-logits", **options: Any) -> Trainer:
+        """`distill` from the cache."""
+        together, chosen, shown = options.get("views_per_decode", 1), METHODS[method], source or self.photos
+
+        def targets(place: int) -> TargetSource:
+            return CachedTeachers(
+                open_cache(self.folder / "cache"),
+                shown.labels.to(self.compute.device),
+                chosen,
+                views=SLOTS,
+                run_seed=0,
+                device=self.compute.device,
+                place=place,
+                together=together,
+            )
+
+        return photo_trainer(shown, in_every_view(targets, together), chosen, self.compute, **options)
+
+    def plain(self, **options: Any) -> Trainer:
+        """`train`."""
+        plan = independent_views(POLICY, self.photos, run_seed=0)
+        return photo_trainer(self.photos, LabelsOnly(plan), METHODS["ce"], self.compute, **options)
 
 
 def _some(source: StreamedImages, chosen: Tensor) -> StreamedImages:
@@ -106,160 +164,59 @@ def _network(name: str, classes: int) -> nn.Module:
     )
 
 
-def _job(
-    photos: ImageSource,
-    folder: Path,
-    compute: Compute,
-    *,
-    teacher: str = STUDENT,
-    views: int,
-    view_seed: int,
-    names: Sequence[str] = ("small",),
-) -> CachingJob:
-    request = CachingRequest(
-        source=photos,
-        teachers=tuple(
-            TeacherSpec(name=name, network=teacher, module=_network(teacher, photos.classes)) for name in names
-        ),
-        folder=folder,
-        views=views,
-        view_seed=view_seed,
-        policy=POLICY,
-        features=(),
-    )
-    return prepare(request, compute)
-
-
-def _views_of_one_decode(
-    number: str, teacher: str, photos: ImageSource, folder: Path, compute: Compute, repetitions: int
-) -> Measurement:
+def _views_of_one_decode(bench: _Bench, number: str, teacher: str) -> Measurement:
     """P1: stage one with 8 views of every picture, against 8 times with one; loading the teacher is not counted."""
-    folders = (folder / f"stage-one-{number}-{count}" for count in range(1_000_000))
-    jobs = [_job(photos, folder, compute, teacher=teacher, views=1, view_seed=seed) for seed in range(SLOTS)]
-    job = _job(photos, folder, compute, teacher=teacher, views=SLOTS, view_seed=0)
-
-    def fill(*jobs: CachingJob) -> None:
-        for one in jobs:
-            fill_files(replace(one, folder=next(folders)), SilentProgress())
-
-    return compare(
-        number,
-        f"stage one, {SLOTS} views a decode / {SLOTS} passes with one, {teacher}",
-        "<= 0.3" if number == "P1" else "",
-        lambda: fill(job),
-        lambda: fill(*jobs),
-        repetitions=repetitions,
-    )
+    jobs = [bench.job(views=1, teacher=teacher, view_seed=seed) for seed in range(SLOTS)]
+    job = bench.job(views=SLOTS, teacher=teacher)
+    what = f"stage one, {SLOTS} views a decode / {SLOTS} passes with one, {teacher}"
+    target = "<= 0.3" if number == "P1" else ""
+    return bench.compare(number, what, target, lambda: bench.fill(job), lambda: bench.fill(*jobs))
 
 
-def _cached_epoch_over_plain(photos: ImageSource, folder: Path, compute: Compute, repetitions: int) -> Measurement:
+def _several_teachers_over_each(bench: _Bench) -> Measurement:
+    """18: every photo read, and every view cut, once for three teachers, against once for each."""
+    network, names = "three convolutions", ("a", "b", "c")
+    job = bench.job(views=1, teacher=network, names=names)
+    jobs = [bench.job(views=1, teacher=network, names=(name,)) for name in names]
+    what = f"stage one for {len(names)} teachers in one call / teacher by teacher, {network}"
+    return bench.compare("18", what, "<= 0.5", lambda: bench.fill(job), lambda: bench.fill(*jobs))
+
+
+def _cached_epoch_over_plain(bench: _Bench) -> Measurement:
     """P2: both decode every picture once an epoch."""
-    return compare(
-        "P2",
-        f"distill epoch / train epoch, from files, {STUDENT}",
-        "<= 1.03",
-        epoch_of(_cached(photos, folder, compute)),
-        epoch_of(_plain(photos, compute)),
-        repetitions=repetitions,
-    )
+    what = f"distill epoch / train epoch, from files, {STUDENT}"
+    return bench.compare("P2", what, "<= 1.03", epoch_of(bench.cached()), epoch_of(bench.plain()))
 
 
-def _views_of_a_decode_over_plain(
-    number: str, student: str, photos: ImageSource, folder: Path, compute: Compute, repetitions: int
-) -> Measurement:
+def _views_of_a_decode_over_plain(bench: _Bench, number: str, student: str) -> Measurement:
     """12: as many pictures a step, from a quarter of the decodes; whole turns, of which each reads its slots once."""
-    several, plain = (
-        epoch_of(_cached(photos, folder, compute, student=student, views_per_decode=DECODES)),
-        epoch_of(_plain(photos, compute, student=student)),
-    )
 
-    def turn(epoch: Callable[[], object]) -> Callable[[], object]:
+    def turn(trainer: Trainer) -> Work:
+        epoch = epoch_of(trainer)
         return lambda: [epoch() for _ in range(DECODES)]
 
-    return compare(
-        number,
-        f"distill epoch, {DECODES} views a decode / train epoch with one, {student}",
-        "<= 0.6" if number == "12" else "",
-        turn(several),
-        turn(plain),
-        repetitions=repetitions,
-    )
+    several, plain = bench.cached(student=student, views_per_decode=DECODES), bench.plain(student=student)
+    what = f"distill epoch, {DECODES} views a decode / train epoch with one, {student}"
+    return bench.compare(number, what, "<= 0.6" if number == "12" else "", turn(several), turn(plain))
 
 
-def _together_over_alone(
-    number: str, student: str, photos: StreamedImages, folder: Path, compute: Compute, repetitions: int
-) -> Measurement:
+def _together_over_alone(bench: _Bench, number: str, student: str) -> Measurement:
     """13: four students of different methods and first weights, who see the same views."""
-    shared = SharedImages.of(photos)
     choices = list(enumerate(("de-mkd-logits", "kd", "ebkd", "de-mkd-logits")))
 
     def students(source: ImageSource) -> list[Trainer]:
-        return [_cached(source, folder, compute, student=student, method=method, seed=seed) for seed, method in choices]
+        return [bench.cached(source, student=student, method=method, seed=seed) for seed, method in choices]
 
-    group, alone = students(shared), [epoch_of(one) for one in students(photos)]
+    group, alone = students(SharedImages.of(bench.photos)), [epoch_of(one) for one in students(bench.photos)]
     epochs = iter(range(1, 1_000_000))
 
     def together() -> None:
         epoch = next(epochs)
-        list(in_turn([one.epoch_in_steps(epoch, SilentProgress()) for one in group], compute.device))
+        list(in_turn([one.epoch_in_steps(epoch, SilentProgress()) for one in group], bench.compute.device))
 
-    return compare(
-        number,
-        f"{len(choices)} students together / one after another, {student}",
-        "<= 0.6" if number == "13" else "",
-        together,
-        lambda: [one() for one in alone],
-        repetitions=repetitions,
-    )
-
-
-def _several_teachers_over_each(photos: ImageSource, folder: Path, compute: Compute, repetitions: int) -> Measurement:
-    """18: every photo read, and every view cut, once for three teachers, against once for each."""
-    folders = (folder / f"stage-one-18-{count}" for count in range(1_000_000))
-    network = "three convolutions"
-    names = ("a", "b", "c")
-    job = _job(photos, folder, compute, teacher=network, views=1, view_seed=0, names=names)
-    jobs = [_job(photos, folder, compute, teacher=network, views=1, view_seed=0, names=(name,)) for name in names]
-
-    def fill(*jobs: CachingJob) -> None:
-        for one in jobs:
-            fill_files(replace(one, folder=next(folders)), SilentProgress())
-
-    return compare(
-        "18",
-        f"stage one for {len(names)} teachers in one call / teacher by teacher, {network}",
-        "<= 0.5",
-        lambda: fill(job),
-        lambda: fill(*jobs),
-        repetitions=repetitions,
-    )
-
-
-def _cached(
-    photos: ImageSource, folder: Path, compute: Compute, *, method: str = "de-mkd-logits", **options: Any
-) -> Trainer:
-    """`distill` from the cache."""
-    place, chosen = options.get("views_per_decode", 1), METHODS[method]
-
-    def source(which: int) -> TargetSource:
-        return CachedTeachers(
-            open_cache(folder / "cache"),
-            photos.labels.to(compute.device),
-            chosen,
-            views=SLOTS,
-            run_seed=0,
-            device=compute.device,
-            place=which,
-            together=place,
-        )
-
-    return photo_trainer(photos, in_every_view(source, place), chosen, compute, **options)
-
-
-def _plain(photos: ImageSource, compute: Compute, **options: Any) -> Trainer:
-    """`train`."""
-    plan = independent_views(POLICY, photos, run_seed=0)
-    return photo_trainer(photos, LabelsOnly(plan), METHODS["ce"], compute, **options)
+    what = f"{len(choices)} students together / one after another, {student}"
+    target = "<= 0.6" if number == "13" else ""
+    return bench.compare(number, what, target, together, lambda: [one() for one in alone])
 
 
 def photo_trainer(
@@ -296,8 +253,9 @@ def photo_trainer(
     return Trainer(recipe, photos, photos.labels, target_source, compute, student=module)
 
 
-def _workers_over_bare_decoder(photos: StreamedImages, files: Sequence[Path], repetitions: int) -> Measurement:
+def _workers_over_bare_decoder(bench: _Bench, files: Sequence[Path]) -> Measurement:
     """P3: pictures a second by the workers, against a plain loop of Pillow and torchvision in one process."""
+    photos = bench.photos
     everyone = np.arange(len(photos))
     drawn = POLICY.draw(view_seed=0, slots=[0], indices=everyone, sizes=photos.sizes)
     records, workers = records_on(torch.device("cpu"), drawn), max(photos.workers, 1)
@@ -319,14 +277,8 @@ def _workers_over_bare_decoder(photos: StreamedImages, files: Sequence[Path], re
             _bare_view(file, box)
         torch.set_num_threads(threads)
 
-    measured = compare(
-        "P3",
-        f"pictures a second by {workers} workers / {workers} x a bare loop of decode, crop and resize",
-        ">= 0.9",
-        bare,
-        by_workers,
-        repetitions=repetitions,
-    )
+    what = f"pictures a second by {workers} workers / {workers} x a bare loop of decode, crop and resize"
+    measured = bench.compare("P3", what, ">= 0.9", bare, by_workers)
     rate = len(photos) / float(measured.facts["denominator_s"])
     return replace(measured, facts={**measured.facts, "pictures_a_second": rate})
 

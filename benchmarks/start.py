@@ -65,7 +65,7 @@ def main() -> None:
     """Distil until the first step is done, as the command line does."""
     from demkd import api, cli
 
-    assert cli.distill.name == "distill"  # what the command imports counts too
+    assert "distill" in cli.main.commands  # what the command imports counts too
     with tempfile.TemporaryDirectory() as out:
         api.distill(
             "resnet8",

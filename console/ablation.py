@@ -54,7 +54,7 @@ def _gained(one: Difference | None) -> tuple[str, str, str]:
 
 def _print(headings: Sequence[str], rows: Sequence[Sequence[str]], *, ranks: Sequence[int]) -> None:
     columns = [
-        Column(heading=heading, cells=[words(cell) for cell in cells], rank=rank, words=place == 0)
+        Column(heading, [words(cell) for cell in cells], rank=rank, words=place == 0)
         for place, (heading, cells, rank) in enumerate(zip(headings, zip(*rows, strict=True), ranks, strict=True))
     ]
     console = stdout()

@@ -1,14 +1,10 @@
 """What `doctor` found, for people."""
 
-from typing import TYPE_CHECKING
-
 from demkd.console.output import decimal_bytes, escape, plain_table, stdout
-
-if TYPE_CHECKING:
-    from demkd.pipeline.doctor import DoctorReport
+from demkd.pipeline.results import DoctorReport
 
 
-def show_doctor(report: "DoctorReport") -> None:
+def show_doctor(report: DoctorReport) -> None:
     """Versions, devices and what this machine can do, a line each."""
     console = stdout()
     table = plain_table(left=("", ""))

@@ -4,7 +4,7 @@ Figures are never cut or broken; words may continue on a second line. What is le
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -16,7 +16,7 @@ _GAP = 2
 _INDENT = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
 
@@ -32,6 +32,7 @@ class Column:
 
     heading: str
     cells: Sequence[str | Text]
+    _: KW_ONLY
     rank: int = 0
     words: bool = False
     least: int = 10

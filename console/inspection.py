@@ -143,25 +143,23 @@ def _numbers(console: Console, teachers: Sequence[TeacherSummary]) -> list[Colum
     """How sure, how right and how trusted each teacher is."""
     bins = 20 if console.width >= 100 else 10
     return [
-        Column(heading="teacher", cells=[teacher.name for teacher in teachers], words=True),
-        Column(heading="top-1", cells=[f"{teacher.top1:.2%}" for teacher in teachers]),
-        Column(heading="entropy", cells=[f"{teacher.mean_entropy:.3f}" for teacher in teachers]),
+        Column("teacher", [teacher.name for teacher in teachers], words=True),
+        Column("top-1", [f"{teacher.top1:.2%}" for teacher in teachers]),
+        Column("entropy", [f"{teacher.mean_entropy:.3f}" for teacher in teachers]),
         Column(
-            heading="quartiles",
-            cells=[" ".join(f"{quartile:.2f}" for quartile in teacher.quartiles) for teacher in teachers],
-            rank=3,
+            "quartiles", [" ".join(f"{quartile:.2f}" for quartile in teacher.quartiles) for teacher in teachers], rank=3
         ),
         Column(
-            heading="histogram",
-            cells=[histogram_bars(console, teacher.histogram, bins=bins) for teacher in teachers],
+            "histogram",
+            [histogram_bars(console, teacher.histogram, bins=bins) for teacher in teachers],
             rank=4,
             left=True,
         ),
-        Column(heading="weight", cells=[number_text(teacher.mean_weight) for teacher in teachers], rank=1),
+        Column("weight", [number_text(teacher.mean_weight) for teacher in teachers], rank=1),
         Column(
-            heading="wrong,\ntrusted",
+            "wrong,\ntrusted",
+            [share(teacher.wrong_and_trusted) for teacher in teachers],
             name="wrong-and-trusted",
-            cells=[share(teacher.wrong_and_trusted) for teacher in teachers],
             rank=2,
         ),
     ]
@@ -175,32 +173,30 @@ def _origins(teachers: Sequence[TeacherSummary]) -> list[Column]:
     ]
     parameters = ["-" if teacher.parameters is None else f"{teacher.parameters:,}" for teacher in teachers]
     return [
-        Column(heading="teacher", cells=[teacher.name for teacher in teachers], words=True),
-        Column(heading="network", cells=[teacher.network for teacher in teachers], words=True, rank=2),
-        Column(heading="parameters", cells=parameters, rank=3),
-        Column(heading="weights' SHA-256", cells=[teacher.fingerprint[:_DIGEST] for teacher in teachers], rank=1),
-        Column(heading="views", cells=[f"{teacher.views}" for teacher in teachers], rank=6),
-        Column(heading="features", cells=shapes, words=True, rank=5),
-        Column(heading="file", cells=[decimal_bytes(teacher.file_bytes) for teacher in teachers], rank=4),
+        Column("teacher", [teacher.name for teacher in teachers], words=True),
+        Column("network", [teacher.network for teacher in teachers], words=True, rank=2),
+        Column("parameters", parameters, rank=3),
+        Column("weights' SHA-256", [teacher.fingerprint[:_DIGEST] for teacher in teachers], rank=1),
+        Column("views", [f"{teacher.views}" for teacher in teachers], rank=6),
+        Column("features", shapes, words=True, rank=5),
+        Column("file", [decimal_bytes(teacher.file_bytes) for teacher in teachers], rank=4),
     ]
 
 
 def _matrices(console: Console, alike: Agreement) -> list[Column]:
     """Both matrices side by side; pair by pair where there is no room for them."""
     count = len(alike.names)
-    same = [Column(heading="same\ntop-1\nas", cells=alike.names, words=True)]
-    ranks = [Column(heading="rank\ncorrelation\nwith", cells=alike.names, words=True)]
+    same = [Column("same\ntop-1\nas", alike.names, words=True)]
+    ranks = [Column("rank\ncorrelation\nwith", alike.names, words=True)]
     for position, name in enumerate(alike.names):
-        same.append(Column(heading=name, cells=[share(row[position]) for row in alike.same_top1]))
-        ranks.append(Column(heading=name, cells=[number_text(row[position]) for row in alike.rank_correlation]))
+        same.append(Column(name, [share(row[position]) for row in alike.same_top1]))
+        ranks.append(Column(name, [number_text(row[position]) for row in alike.rank_correlation]))
     if room(same + ranks, console.width) >= 0:
         return same + ranks
     pairs = list(combinations(range(count), 2))
     return [
-        Column(heading="teacher", cells=[alike.names[one] for one, _ in pairs], words=True),
-        Column(heading="and", cells=[alike.names[other] for _, other in pairs], words=True),
-        Column(heading="same\ntop-1", cells=[share(alike.same_top1[one][other]) for one, other in pairs]),
-        Column(
-            heading="rank\ncorrelation", cells=[number_text(alike.rank_correlation[one][other]) for one, other in pairs]
-        ),
+        Column("teacher", [alike.names[one] for one, _ in pairs], words=True),
+        Column("and", [alike.names[other] for _, other in pairs], words=True),
+        Column("same\ntop-1", [share(alike.same_top1[one][other]) for one, other in pairs]),
+        Column("rank\ncorrelation", [number_text(alike.rank_correlation[one][other]) for one, other in pairs]),
     ]

@@ -30,14 +30,10 @@ def show_classes(listing: ClassListing) -> None:
     first = "smallest" if listing.sort.startswith("-") else "largest"
     console.print(Text(f"{counted(len(rows), 'class', 'classes')} by {sorted_by}, {first} first"))
     columns = [
-        Column(heading="class", cells=[row.label for row in rows], words=True),
-        Column(heading="number", cells=[f"{row.number}" for row in rows], rank=_rank(sorted_by, "number", 9)),
-        Column(heading="samples", cells=[f"{row.samples:,}" for row in rows], rank=_rank(sorted_by, "samples", 5)),
-        Column(
-            heading="disagree",
-            cells=[share(row.disagreement) for row in rows],
-            rank=_rank(sorted_by, "disagreement", 3),
-        ),
+        Column("class", [row.label for row in rows], words=True),
+        Column("number", [f"{row.number}" for row in rows], rank=_rank(sorted_by, "number", 9)),
+        Column("samples", [f"{row.samples:,}" for row in rows], rank=_rank(sorted_by, "samples", 5)),
+        Column("disagree", [share(row.disagreement) for row in rows], rank=_rank(sorted_by, "disagreement", 3)),
     ]
     for measure, heading, rank in _MEASURES:
         columns += _measure_columns(listing, measure, heading, rank, sorted_by)
@@ -66,8 +62,8 @@ def _measure_columns(listing: ClassListing, measure: str, heading: str, rank: in
     if measure != "weight":  # whose mean is 1/K
         columns.append(
             Column(
-                heading=f"{heading}\nmean",
-                cells=[text(getattr(row, measure)) for row in listing.rows],
+                f"{heading}\nmean",
+                [text(getattr(row, measure)) for row in listing.rows],
                 rank=_rank(sorted_by, measure, rank + 6),
                 name=f"mean {name}",
             )
@@ -75,8 +71,8 @@ def _measure_columns(listing: ClassListing, measure: str, heading: str, rank: in
     for position, teacher in enumerate(listing.teachers):
         columns.append(
             Column(
-                heading=f"{heading}\n{teacher}",
-                cells=[text(getattr(row.teachers[position], measure)) for row in listing.rows],
+                f"{heading}\n{teacher}",
+                [text(getattr(row.teachers[position], measure)) for row in listing.rows],
                 rank=_rank(sorted_by, f"{teacher}.{measure}", rank),
                 name=f"{name} by teacher",
             )
@@ -98,12 +94,12 @@ def show_samples(listing: SampleListing) -> None:
         return
     percent, trusted = listing.order == "disputed", listing.order == "wrong and trusted"
     columns = [
-        Column(heading="sample", cells=[f"{row.index}" for row in rows]),
-        Column(heading="label", cells=[row.label for row in rows], words=True),
-        Column(heading=heading, cells=[share(row.score) if percent else f"{row.score:.3f}" for row in rows], rank=1),
+        Column("sample", [f"{row.index}" for row in rows]),
+        Column("label", [row.label for row in rows], words=True),
+        Column(heading, [share(row.score) if percent else f"{row.score:.3f}" for row in rows], rank=1),
     ]
     if trusted:
-        columns.append(Column(heading="of", cells=[row.trusted or "" for row in rows], words=True))
+        columns.append(Column("of", [row.trusted or "" for row in rows], words=True))
     for position, teacher in enumerate(listing.teachers):
         said = [row.teachers[position] for row in rows]
         answers = [
@@ -111,35 +107,19 @@ def show_samples(listing: SampleListing) -> None:
             for one, row in zip(said, rows, strict=True)
         ]
         columns += [
-            Column(heading="says", group=teacher, cells=answers, rank=2, words=True, name="predictions"),
+            Column("says", answers, group=teacher, rank=2, words=True, name="predictions"),
+            Column("in", [f"{one.share:.0%}" for one in said], group=teacher, rank=5, name="in how many views"),
             Column(
-                heading="in",
+                "entropy",
+                [number_text(one.entropy) for one in said],
                 group=teacher,
-                cells=[f"{one.share:.0%}" for one in said],
-                rank=5,
-                name="in how many views",
-            ),
-            Column(
-                heading="entropy",
-                group=teacher,
-                cells=[number_text(one.entropy) for one in said],
                 rank=4 if trusted else 3,
                 name="entropy by teacher",
             ),
-            Column(
-                heading="weight",
-                group=teacher,
-                cells=[number_text(one.weight) for one in said],
-                rank=3 if trusted else 6,
-            ),
+            Column("weight", [number_text(one.weight) for one in said], group=teacher, rank=3 if trusted else 6),
         ]
     console.print(fitted(console, columns, more=_MORE))
-    console.print(
-        Text(
-            "means over the views; says: the most frequent prediction; closer: --sample I",
-            style="dim",
-        )
-    )
+    console.print(Text("means over the views; says: the most frequent prediction; closer: --sample I", style="dim"))
 
 
 def show_views(views: SampleViews) -> None:
@@ -153,15 +133,15 @@ def show_views(views: SampleViews) -> None:
         )
     )
     columns = [
-        Column(heading="slot", cells=[f"{row.slot}" for row in views.rows]),
-        Column(heading="view", cells=[f"{row.view}" for row in views.rows], rank=4),
+        Column("slot", [f"{row.slot}" for row in views.rows]),
+        Column("view", [f"{row.view}" for row in views.rows], rank=4),
     ]
     for position, teacher in enumerate(views.teachers):
         said = [row.teachers[position] for row in views.rows]
         answers = [words(one.prediction, "bold" if one.right else "") for one in said]
         columns += [
-            Column(heading="says", group=teacher, cells=answers, rank=2, words=True, name="predictions"),
-            Column(heading="entropy", group=teacher, cells=[number_text(one.entropy) for one in said], rank=1),
-            Column(heading="weight", group=teacher, cells=[number_text(one.weight) for one in said], rank=3),
+            Column("says", answers, group=teacher, rank=2, words=True, name="predictions"),
+            Column("entropy", [number_text(one.entropy) for one in said], group=teacher, rank=1),
+            Column("weight", [number_text(one.weight) for one in said], group=teacher, rank=3),
         ]
     console.print(fitted(console, columns, more=_MORE))

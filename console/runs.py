@@ -87,8 +87,8 @@ def _print_comparison(comparison: Comparison, rows: Sequence[Sequence[str]], *, 
     styled = [[words(cell, "bold" if place == best else "") for cell in row] for place, row in enumerate(rows)]
     columns = [
         Column(
-            heading=heading,
-            cells=cells,
+            heading,
+            cells,
             rank=rank,
             words=heading == "runs",
             least=24,

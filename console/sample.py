@@ -24,18 +24,14 @@ def show_sample(sample: SampleSummary, picture: NDArray[Any] | None) -> None:
     console.print(Text.assemble("sample ", (str(sample.index), "bold"), ", label ", words(sample.label, "bold"), slot))
     _show_picture(console, picture)
     columns = [
-        Column(heading="teacher", cells=[answer.name for answer in sample.answers], words=True),
+        Column("teacher", [answer.name for answer in sample.answers], words=True),
         Column(
-            heading="likeliest classes",
-            cells=[_answers(answer.classes, answer.probabilities, sample.label) for answer in sample.answers],
+            "likeliest classes",
+            [_answers(answer.classes, answer.probabilities, sample.label) for answer in sample.answers],
             words=True,
         ),
-        Column(heading="entropy", cells=[f"{answer.entropy:.3f}" for answer in sample.answers]),
-        Column(
-            heading="weight",
-            cells=[number_text(answer.weight) for answer in sample.answers],
-            rank=1,
-        ),
+        Column("entropy", [f"{answer.entropy:.3f}" for answer in sample.answers]),
+        Column("weight", [number_text(answer.weight) for answer in sample.answers], rank=1),
     ]
     console.print(fitted(console, columns))
     if len(sample.views.rows) > 1:
@@ -74,20 +70,18 @@ def _show_changes(console: Console, views: SampleViews) -> None:
     highest = {kind: max(max(values) for _, other, values, _ in curves if other == kind) for _, kind, _, _ in curves}
     width = _LONGEST_BARS if console.width >= 110 else 20
     columns = [
-        Column(heading="teacher", cells=[name for name, _, _, _ in curves], words=True),
-        Column(heading="", cells=[kind for _, kind, _, _ in curves], left=True),
-        Column(heading="lowest", cells=[f"{min(values):.3f}" for _, _, values, _ in curves], rank=1),
-        Column(heading="mean", cells=[f"{fmean(values):.3f}" for _, _, values, _ in curves]),
-        Column(heading="highest", cells=[f"{max(values):.3f}" for _, _, values, _ in curves], rank=1),
+        Column("teacher", [name for name, _, _, _ in curves], words=True),
+        Column("", [kind for _, kind, _, _ in curves], left=True),
+        Column("lowest", [f"{min(values):.3f}" for _, _, values, _ in curves], rank=1),
+        Column("mean", [f"{fmean(values):.3f}" for _, _, values, _ in curves]),
+        Column("highest", [f"{max(values):.3f}" for _, _, values, _ in curves], rank=1),
         Column(
-            heading=f"slots 0 to {len(views.rows) - 1}",
-            cells=[
-                Text(value_bars(console, values, highest=highest[kind], width=width)) for _, kind, values, _ in curves
-            ],
+            f"slots 0 to {len(views.rows) - 1}",
+            [Text(value_bars(console, values, highest=highest[kind], width=width)) for _, kind, values, _ in curves],
             rank=2,
             left=True,
         ),
-        Column(heading="right", cells=[right for _, _, _, right in curves], rank=3),
+        Column("right", [right for _, _, _, right in curves], rank=3),
     ]
     console.print(fitted(console, columns))
     console.print(Text("bars from 0 to the highest of all teachers; --views lists every slot", style="dim"))

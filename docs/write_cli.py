@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 
 from demkd.cli import main
-from demkd.option_sections import FIRST, sections_of
+from demkd.commands.sections import FIRST, sections_of
 
 PAGE = Path(__file__).with_name("cli.md")
 _WIDTH = 120
 _HEAD = """\
 # Commands
 
-<!-- Written by `python -m docs.write_cli` from cli.py and options.py: change the texts there, then run it again. -->
+<!-- Written by `python -m docs.write_cli` from the modules of commands/: change the texts there, then run it again. -->
 
 `demkd COMMAND` once installed, `python cli.py COMMAND` in a checkout. Every command explains itself with `-h`. Results
 go to stdout, progress and errors to stderr, so that a pipe gets results alone; a program asks for `--json`. Every

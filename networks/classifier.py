@@ -16,15 +16,17 @@ class Classifier(nn.Module, ABC):
     """A stem, stages, global average pooling and one linear layer.
 
     An architecture says how views become maps (`forward_maps`), what happens to the last map before it is pooled
-    (`before_pooling`), and which layer classifies (`last_layer`). Its attributes are named so that the state dict is
+    (`before_pooling`), and which layer classifies (`head`). Its attributes are named so that the state dict is
     that of the published checkpoints: same names, same shapes, same order.
 
     Attributes:
         hint_layer: the name of the last map that a student may be asked to match.
+        head: the attribute that classifies.
         least_side: the fewest pixels a view's height and width may have.
     """
 
     hint_layer: str
+    head: str
     least_side: int = 1
 
     @abstractmethod
@@ -32,9 +34,10 @@ class Classifier(nn.Module, ABC):
         """The stem's map and every stage's, in order, each (B, channels, height, width)."""
 
     @property
-    @abstractmethod
     def last_layer(self) -> nn.Module:
         """The linear layer, D to C."""
+        found: nn.Module = getattr(self, self.head)
+        return found
 
     def before_pooling(self, maps: Tensor) -> Tensor:
         """What global average pooling sees of the last stage's map: (B, D, h, w)."""

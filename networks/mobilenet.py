@@ -57,6 +57,7 @@ class MobileNetV2(Classifier):
     """
 
     hint_layer = "stage4"
+    head = "classifier"
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -72,10 +73,6 @@ class MobileNetV2(Classifier):
         self.classifier = nn.Sequential(linear)
         initialise_convolutions(self)
         initialise_linear(linear)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.classifier
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         way = through(self.blocks, self.conv1(views))  # the stem's map, then those of the seven stages

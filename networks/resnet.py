@@ -93,6 +93,7 @@ class CifarResNet(Classifier):
     """
 
     hint_layer = "stage3"
+    head = "fc"
 
     def __init__(self, classes: int, *, depth: int, channels: tuple[int, int, int, int] = (16, 16, 32, 64)) -> None:
         super().__init__()
@@ -106,10 +107,6 @@ class CifarResNet(Classifier):
         self.layer3 = stage(CifarBlock, second, third, blocks=blocks, stride=2)
         self.fc = nn.Linear(third, classes)
         initialise_convolutions(self)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.fc
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, channels, H, W)
@@ -127,6 +124,7 @@ class ResNet(Classifier):
     """
 
     hint_layer = "stage4"
+    head = "linear"
 
     def __init__(
         self, classes: int, *, block: Block, blocks: tuple[int, int, int, int], channels: tuple[int, int, int, int]
@@ -141,10 +139,6 @@ class ResNet(Classifier):
         self.layer4 = stage(block, third, fourth, blocks=blocks[3], stride=2)
         self.linear = nn.Linear(fourth, classes)
         initialise_convolutions(self)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.linear
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, 64, H, W)

@@ -62,6 +62,7 @@ class ShuffleV1(Classifier):
     """
 
     hint_layer = "stage3"
+    head = "linear"
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -71,10 +72,6 @@ class ShuffleV1(Classifier):
         self.layer2 = stage(GroupedUnit, 240, 480, blocks=8, stride=2)
         self.layer3 = stage(GroupedUnit, 480, 960, blocks=4, stride=2)
         self.linear = nn.Linear(960, classes)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.linear
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, 24, H, W)
@@ -138,6 +135,7 @@ class ShuffleV2(Classifier):
     """
 
     hint_layer = "stage3"
+    head = "linear"
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -149,10 +147,6 @@ class ShuffleV2(Classifier):
         self.conv2 = conv1x1(464, 1024)
         self.bn2 = nn.BatchNorm2d(1024)
         self.linear = nn.Linear(1024, classes)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.linear
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, 24, H, W)

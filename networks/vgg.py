@@ -27,6 +27,7 @@ class VGG(Classifier):
     """
 
     hint_layer = "stage4"
+    head = "classifier"
     least_side = 8
 
     def __init__(self, classes: int, *, convolutions: tuple[int, int, int, int, int]) -> None:
@@ -39,10 +40,6 @@ class VGG(Classifier):
         self.classifier = nn.Linear(512, classes)
         initialise_convolutions(self)
         initialise_linear(self.classifier)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.classifier
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         maps = [self.block0(views)]  # (B, 64, H, W)

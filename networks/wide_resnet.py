@@ -47,6 +47,7 @@ class WideResNet(Classifier):
     """
 
     hint_layer = "stage3"
+    head = "fc"
 
     def __init__(self, classes: int, *, depth: int, width: int) -> None:
         super().__init__()
@@ -60,10 +61,6 @@ class WideResNet(Classifier):
         self.fc = nn.Linear(64 * width, classes)
         initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.fc
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = self.conv1(views)  # (B, 16, H, W)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from demkd.cache import Cache
 from demkd.dataset import Data, Reading, as_source
-from demkd.pipeline.stage_two import require_same_data
+from demkd.pipeline.taught import require_same_data
 
 
 def pictures_of(cache: Cache, data: Data) -> Callable[[int], NDArray[np.uint8]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from demkd.cache import open_cache
-from demkd.dataset import Data, Reading, ViewsError, as_source, seeded, tasks_of
+from demkd.dataset import Data, Reading, as_source, seeded, tasks_of
 from demkd.pipeline import defaults
 from demkd.pipeline.arguments import (
     ArgumentError,
@@ -23,15 +23,15 @@ from demkd.pipeline.arguments import (
     normalisations_by_teacher,
     resolve_method,
 )
-from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.methods import Method, MethodError, require_mixable, require_teacher_count, require_view_count
+from demkd.pipeline.methods import Method, MethodError
 from demkd.pipeline.objective import Labels, Objective
 from demkd.pipeline.recipe import TrainingOptions
+from demkd.pipeline.requests import DistillRequest
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.several_views import in_every_view
-from demkd.pipeline.stage_two import cached_policy, require_same_data
 from demkd.pipeline.target_source import BatchTargets, one_after_another
+from demkd.pipeline.taught import by_cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,41 +106,27 @@ class CachedTargets:
             CacheMissingError: if there is no cache, or the method needs features that there are not.
             MethodError: if the method has no teachers.
         """
-        chosen, device_ = resolve_method(method, method_options), choose_compute(device=device).device
-        opened = open_cache(cache, tuple(teachers) or None)
-        source = as_source(train, split="train", called="train", reading=Reading(workers=workers))
-        require_same_data(opened.teachers[0], source)
+        chosen, compute = resolve_method(method, method_options), choose_compute(device=device)
         if not chosen.needs_teachers:
             raise MethodError(f"the method {chosen.name} has no teachers, so there are no targets: choose another")
-        require_teacher_count(chosen, opened.names)
-        policy, _ = cached_policy(opened.teachers[0])
-        if policy.mixes:
-            require_mixable(chosen)
-        self.classes = source.classes
-        self.num_views = opened.num_views if views is None else views
-        if not 1 <= self.num_views <= opened.num_views:
-            raise ViewsError(
-                f"`views` is {views}, but the cache has {opened.num_views}: choose 1 to {opened.num_views}"
-            )
-        self._normalisation = normalisations_by_teacher(normalise).get("") or source.usual_normalisation()
-        self._labels = source.labels.to(device_)
-        self._source, self._policy, self._size = source, policy, policy.side_for(size)
-        self._seed, self._device = seed, device_
-        require_view_count(self.num_views, chosen.views_per_step)
-        self._teachers = in_every_view(
-            lambda place: CachedTeachers(
-                opened,
-                self._labels,
-                chosen,
-                views=self.num_views,
-                run_seed=seed,
-                device=device_,
-                hint_layer=by_teacher(hint_layer),
-                place=place,
-                together=chosen.views_per_step,
-            ),
-            chosen.views_per_step,
+        opened = open_cache(cache, tuple(teachers) or None)
+        source = as_source(train, split="train", called="train", reading=Reading(workers=workers))
+        request = DistillRequest(  # as `distill` would learn from it
+            options=TrainingOptions(data=source.name, network="", seed=seed),
+            train=source,
+            test=source,
+            folder=opened.folder,
+            method=chosen,
+            views=views,
+            hint_layer=by_teacher(hint_layer),
         )
+        taught = by_cache(request, opened, compute)
+        self.classes, self.num_views = source.classes, int(taught.views)
+        self._normalisation = normalisations_by_teacher(normalise).get("") or source.usual_normalisation()
+        self._labels = source.labels.to(compute.device)
+        self._source, self._policy, self._size = source, taught.policy, taught.policy.side_for(size)
+        self._seed, self._device = seed, compute.device
+        self._teachers = in_every_view(lambda place: taught.answers(self._labels, place), taught.together)
         self._begun = object()
         self.hint_shapes = self._teachers.hint_shapes({})
         self._objective = Objective(chosen, epochs=epochs, teachers=len(opened.names), label_smoothing=label_smoothing)

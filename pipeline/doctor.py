@@ -4,54 +4,18 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from demkd.dataset.decode_rate import photos_per_second
 from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.results import DeviceReport, DoctorReport
 from demkd.untrusted import real_path
 
 _NEEDED = ("torch", "torchvision", "numpy", "h5py", "safetensors")
 _EXTRAS = ("scikit-learn", "scipy", "matplotlib", "jinja2", "timm", "tensorboard", "onnx", "onnxruntime")
 _SECONDS = 0.5  # of decoding
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceReport:
-    """A device, its memory in bytes, and the precision that `auto` chooses there, with the reason."""
-
-    name: str
-    model: str
-    memory: int
-    precision: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DoctorReport:
-    """What `doctor` found.
-
-    Attributes:
-        versions: of Python, this project and the libraries it needs; None for one that is missing.
-        extras: likewise, of the libraries that some commands need.
-        cores: that this process may use; `threads` are PyTorch's.
-        device: the one that `auto` chooses.
-        folder, free_bytes: where, and how much is free on that disk.
-        photos_per_second: that one process decodes: JPEGs of 500 x 375 pixels.
-    """
-
-    versions: dict[str, str | None]
-    extras: dict[str, str | None]
-    system: str
-    cores: int
-    threads: int
-    devices: tuple[DeviceReport, ...]
-    device: str
-    folder: Path
-    free_bytes: int
-    photos_per_second: float
 
 
 def examine(folder: Path) -> DoctorReport:

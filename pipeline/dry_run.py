@@ -9,11 +9,11 @@ import torch
 from demkd.cache.space import FilePlan, require_space
 from demkd.dataset import resting_after
 from demkd.pipeline import defaults
+from demkd.pipeline.answering import ask, joined
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import CachingPlan, TeacherPlan
-from demkd.pipeline.stage_one import ask, joined
 
 _PROBE_SECONDS = 1.0
 _MOST_PROBES = 8

@@ -38,9 +38,10 @@ from demkd.cache.space import plan_teacher, require_space
 from demkd.cache.sums import SUMS_NAME, sums_of, sums_text
 from demkd.dataset import ViewsError
 from demkd.pipeline import defaults
+from demkd.pipeline.answering import kept_logits
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import PackedTeacher, PackReport
-from demkd.pipeline.stage_one import kept_logits, precompute_weights
+from demkd.pipeline.stage_one import precompute_weights
 
 Array = NDArray[Any]
 

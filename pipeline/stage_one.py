@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,6 @@ from demkd.cache import (
     CacheBusyError,
     CacheDamagedError,
     CacheMismatchError,
-    CacheShape,
     CacheWriter,
     TeacherCache,
     open_cache,
@@ -39,7 +38,8 @@ from demkd.cache.shards import files_by_teacher
 from demkd.cache.space import require_space
 from demkd.cache.teacher import is_whole, shards_in_words
 from demkd.dataset import Records, Views, ViewTask, resting_after
-from demkd.losses import entropy, entropy_weights
+from demkd.losses import entropy_weights
+from demkd.pipeline.answering import Answers, Arriving, ask, joined
 from demkd.pipeline.comparing import compared, largest_changes, names_compared
 from demkd.pipeline.compute import Compute
 from demkd.pipeline.preparation import CachingJob, CachingRequest, PreparedTeacher, prepare
@@ -48,10 +48,8 @@ from demkd.pipeline.progress import Progress
 from demkd.pipeline.results import CachingReport, TeacherCachingReport
 from demkd.pipeline.sharing import Unit, units_of, work_through
 from demkd.pipeline.weighing import DEFAULT_WEIGHTING
-from demkd.teachers import Teacher
 
 Array = NDArray[Any]
-Answers = Mapping[str, Tensor]  # data set -> (B, ...)
 Item = TypeVar("Item")
 
 # As a share of the largest logit: rounding differs between processors and batch sizes, answers do not.
@@ -108,7 +106,7 @@ class _Filling:
     def name(self) -> str:
         return self.prepared.name
 
-    def write(self, slot: int, block: int, answers: "Arriving", records: Records) -> None:
+    def write(self, slot: int, block: int, answers: Arriving, records: Records) -> None:
         """Put what was answered to the batches of a block in one slot."""
         started = time.perf_counter()
         self.writer.blocks.write(slot, block, {**answers.arrays(), "view": records})
@@ -247,7 +245,7 @@ def _area(job: CachingJob, size: int | None) -> int:
 
 def _answered(
     job: CachingJob, fillings: Sequence[_Filling], groups: Iterator[_Group], advance: Callable[[int], None]
-) -> Iterator[tuple[_Group, dict[tuple[int, int], "Arriving"]]]:
+) -> Iterator[tuple[_Group, dict[tuple[int, int], Arriving]]]:
     """Each group with the answers to its batches, by filling and slot; views are made some batches ahead."""
     started: deque[tuple[_Group, int]] = deque()  # groups whose batches are under way, and how many there are
 
@@ -286,75 +284,6 @@ def _samples(filling: _Filling, block: int) -> Tensor:
     """The samples (B,) of a block."""
     samples = filling.writer.shape.samples_of(block)
     return torch.arange(samples.start, samples.stop)
-
-
-def ask(teacher: Teacher, views: Tensor, names: Sequence[str], labels: Tensor, shape: CacheShape) -> Answers:
-    """A teacher's answers to a batch of views (B, 3, H, W) as a file's data sets, on the device.
-
-    Entropy and prediction are of unrounded, complete logits.
-
-    Args:
-        names: of the data sets; of these only the features are chosen, the others always come.
-        labels: (B,).
-        shape: of the file: all logits, or the largest.
-    """
-    keys = [name.removeprefix("features/") for name in names if name.startswith("features/")]
-    answer = teacher.answer(views, features=keys)
-    return {
-        **kept_logits(answer.logits, labels, shape),
-        "entropy": entropy(answer.logits),
-        "prediction": answer.logits.argmax(1),
-        **{f"features/{key}": answer.features[key] for key in keys},
-    }
-
-
-def kept_logits(logits: Tensor, labels: Tensor, shape: CacheShape) -> Answers:
-    """What a file keeps of logits (B, C): all, or the k largest with their classes, the label's, and the others' sum.
-
-    The others are those beyond the k largest and the label: the logsumexp of their z / T at each temperature (B, T), 0
-    where there are none.
-    """
-    if shape.keep is None:
-        return {"logits": logits}
-    largest, classes = logits.topk(shape.keep, dim=1)
-    others = logits.scatter(1, classes, -torch.inf).scatter(1, labels[:, None], -torch.inf)
-    rest = torch.stack([torch.logsumexp(others / temperature, 1) for temperature in shape.rest_temperatures], dim=1)
-    return {
-        "logits": largest,
-        "classes": classes,
-        "label_logit": logits.gather(1, labels[:, None])[:, 0],
-        "rest": rest.masked_fill(rest == -torch.inf, 0.0),
-    }
-
-
-class Arriving:
-    """The answers to batches as those to all of them, on their way from a GPU while it goes on with what is next."""
-
-    def __init__(self, parts: Sequence[Answers]) -> None:
-        """Begin to copy."""
-        joint = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self._copied: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in joint.values()):
-            joint = {name: _pinned(tensor) for name, tensor in joint.items()}
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-        self._tensors = joint
-
-    def arrays(self) -> dict[str, Array]:
-        """By data set, (B, ...); waits until they are there."""
-        if self._copied:
-            self._copied.synchronize()
-        return {name: tensor.numpy() for name, tensor in self._tensors.items()}
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """A copy that is made while the processor goes on."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-def joined(parts: Sequence[Answers]) -> dict[str, Array]:
-    """The answers to batches as those to all of them."""
-    return Arriving(parts).arrays()
 
 
 def answer_again(

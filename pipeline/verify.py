@@ -149,7 +149,7 @@ def _as_cached(folder: Path, spec: "TeacherSpec", asked: Asked) -> tuple["Cachin
     from demkd.pipeline.compute import choose_compute
     from demkd.pipeline.loading import chosen_for
     from demkd.pipeline.preparation import CachingRequest
-    from demkd.pipeline.stage_two import cached_policy
+    from demkd.pipeline.taught import cached_policy
 
     shards = all_shards(shard_count(folder, spec.name) or 1)
     paths = (cache_file(folder, spec.name, shard) for shard in shards)

@@ -6,8 +6,9 @@ v(S) is the top-1 of a student of the set S, in the last epoch, by seed; K teach
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import mean, stdev
+from statistics import mean
 
+from demkd.report.comparison import FinishedRun, OverSeeds, over_seeds
 from demkd.report.pairs import Difference, corrected, of_differences
 
 Set = frozenset[str]
@@ -15,20 +16,10 @@ Values = Mapping[Set, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SetOfTeachers:
-    """Students of one set of teachers.
-
-    Attributes:
-        last_std, best_std: sample standard deviations; None for a single run.
-    """
+class SetOfTeachers(OverSeeds):
+    """Students of one set of teachers."""
 
     teachers: tuple[str, ...]
-    seeds: tuple[int, ...]
-    last: float
-    last_std: float | None
-    best: float
-    best_std: float | None
-    last_by_seed: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,23 +53,26 @@ def subsets(teachers: Sequence[str], *, leave_one_out: bool) -> list[tuple[str, 
     return [some for size in sizes for some in combinations(teachers, size)]
 
 
-def measure_ablation(last: Values, best: Values, teachers: Sequence[str]) -> Ablation:
-    """What each teacher adds, of students' last and best top-1 by set and seed."""
+def measure_ablation(runs: Mapping[Set, Sequence[FinishedRun]], teachers: Sequence[str]) -> Ablation:
+    """What each teacher adds, of the students of each set."""
     full = frozenset(teachers)
-    orders = [tuple(one for one in teachers if one in some) for some in last]
+    values = {some: {run.seed: run.last for run in members} for some, members in runs.items()}
     return Ablation(
         teachers=_corrected(
             [
                 TeacherValue(
                     name=name,
-                    alone=mean(last[alone].values()) if (alone := frozenset({name})) in last else None,
-                    last_in=_gain(last, [[full - {name}]], name),
-                    average=_gain(last, _without(teachers, name), name),
+                    alone=mean(values[alone].values()) if (alone := frozenset({name})) in values else None,
+                    last_in=_gain(values, [[full - {name}]], name),
+                    average=_gain(values, _without(teachers, name), name),
                 )
                 for name in teachers
             ]
         ),
-        sets=tuple(_measured(some, last[frozenset(some)], best[frozenset(some)]) for some in orders),
+        sets=tuple(
+            SetOfTeachers(teachers=tuple(one for one in teachers if one in some), **over_seeds(members))
+            for some, members in runs.items()
+        ),
     )
 
 
@@ -110,19 +104,4 @@ def _corrected(values: Sequence[TeacherValue]) -> tuple[TeacherValue, ...]:
     return tuple(
         replace(value, last_in=last_in, average=average)
         for value, (last_in, average) in zip(values, pairs, strict=True)
-    )
-
-
-def _measured(teachers: tuple[str, ...], last: Mapping[int, float], best: Mapping[int, float]) -> SetOfTeachers:
-    def deviation(values: Mapping[int, float]) -> float | None:
-        return stdev(values.values()) if len(values) > 1 else None
-
-    return SetOfTeachers(
-        teachers=teachers,
-        seeds=tuple(last),
-        last=mean(last.values()),
-        last_std=deviation(last),
-        best=mean(best.values()),
-        best_std=deviation(best),
-        last_by_seed=tuple(last.values()),
     )

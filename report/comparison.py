@@ -60,18 +60,15 @@ class FinishedRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Runs that differ in the seed alone.
+class OverSeeds:
+    """The top-1 of runs that differ in the seed alone.
 
     Attributes:
-        name: what tells the group from the others, in words.
-        last, best: means of the last epoch's top-1, and of each run's best.
+        last, best: means of the last epoch's, and of each run's best.
         last_std, best_std: sample standard deviations; None for a single run.
         last_by_seed, best_by_seed: every run's, in the order of `seeds`.
-        difference, best_difference: of the two to the baseline's; None for the baseline, and without a common seed.
     """
 
-    name: str
     seeds: tuple[int, ...]
     last: float
     last_std: float | None
@@ -79,6 +76,18 @@ class Group:
     best_std: float | None
     last_by_seed: tuple[float, ...]
     best_by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group(OverSeeds):
+    """Such runs, compared.
+
+    Attributes:
+        name: what tells the group from the others, in words.
+        difference, best_difference: of the two to the baseline's; None for the baseline, and without a common seed.
+    """
+
+    name: str
     difference: Difference | None = None
     best_difference: Difference | None = None
 
@@ -179,7 +188,7 @@ def compare_runs(runs: Sequence[FinishedRun], *, baseline: str | None = None) ->
         if len(set(seeds)) < len(seeds):
             raise ComparisonError(f"{name} has a seed twice ({seeds}): give each run once")
     base = _baseline(members_of, baseline)
-    groups = [_group(name, members) for name, members in members_of.items()]
+    groups = [Group(name=name, **over_seeds(members)) for name, members in members_of.items()]
     if base is not None:
         groups = _against(groups, next(group for group in groups if group.name == base))
     return Comparison(groups=tuple(groups), baseline=base)
@@ -247,18 +256,18 @@ def _baseline(members_of: Mapping[str, Sequence[FinishedRun]], wanted: str | Non
     raise ComparisonError(f"there is no baseline {wanted!r}: choose one of {'; '.join(members_of)}, or a run's folder")
 
 
-def _group(name: str, members: Sequence[FinishedRun]) -> Group:
-    last, best = tuple(run.last for run in members), tuple(run.best for run in members)
-    return Group(
-        name=name,
-        seeds=tuple(run.seed for run in members),
-        last=mean(last),
-        last_std=stdev(last) if len(last) > 1 else None,
-        best=mean(best),
-        best_std=stdev(best) if len(best) > 1 else None,
-        last_by_seed=last,
-        best_by_seed=best,
-    )
+def over_seeds(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The fields of `OverSeeds`."""
+    last, best = tuple(run.last for run in runs), tuple(run.best for run in runs)
+    return {
+        "seeds": tuple(run.seed for run in runs),
+        "last": mean(last),
+        "last_std": stdev(last) if len(last) > 1 else None,
+        "best": mean(best),
+        "best_std": stdev(best) if len(best) > 1 else None,
+        "last_by_seed": last,
+        "best_by_seed": best,
+    }
 
 
 def _against(groups: Sequence[Group], base: Group) -> list[Group]:

@@ -20,7 +20,6 @@ from torch.utils.data import TensorDataset
 import demkd
 from demkd import api
 from demkd.cache import CacheMismatchError
-from demkd.cli import distill as distill_command
 from demkd.cli import main
 from demkd.dataset import Reading, ViewChoice
 from demkd.exports import EXPORTS
@@ -325,7 +324,7 @@ def test_python_has_every_option_of_the_command_line_and_its_defaults() -> None:
     own = {"recipe", "json", "as_json", "quiet", "log_file"}
     hints = get_type_hints(TrainingKeywords), get_type_hints(MethodOptions)
     parameters = set(signature(api.distill).parameters) | set(hints[0]) | set(hints[1])
-    for option in distill_command.params:
+    for option in main.commands["distill"].params:
         name = renamed.get(option.name or "", option.name or "")
         if name in own:
             continue
@@ -339,9 +338,9 @@ def test_python_has_every_option_of_the_command_line_and_its_defaults() -> None:
 
 def test_the_defaults_of_the_command_line_are_those_of_python() -> None:
     """Options that are typed in are passed on; the others have one default, wherever it is read."""
-    for command, owner in ((distill_command, TrainingOptions), (main.commands["cache-teachers"], CachingRequest)):
+    for name, owner in (("distill", TrainingOptions), ("cache-teachers", CachingRequest)):
         known = owner.__dataclass_fields__
-        for option in command.params:
+        for option in main.commands[name].params:
             if option.name in known and isinstance(option.default, str | int | float):
                 usual = known[option.name].default
                 shown = ",".join(f"{one:g}" for one in usual) if isinstance(usual, tuple) else usual

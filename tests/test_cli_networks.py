@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import demkd
 from demkd.cli import main
-from demkd.console import show_networks
+from demkd.console import show
 from demkd.networks import NETWORKS
 from demkd.pipeline.listing import list_networks
 from tests.conftest import Cli
@@ -52,7 +52,7 @@ def test_networks_lists_every_network_with_its_cost() -> None:
 
 
 def test_the_table_has_a_line_a_network(capsys: pytest.CaptureFixture[str]) -> None:
-    show_networks(list_networks(classes=10))
+    show(list_networks(classes=10))
     shown = capsys.readouterr().out
     assert all(name in shown for name in NETWORKS)
     assert f"{83_892 - 90 * (64 + 1):,}" in shown, "a linear layer of 90 classes fewer"

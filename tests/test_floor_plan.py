@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-ROOMS = ("cache", "console", "dataset", "losses", "networks", "pipeline", "report", "teachers")
+ROOMS = ("cache", "commands", "console", "dataset", "losses", "networks", "pipeline", "report", "teachers")
 MAY_IMPORT = {
     "cache": {"errors", "display", "untrusted"},
     "dataset": {"errors", "untrusted"},
@@ -19,28 +19,16 @@ MAY_IMPORT = {
     "pipeline": {"errors", "display", "untrusted", "cache", "dataset", "losses", "networks", "teachers"},
     "report": {"errors", "display", "untrusted", "cache"},
     "console": {"untrusted", "pipeline", "cache", "report"},
-    "option_sections": set(),
-    "options": {"option_sections", "console", "pipeline", "dataset"},
+    "commands": {"errors", "api", "console", "pipeline", "cache", "dataset", "report"},
     "api": {"errors", "console", "pipeline", "cache", "dataset", "report"},
     "display": set(),
     "exports": set(),
     "untrusted": set(),
     "launch": {"cli"},
-    "cli": {
-        "launch",
-        "errors",
-        "option_sections",
-        "options",
-        "api",
-        "console",
-        "pipeline",
-        "cache",
-        "dataset",
-        "report",
-    },
+    "cli": {"launch", "errors", "commands", "console"},
 }
 OWNERS = {
-    "click": {"cli", "options", "option_sections"},
+    "click": {"cli", "commands"},
     "rich": {"console"},
     "h5py": {"cache"},
     "tomli_w": {"pipeline"},
@@ -63,10 +51,7 @@ KNOWS = {"losses": {"torch", "collections", "dataclasses", "math", "typing"}}
 
 def sources() -> list[Path]:
     return [
-        *(
-            CHECKOUT / f"{name}.py"
-            for name in ("launch", "cli", "options", "option_sections", "api", "display", "exports", "untrusted")
-        ),
+        *(CHECKOUT / f"{name}.py" for name in ("launch", "cli", "api", "display", "exports", "untrusted")),
         *(f for room in ROOMS for f in (CHECKOUT / room).rglob("*.py")),
     ]
 

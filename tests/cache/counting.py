@@ -69,10 +69,11 @@ def fill(
     blocks: int | None = None,
     shard: Shard = WHOLE,
     origin: Provenance | None = None,
+    labels: NDArray[np.int64] = LABELS,
 ) -> int:
     """Write a counting teacher, or the first `blocks` pending blocks of it; how many were pending."""
     origin = origin or provenance()
-    with CacheWriter(folder, teacher, shape=wanted, provenance=origin, labels=LABELS, shard=shard) as writer:
+    with CacheWriter(folder, teacher, shape=wanted, provenance=origin, labels=labels, shard=shard) as writer:
         pending = writer.pending()
         for slot, block in pending[:blocks]:
             samples = writer.shape.samples_of(block)

@@ -349,13 +349,7 @@ def test_teachers_are_combined_in_the_order_asked_for(tmp_path: Path) -> None:
 
 def test_teachers_who_saw_something_else_are_not_combined(tmp_path: Path) -> None:
     fill(tmp_path, shape())
-    other = provenance(views__seed=4)
-    with CacheWriter(tmp_path, "b", shape=shape(), provenance=other, labels=LABELS) as writer:
-        for slot, block in writer.pending():
-            writer.blocks.write(
-                slot, block, answers(writer.blocks.missing(slot, block), slot, writer.shape.rows(block))
-            )
-        writer.finish()
+    fill(tmp_path, shape(), teacher="b", origin=provenance(views__seed=4))
     with pytest.raises(CacheMismatchError, match=r"views\.seed is 0 in the cache and 4 now"):
         open_cache(tmp_path)
     assert open_cache(tmp_path, ["b"]).names == ("b",)

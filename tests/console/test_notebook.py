@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 import demkd
-from demkd.console import ConsoleProgress, notebook
+from demkd.console import ConsoleProgress
+from demkd.console.shown import SHOWN
 from demkd.display import Displayed
 from demkd.pipeline import results
 from demkd.report import gallery
@@ -40,12 +41,12 @@ def test_everything_that_says_it_can_be_shown_can_be() -> None:
     def kinds(of: type) -> Sequence[type]:
         return [one for kind in of.__subclasses__() for one in (kind, *kinds(kind))]
 
-    assert {kind.__qualname__ for kind in kinds(Displayed)} == {kind.__qualname__ for kind in notebook.SHOWN}
+    assert {kind.__qualname__ for kind in kinds(Displayed)} == {kind.__qualname__ for kind in SHOWN}
     reports = {name for name in dir(results) if name.endswith("Report")} - {
         # lines of others
-        "DemoReport", "EpochReport", "NetworkReport", "RecomputeReport", "RepairReport", "TeacherCachingReport",
+        "DeviceReport", "EpochReport", "NetworkReport", "RecomputeReport", "RepairReport", "TeacherCachingReport",
     }  # fmt: skip
-    assert reports <= {kind.__name__ for kind in notebook.SHOWN}
+    assert reports <= {kind.__name__ for kind in SHOWN}
 
 
 def test_a_cache_shows_its_teachers(cache: Path) -> None:
@@ -67,7 +68,7 @@ def test_reports_show_what_the_command_line_shows(
     run = demkd.train(
         network(1), train=data(), test=data(), epochs=1, out=tmp_path / "run", learning_rate=0.01, **SILENT
     )
-    demkd.console.show_run(run)
+    demkd.console.show(run)
     assert plain(run._repr_html_()).split() == capsys.readouterr().out.split()
     assert f"{summary.teachers[0].top1:.2%}" in plain(summary._repr_html_())
     found: list[Any] = [demkd.inspect(cache, **how) for how in ({"by_class": True}, {"sample": 3}, {"uncertain": 2})]

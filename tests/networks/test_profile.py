@@ -20,15 +20,12 @@ class Grouped(Classifier):
     """One strided, grouped convolution with a bias, and a linear layer."""
 
     hint_layer = "stage1"
+    head = "linear"
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(6, 12, kernel_size=(3, 1), stride=2, groups=3)
         self.linear = nn.Linear(12, 5)
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.linear
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         return [views, self.conv(views)]

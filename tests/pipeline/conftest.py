@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataset.photos import write_photos
+from tests.pipeline.photos import VIEWS, cache_views
 from tests.pipeline.stages import Workshop
 
 
@@ -12,3 +14,16 @@ def workshop(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     made = Workshop(data=picture_folder, folder=tmp_path_factory.mktemp("workshop"))
     made.make()
     return made
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def cache(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four views of the photos."""
+    folder = tmp_path_factory.mktemp("cached") / "cache"
+    cache_views(photos, folder, VIEWS["resized-crop"], views=4)
+    return folder

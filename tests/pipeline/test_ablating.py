@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from demkd.cli import main
-from demkd.options import sweep_options
+from demkd.commands.comparing import sweep_options
 from demkd.pipeline.ablating import plan_ablation, set_of
 from demkd.pipeline.sweeping import SweepError
 from demkd.report.ablation import subsets

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2 as transforms
 
 import demkd
@@ -22,46 +22,10 @@ from demkd.pipeline.methods import MethodError
 from demkd.pipeline.preparation import CachingRequest, prepare
 from demkd.pipeline.stage_one import VIEW_BYTES
 from tests.dataset.photos import write_photos
-from tests.pipeline.stages import FLOAT32, Recorder
+from tests.pipeline.photos import SILENT, SIZES, TEACHERS, VIEWS, cache_views, student_losses
+from tests.pipeline.stages import FLOAT32
 
-SILENT: dict[str, Any] = {"precision": "float32", "device": "cpu"}
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-VIEWS = {
-    "resized-crop": demkd.ResizedCrop(size=32, interpolation="bicubic"),
-    "randaugment": demkd.RandAugment(base=demkd.ResizedCrop(size=32), num_ops=2, magnitude=9),
-    "mixup": demkd.MixUp(base=demkd.ResizedCrop(size=32), alpha=0.4),
-    "cutmix": demkd.CutMix(base=demkd.ResizedCrop(size=32)),
-}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-def network(seed: int = 0, *, width: int = 8) -> nn.Module:
-    """Takes pictures of any size."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
-    )  # fmt: skip
-
-
-TEACHERS = {"a": network(1), "b": network(2)}
-SIZES = {"a": 48}  # b looks at the views' own 32 pixels, and the student at 24
-
-
-def cache_views(photos: Path, out: Path, policy: Any, **options: Any) -> Any:
-    settings = {"views": 3, "policy": policy, "input_size": SIZES, "progress": False, **SILENT, **options}
-    return demkd.cache_teachers(TEACHERS, photos, out=out, **settings)
-
-
-def student_losses(photos: Path, out: Path, **options: Any) -> list[dict[str, float]]:
-    told = Recorder()
-    settings = {"method": "ebkd", "epochs": 2, "batch_size": 30, "learning_rate": 1e-4, "size": 24, **SILENT, **options}
-    demkd.distill(network(3), train=photos, out=out, progress=told, **settings)
-    return [report.losses for report in told.reports]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from demkd.cache import CacheBusyError, exclusive
 from demkd.cli import main
-from demkd.options import method_choices, sweep_options
-from demkd.pipeline.arguments import resolve_method
+from demkd.commands.comparing import sweep_options
+from demkd.pipeline.arguments import MethodOptions, resolve_method
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.recipe import RecipeError
 from demkd.pipeline.runs import RunFolder
@@ -258,8 +258,8 @@ def test_the_sweeps_of_the_recipes_and_their_baselines_are_understood(path: Path
     assert baseline is None or find_baseline(runs, baseline) or baseline in [run.options["method"] for run in runs]
     for run in runs:
         options = main.commands["distill"].make_context("distill", [*run.words, "--out", "run"]).params
-        chosen = method_choices(options)
-        assert resolve_method(chosen.pop("method"), chosen).name == run.options["method"], "its options fit each other"
+        chosen = {name: options[name] for name in MethodOptions.__annotations__}
+        assert resolve_method(options["method"], chosen).name == run.options["method"], "its options fit each other"
 
 
 @pytest.mark.slow

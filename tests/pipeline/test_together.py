@@ -16,29 +16,16 @@ from torch import nn
 import demkd
 from demkd import api
 from demkd.cli import main
+from demkd.commands.comparing import sweep_options
 from demkd.dataset import Reading, ResizedCrop, SharedImages, StreamedImages, ViewTask, folder, load_images
 from demkd.errors import UserError
-from demkd.options import sweep_options
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.sweeping import SweepError, SweepRun, plan_sweep, run_sweep
 from tests.conftest import CHECKOUT
-from tests.dataset.photos import write_photos
+from tests.pipeline.photos import network
 from tests.pipeline.stages import Recorder
-from tests.pipeline.test_photos import VIEWS, cache_views, network
 
 ALL: dict[str, Any] = {"batch_size": 20, "epochs": 2, "learning_rate": 0.01, "precision": "float32", "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def cache(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("cached") / "cache"
-    cache_views(photos, made, VIEWS["resized-crop"], views=4)
-    return made
 
 
 def forgetful(seed: int) -> nn.Module:

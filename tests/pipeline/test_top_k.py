@@ -13,9 +13,9 @@ from demkd.cache import CacheMismatchError, CacheMissingError, CacheShape, open_
 from demkd.dataset import seeded
 from demkd.losses import entropy
 from demkd.losses.decoupling import log_parts
+from demkd.pipeline.answering import kept_logits
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.methods import METHODS, choose_method
-from demkd.pipeline.stage_one import kept_logits
 from tests.cache.counting import flip
 from tests.pipeline.stages import Recorder
 

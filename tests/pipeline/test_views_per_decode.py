@@ -15,23 +15,10 @@ from demkd.dataset import Reading, StreamedImages, load_images
 from demkd.errors import UserError
 from demkd.pipeline.recipe import TrainingOptions
 from demkd.pipeline.several_views import turn_of
-from tests.dataset.photos import write_photos
+from tests.pipeline.photos import SIZES, TEACHERS, VIEWS, network, student_losses
 from tests.pipeline.stages import Recorder
-from tests.pipeline.test_photos import SIZES, TEACHERS, VIEWS, cache_views, network, student_losses
 
 POLICY = VIEWS["resized-crop"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def cache(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cached") / "cache"
-    cache_views(photos, folder, POLICY, views=4)
-    return folder
 
 
 class Watched(StreamedImages):

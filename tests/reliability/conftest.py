@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+Command = Callable[..., list[object]]
 Together = Callable[[Sequence[dict[str, Any]]], list[Outcome]]
 
 
@@ -137,6 +139,28 @@ def cache(pristine_cache: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine_cache, tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session", name="caching")
+def _caching(picture_folder: Path, teachers: Path) -> Command:
+    """`caching` of the small pictures and teachers."""
+    return partial(caching, picture_folder, teachers)
+
+
+@pytest.fixture(scope="session", name="distilling")
+def _distilling(picture_folder: Path, pristine_cache: Path) -> Command:
+    """`distilling` from the pristine cache, or another one."""
+
+    def command(out: Path, *, cache: Path = pristine_cache, epochs: int) -> list[object]:
+        return distilling(picture_folder, cache, out, epochs=epochs)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def asking(picture_folder: Path, teachers: Path) -> Command:
+    """What `verify` needs to ask some of the small teachers again."""
+    return lambda names="ab", folder=teachers: ["--quiet", "--data", picture_folder, *teacher_options(folder, names)]
+
+
 def write_teacher(path: Path, *, seed: int, classes: int = 3) -> None:
     """A resnet8 with weights drawn from a seed."""
     torch.manual_seed(seed)
@@ -148,11 +172,13 @@ def teacher_options(folder: Path, names: str = "ab") -> list[str]:
     return [part for name in names for part in ("--teacher", f"{name}=resnet8@{folder / name}.safetensors")]
 
 
-def caching(data: Path, teachers: Path, out: Path, *, views: int, features: str) -> list[object]:
+def caching(
+    data: Path, teachers: Path, out: Path, *, views: int, features: str = "last", names: str = "ab"
+) -> list[object]:
     """A `cache-teachers` command for a and b."""
     return [
         *("cache-teachers", "--quiet", "--precision", "float32", "--data", data, "--out", out),
-        *("--views", views, "--features", features, *teacher_options(teachers)),
+        *("--views", views, "--features", features, *teacher_options(teachers, names)),
     ]
 
 

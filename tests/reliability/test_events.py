@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demkd.pipeline.events import EVENTS_FILE, EventLog
-from tests.reliability.conftest import Run, SmallDisk, distilling
+from tests.reliability.conftest import Command, Run, SmallDisk
 
 pytest.importorskip("tensorboard", reason="pip install 'demkd[tensorboard]' installs what reads events back")
 
@@ -75,19 +75,17 @@ def require_events_of_metrics(folder: Path, *, epochs: int) -> None:
     assert len(list(folder.glob("events.*"))) == 1
 
 
-def test_events_say_what_metrics_say(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
-    run(*distilling(picture_folder, pristine_cache, tmp_path, epochs=EPOCHS), code=0)
+def test_events_say_what_metrics_say(run: Run, distilling: Command, tmp_path: Path) -> None:
+    run(*distilling(tmp_path, epochs=EPOCHS), code=0)
     require_events_of_metrics(tmp_path, epochs=EPOCHS)
     before = (tmp_path / EVENTS_FILE).read_bytes()
-    run(*distilling(picture_folder, pristine_cache, tmp_path, epochs=EPOCHS), code=0)
+    run(*distilling(tmp_path, epochs=EPOCHS), code=0)
     assert (tmp_path / EVENTS_FILE).read_bytes() == before, "a finished run that is called again keeps its events"
 
 
-def test_a_killed_and_resumed_run_has_every_epoch_once(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
-) -> None:
+def test_a_killed_and_resumed_run_has_every_epoch_once(run: Run, distilling: Command, tmp_path: Path) -> None:
     """Killed at random moments, between metrics and checkpoint among them, and with a torn last event."""
-    command = distilling(picture_folder, pristine_cache, tmp_path, epochs=EPOCHS)
+    command = distilling(tmp_path, epochs=EPOCHS)
     for call in (9, 18):
         assert run(*command, kill_at=call).code == -9
     chance = random.Random(7)
@@ -133,11 +131,11 @@ def test_a_running_tensorboard_sees_a_run_go_on(folder: Path) -> None:
 
 
 def test_events_that_cannot_be_written_are_said_once_and_the_run_goes_on(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
+    run: Run, distilling: Command, tmp_path: Path
 ) -> None:
     """A folder in the events' place: one warning, and a finished run with all its metrics."""
     (tmp_path / EVENTS_FILE).mkdir()
-    command = [part for part in distilling(picture_folder, pristine_cache, tmp_path, epochs=2) if part != "--quiet"]
+    command = [part for part in distilling(tmp_path, epochs=2) if part != "--quiet"]
     outcome = run(*command, code=0)
     warnings = [line for line in outcome.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1

@@ -13,16 +13,7 @@ from demkd.cache.integrity import verify_cache
 from demkd.pipeline.results import EpochReport
 from demkd.pipeline.runs import RunFolder
 from tests.cache.counting import LABELS, SAMPLES, fill, provenance, shape
-from tests.reliability.conftest import (
-    Run,
-    SmallDisk,
-    caching,
-    contents,
-    distilling,
-    outcome_of_run,
-    says,
-    teacher_options,
-)
+from tests.reliability.conftest import Command, Run, SmallDisk, contents, outcome_of_run, says, teacher_options
 
 _ENOUGH = 64 * 1024 * 1024
 
@@ -50,10 +41,8 @@ def epoch(number: int) -> EpochReport:
     )
 
 
-def test_a_cache_that_cannot_fit_is_refused_at_once(
-    run: Run, picture_folder: Path, teachers: Path, small_disk: SmallDisk
-) -> None:
-    command = caching(picture_folder, teachers, small_disk.path / "cache", views=20, features="last")
+def test_a_cache_that_cannot_fit_is_refused_at_once(run: Run, caching: Command, small_disk: SmallDisk) -> None:
+    command = caching(small_disk.path / "cache", views=20)
     says(run(*command), "the cache needs ")
     assert not (small_disk.path / "cache").exists(), "nothing was written"
     small_disk.resize(_ENOUGH)
@@ -61,21 +50,19 @@ def test_a_cache_that_cannot_fit_is_refused_at_once(
     assert verify_cache(small_disk.path / "cache").sound
 
 
-def test_a_dry_run_refuses_it_too(run: Run, picture_folder: Path, teachers: Path, small_disk: SmallDisk) -> None:
-    command = caching(picture_folder, teachers, small_disk.path / "cache", views=20, features="last")
+def test_a_dry_run_refuses_it_too(run: Run, caching: Command, small_disk: SmallDisk) -> None:
+    command = caching(small_disk.path / "cache", views=20)
     says(run(*command, "--dry-run"), "the cache needs ")
 
 
-def test_growth_that_cannot_fit_leaves_the_cache_as_it_is(
-    run: Run, picture_folder: Path, teachers: Path, small_disk: SmallDisk
-) -> None:
+def test_growth_that_cannot_fit_leaves_the_cache_as_it_is(run: Run, caching: Command, small_disk: SmallDisk) -> None:
     """The old file and the new one are there at once: the space for both is needed."""
     folder = small_disk.path / "cache"
     small_disk.resize(_ENOUGH)
-    run(*caching(picture_folder, teachers, folder, views=4, features="none"), code=0)
+    run(*caching(folder, views=4, features="none"), code=0)
     before = contents(folder)
     filler = occupy(small_disk.path, leave=100_000)
-    grow = caching(picture_folder, teachers, folder, views=20, features="last")
+    grow = caching(folder, views=20)
     says(run(*grow), "more bytes, and ")
     assert contents(folder) == before
     filler.unlink()
@@ -119,14 +106,14 @@ def test_weights_that_cannot_be_written_leave_the_last_ones(small_disk: SmallDis
 
 
 def test_a_failing_checkpoint_keeps_the_last_good_one_and_the_run_goes_on(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path, small_disk: SmallDisk
+    run: Run, distilling: Command, tmp_path: Path, small_disk: SmallDisk
 ) -> None:
     """There is room for one checkpoint, and not for the next one beside it."""
-    run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=3), code=0)
+    run(*distilling(tmp_path / "whole", epochs=3), code=0)
     one = (tmp_path / "whole" / "checkpoint.pt").stat().st_size
     small_disk.resize(int(one * 1.5))
     folder = small_disk.path / "run"
-    command = distilling(picture_folder, pristine_cache, folder, epochs=3)
+    command = distilling(folder, epochs=3)
     says(run(*command), "the disk cannot hold checkpoint.pt.creating (No space left on device")
     kept = RunFolder(folder).load_checkpoint()
     assert kept is not None
@@ -171,12 +158,10 @@ def test_a_student_that_cannot_be_written_leaves_the_last_one(small_disk: SmallD
     assert [file.name for file in small_disk.path.iterdir()] == ["student.safetensors"]
 
 
-def test_a_run_folder_cannot_even_be_begun(
-    run: Run, picture_folder: Path, pristine_cache: Path, small_disk: SmallDisk
-) -> None:
+def test_a_run_folder_cannot_even_be_begun(run: Run, distilling: Command, small_disk: SmallDisk) -> None:
     """Not a byte is free; afterwards no half recipe stands in the way."""
     filler = occupy(small_disk.path, leave=0)
-    command = distilling(picture_folder, pristine_cache, small_disk.path / "run", epochs=1)
+    command = distilling(small_disk.path / "run", epochs=1)
     says(run(*command), "the disk cannot hold ")
     filler.unlink()
     small_disk.resize(_ENOUGH)
@@ -184,39 +169,33 @@ def test_a_run_folder_cannot_even_be_begun(
 
 
 @pytest.mark.parametrize("views", [4, 20])
-def test_a_file_size_limit_is_a_full_disk(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path, views: int
-) -> None:
+def test_a_file_size_limit_is_a_full_disk(run: Run, caching: Command, tmp_path: Path, views: int) -> None:
     """Creation, and growth of a cache of 4 views; needs no rights to mount anything."""
     folder = tmp_path / "cache"
     if views > 4:
-        run(*caching(picture_folder, teachers, folder, views=4, features="none"), code=0)
+        run(*caching(folder, views=4, features="none"), code=0)
     before = contents(folder) if folder.exists() else {}
-    command = caching(picture_folder, teachers, folder, views=views, features="last")
+    command = caching(folder, views=views)
     says(run(*command, file_limit=65536), "the disk cannot hold a.h5.creating (File too large")
     assert contents(folder) == before
     run(*command, code=0)
     assert verify_cache(folder).sound
 
 
-def test_a_file_size_limit_stops_a_student_who_then_goes_on(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
-) -> None:
-    run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=2), code=0)
-    command = distilling(picture_folder, pristine_cache, tmp_path / "run", epochs=2)
+def test_a_file_size_limit_stops_a_student_who_then_goes_on(run: Run, distilling: Command, tmp_path: Path) -> None:
+    run(*distilling(tmp_path / "whole", epochs=2), code=0)
+    command = distilling(tmp_path / "run", epochs=2)
     says(run(*command, file_limit=100_000), "the disk cannot hold checkpoint.pt.creating (File too large")
     assert RunFolder(tmp_path / "run").load_checkpoint() is None
     run(*command, code=0)
     assert outcome_of_run(tmp_path / "run") == outcome_of_run(tmp_path / "whole")
 
 
-def test_the_dry_run_names_what_it_needs_and_writes_nothing(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
-) -> None:
+def test_the_dry_run_names_what_it_needs_and_writes_nothing(run: Run, caching: Command, tmp_path: Path) -> None:
     """Bytes are those of the files afterwards, or slightly more; views that are there are not counted again."""
     folder = tmp_path / "cache"
-    first = caching(picture_folder, teachers, folder, views=4, features="none")
-    second = caching(picture_folder, teachers, folder, views=10, features="last")
+    first = caching(folder, views=4, features="none")
+    second = caching(folder, views=10)
     plan = json.loads(run(*first, "--dry-run", "--json", code=0).stdout)
     assert not folder.exists()
     assert [teacher["pending"] for teacher in plan["teachers"]] == [240, 240]
@@ -231,7 +210,7 @@ def test_the_dry_run_names_what_it_needs_and_writes_nothing(
     assert [t["pending"] for t in json.loads(run(*first, "--dry-run", "--json").stdout)["teachers"]] == [0, 0]
     plan = json.loads(run(*second, "--dry-run", "--json", code=0).stdout)
     assert [teacher["pending"] for teacher in plan["teachers"]] == [600, 600], "features of all views are new"
-    grown = caching(picture_folder, teachers, folder, views=10, features="none")
+    grown = caching(folder, views=10, features="none")
     plan = json.loads(run(*grown, "--dry-run", "--json", code=0).stdout)
     assert [teacher["pending"] for teacher in plan["teachers"]] == [360, 360]
     assert contents(folder) == before

@@ -8,17 +8,17 @@ import pytest
 
 from demkd.cache import Cache, CacheError, CacheIncompleteError, CacheMissingError, TeacherFile, open_cache
 from demkd.cache.integrity import DAMAGED, verify_cache
-from tests.reliability.conftest import Outcome, Run, attempt, caching, contents, distilling, outcome_of_run
+from tests.reliability.conftest import Command, Outcome, Run, attempt, contents, outcome_of_run
 
 _SLOW_KILLS = 60
 
 
-def steps(data: Path, teachers: Path, out: Path) -> list[list[object]]:
+Whole = tuple[dict[str, bytes], list[Outcome]]
+
+
+def steps(caching: Command, out: Path) -> list[list[object]]:
     """A cache, which then grows in views and in features."""
-    return [
-        caching(data, teachers, out, views=6, features="none"),
-        caching(data, teachers, out, views=20, features="last"),
-    ]
+    return [caching(out, views=6, features="none"), caching(out, views=20)]
 
 
 def run_all(run: Run, commands: Sequence[Sequence[object]]) -> list[Outcome]:
@@ -45,12 +45,10 @@ def require_whole(folder: Path, *, views: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, bytes], list[Outcome]]:
+def uninterrupted(run: Run, caching: Command, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The files of a run that nobody killed, and how long its steps took."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "cache"
-    outcomes = run_all(run, steps(picture_folder, teachers, folder))
+    outcomes = run_all(run, steps(caching, folder))
     return contents(folder), outcomes
 
 
@@ -72,44 +70,25 @@ def kill_and_finish(
     return killed
 
 
-def test_a_killed_stage_one_goes_on_to_the_same_bytes(
-    run: Run,
-    picture_folder: Path,
-    teachers: Path,
-    tmp_path: Path,
-    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
-) -> None:
-    """Two kills at random moments of the first step, two of the growth."""
-    expected, outcomes = uninterrupted
-    chance = random.Random(1)
-    for number, command in enumerate(steps(picture_folder, teachers, tmp_path / "cache")):
-        seconds = outcomes[number].seconds * 0.9
-        kill_and_finish(run, command, tmp_path / "cache", chance, kills=2, whole=6 * number, seconds=seconds)
-    assert contents(tmp_path / "cache") == expected
-
-
-@pytest.mark.slow
-def test_stage_one_survives_many_kills_at_random_moments(
-    run: Run,
-    picture_folder: Path,
-    teachers: Path,
-    tmp_path: Path,
-    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+@pytest.mark.parametrize(
+    ("seed", "each", "least"), [(1, 2, 1), pytest.param(2, 4, _SLOW_KILLS, marks=pytest.mark.slow)]
+)
+def test_a_stage_one_killed_at_random_moments_goes_on_to_the_same_bytes(
+    run: Run, caching: Command, tmp_path: Path, uninterrupted: Whole, seed: int, each: int, least: int
 ) -> None:
     """Every round makes a cache and lets it grow, killed again and again, and ends with the same bytes."""
     expected, outcomes = uninterrupted
-    chance = random.Random(2)
+    chance = random.Random(seed)
     killed = rounds = 0
-    while killed < _SLOW_KILLS:
+    while killed < least:
         folder = tmp_path / f"round{rounds}"
-        for number, command in enumerate(steps(picture_folder, teachers, folder)):
+        for number, command in enumerate(steps(caching, folder)):
             seconds = outcomes[number].seconds
-            killed += kill_and_finish(run, command, folder, chance, kills=4, whole=6 * number, seconds=seconds)
+            killed += kill_and_finish(run, command, folder, chance, kills=each, whole=6 * number, seconds=seconds)
         assert contents(folder) == expected
         assert verify_cache(folder).sound
         rounds += 1
     print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it
-    assert killed >= _SLOW_KILLS
 
 
 def sweep(run: Run, command: Sequence[object], folder: Path, calls: Sequence[int], *, whole: int) -> int:
@@ -126,15 +105,11 @@ def sweep(run: Run, command: Sequence[object], folder: Path, calls: Sequence[int
 
 
 def test_every_kind_of_write_may_be_the_last_one(
-    run: Run,
-    picture_folder: Path,
-    teachers: Path,
-    tmp_path: Path,
-    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+    run: Run, caching: Command, tmp_path: Path, uninterrupted: Whole
 ) -> None:
     """Kills at the first calls, where files are created, with torn writes; resumed runs start there again."""
     expected, outcomes = uninterrupted
-    for number, command in enumerate(steps(picture_folder, teachers, tmp_path)):
+    for number, command in enumerate(steps(caching, tmp_path)):
         assert sweep(run, command, tmp_path, range(2, 23, 5), whole=6 * number) >= 4
         run(*command, code=0)
     assert contents(tmp_path) == expected
@@ -143,21 +118,17 @@ def test_every_kind_of_write_may_be_the_last_one(
 
 @pytest.mark.slow
 def test_no_call_of_stage_one_is_a_bad_moment_to_die(
-    run: Run,
-    picture_folder: Path,
-    teachers: Path,
-    tmp_path: Path,
-    uninterrupted: tuple[dict[str, bytes], list[Outcome]],
+    run: Run, caching: Command, tmp_path: Path, uninterrupted: Whole
 ) -> None:
     """A fresh cache killed at every third call of the first step, a grown one at every eleventh of the second."""
     expected, outcomes = uninterrupted
-    first = caching(picture_folder, teachers, tmp_path / "cache", views=6, features="none")
+    first = caching(tmp_path / "cache", views=6, features="none")
     run(*first, code=0)
     kept = contents(tmp_path / "cache")
     killed = 0
     for call in range(1, outcomes[0].calls, 3):
         folder = tmp_path / f"first{call}"
-        command = caching(picture_folder, teachers, folder, views=6, features="none")
+        command = caching(folder, views=6, features="none")
         killed += sweep(run, command, folder, [call], whole=0)
         run(*command, code=0)
         assert contents(folder) == kept
@@ -166,7 +137,7 @@ def test_no_call_of_stage_one_is_a_bad_moment_to_die(
         folder.mkdir()
         for name, data in kept.items():
             (folder / name).write_bytes(data)
-        command = caching(picture_folder, teachers, folder, views=20, features="last")
+        command = caching(folder, views=20)
         killed += sweep(run, command, folder, [call], whole=6)
         run(*command, code=0)
         assert contents(folder) == expected
@@ -174,12 +145,10 @@ def test_no_call_of_stage_one_is_a_bad_moment_to_die(
     assert killed > 60
 
 
-def test_a_killed_student_goes_on_to_the_same_bytes(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
-) -> None:
+def test_a_killed_student_goes_on_to_the_same_bytes(run: Run, distilling: Command, tmp_path: Path) -> None:
     """At the start; in the middle of a line of metrics; between metrics and checkpoint; in mid-checkpoint."""
-    run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=6), code=0)
-    command = distilling(picture_folder, pristine_cache, tmp_path / "killed", epochs=6)
+    run(*distilling(tmp_path / "whole", epochs=6), code=0)
+    command = distilling(tmp_path / "killed", epochs=6)
     for call in (3, 9, 11, 18):
         assert run(*command, kill_at=call).code == -9
     run(*command, code=0)
@@ -187,19 +156,19 @@ def test_a_killed_student_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_student_survives_many_kills(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
+def test_a_student_survives_many_kills(run: Run, distilling: Command, tmp_path: Path) -> None:
     """At random moments, then at every call that changes a file."""
-    whole = run(*distilling(picture_folder, pristine_cache, tmp_path / "whole", epochs=6), code=0)
+    whole = run(*distilling(tmp_path / "whole", epochs=6), code=0)
     expected = outcome_of_run(tmp_path / "whole")
     chance = random.Random(4)
     killed = 0
     for number in range(8):
-        command = distilling(picture_folder, pristine_cache, tmp_path / f"random{number}", epochs=6)
+        command = distilling(tmp_path / f"random{number}", epochs=6)
         killed += sum(run(*command, kill_after=chance.uniform(0, whole.seconds)).code == -9 for _ in range(3))
         run(*command, code=0)
         assert outcome_of_run(tmp_path / f"random{number}") == expected
     for call in range(1, whole.calls + 1):
-        command = distilling(picture_folder, pristine_cache, tmp_path / f"call{call}", epochs=6)
+        command = distilling(tmp_path / f"call{call}", epochs=6)
         killed += run(*command, kill_at=call).code == -9
         run(*command, code=0)
         assert outcome_of_run(tmp_path / f"call{call}") == expected
@@ -207,21 +176,17 @@ def test_a_student_survives_many_kills(run: Run, picture_folder: Path, pristine_
     assert killed >= 50
 
 
-def test_a_finished_student_is_left_as_it_is(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path
-) -> None:
-    command = distilling(picture_folder, pristine_cache, tmp_path, epochs=2)
+def test_a_finished_student_is_left_as_it_is(run: Run, distilling: Command, tmp_path: Path) -> None:
+    command = distilling(tmp_path, epochs=2)
     run(*command, code=0)
     before = outcome_of_run(tmp_path)
     run(*command, code=0)
     assert outcome_of_run(tmp_path) == before
 
 
-def test_a_cache_killed_in_mid_write_is_unfinished_and_not_damaged(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
-) -> None:
+def test_a_cache_killed_in_mid_write_is_unfinished_and_not_damaged(run: Run, caching: Command, tmp_path: Path) -> None:
     """What `verify` says of a torn file: started, so many per cent, nothing wrong with the rest."""
-    command = caching(picture_folder, teachers, tmp_path, views=6, features="none")
+    command = caching(tmp_path, views=6, features="none")
     run(*command, kill_at=40)
     verdicts = [file.verdict for file in verify_cache(tmp_path).files]
     assert verdicts

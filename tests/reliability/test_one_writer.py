@@ -14,13 +14,13 @@ import pytest
 from demkd.cache import CacheIncompleteError, TeacherFile, exclusive, open_cache
 from demkd.cache.integrity import verify_cache
 from tests.conftest import CHECKOUT
-from tests.reliability.conftest import Run, caching, contents, distilling, says
+from tests.reliability.conftest import Command, Run, contents, says
 
 
 @pytest.fixture
-def stopped_owner(picture_folder: Path, teachers: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def stopped_owner(caching: Command, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A real `cache-teachers`, stopped while it holds its file."""
-    command = caching(picture_folder, teachers, tmp_path / "cache", views=50, features="last")
+    command = caching(tmp_path / "cache", views=50)
     owner = subprocess.Popen(
         [sys.executable, str(CHECKOUT / "cli.py"), *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -44,11 +44,11 @@ def wait_for_answers(path: Path) -> None:
 
 
 def test_a_second_writer_is_refused_until_the_first_one_dies(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path, stopped_owner: subprocess.Popen[bytes]
+    run: Run, caching: Command, distilling: Command, tmp_path: Path, stopped_owner: subprocess.Popen[bytes]
 ) -> None:
     """The order of things: refused with the owner's process and host; a reader told how far; killed; gone on."""
     cache = tmp_path / "cache"
-    command = caching(picture_folder, teachers, cache, views=50, features="last")
+    command = caching(cache, views=50)
     before = contents(cache)
     says(run(*command), f"a.h5 is being written by process {stopped_owner.pid} on {socket.gethostname()}")
     assert contents(cache) == before
@@ -59,15 +59,15 @@ def test_a_second_writer_is_refused_until_the_first_one_dies(
         match=rf"teacher a in \S* is {done:.0%} done; teacher b in .*: run the same `cache_teachers`",
     ):
         open_cache(cache)
-    says(run(*distilling(picture_folder, cache, tmp_path / "run", epochs=1)), f"is {done:.0%} done")
+    says(run(*distilling(tmp_path / "run", cache=cache, epochs=1)), f"is {done:.0%} done")
     stopped_owner.kill()
     stopped_owner.wait()
     run(*command, code=0)
     assert verify_cache(cache).sound
 
 
-def test_a_run_has_one_process(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
-    command = distilling(picture_folder, pristine_cache, tmp_path / "run", epochs=1)
+def test_a_run_has_one_process(run: Run, distilling: Command, tmp_path: Path) -> None:
+    command = distilling(tmp_path / "run", epochs=1)
     (tmp_path / "run").mkdir()
     with exclusive(tmp_path / "run" / "run"):
         says(run(*command), f"is being written by process {os.getpid()} on ")
@@ -75,10 +75,10 @@ def test_a_run_has_one_process(run: Run, picture_folder: Path, pristine_cache: P
     run(*command, code=0)
 
 
-def test_two_teachers_are_written_side_by_side(run: Run, picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
+def test_two_teachers_are_written_side_by_side(run: Run, caching: Command, tmp_path: Path) -> None:
     """The lock is a file's, not the cache's: another process may add another teacher meanwhile."""
     cache = tmp_path / "cache"
     cache.mkdir()
     with exclusive(cache / "c.h5"):
-        run(*caching(picture_folder, teachers, cache, views=2, features="none"), code=0)
+        run(*caching(cache, views=2, features="none"), code=0)
     assert open_cache(cache).names == ("a", "b")

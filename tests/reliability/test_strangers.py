@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 from demkd.cache.file import read_header
 from demkd.untrusted import read_regular, visible
 from tests.conftest import CHECKOUT, counting_picture
-from tests.reliability.conftest import Run, caching, distilling, outcome_of_run, says
+from tests.reliability import conftest
+from tests.reliability.conftest import Command, Run, outcome_of_run, says
 from tests.reliability.reseal import reseal
 
 
 @pytest.fixture
-def finished(run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> Path:
+def finished(run: Run, distilling: Command, tmp_path: Path) -> Path:
     """A run of one epoch."""
-    run(*distilling(picture_folder, pristine_cache, tmp_path / "run", epochs=1), code=0)
+    run(*distilling(tmp_path / "run", epochs=1), code=0)
     return tmp_path / "run"
 
 
@@ -35,9 +36,9 @@ def as_pipe(path: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_pipe_in_a_runs_folder_keeps_nobody_waiting(
-    run: Run, picture_folder: Path, pristine_cache: Path, tmp_path: Path, finished: Path
+    run: Run, distilling: Command, tmp_path: Path, finished: Path
 ) -> None:
-    command = distilling(picture_folder, pristine_cache, finished, epochs=1)
+    command = distilling(finished, epochs=1)
     expected = outcome_of_run(finished)
     for name, reason in (("checkpoint.pt", "is damaged"), ("metrics.jsonl", "it is no file")):
         kept = (finished / name).read_bytes()
@@ -62,12 +63,10 @@ def test_a_pipe_in_a_runs_folder_keeps_nobody_waiting(
 
 
 @pytest.mark.timeout(60)
-def test_a_pipe_where_a_cache_is_made_is_replaced(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
-) -> None:
+def test_a_pipe_where_a_cache_is_made_is_replaced(run: Run, caching: Command, tmp_path: Path) -> None:
     for name in ("a.h5.creating", "weights.h5.creating"):
         as_pipe(tmp_path / name)
-    run(*caching(picture_folder, teachers, tmp_path, views=1, features="none"), code=0)
+    run(*caching(tmp_path, views=1, features="none"), code=0)
     run("inspect", tmp_path, code=0)
     as_pipe(tmp_path / ".page.html.writing")
     run("inspect", tmp_path, "--html", tmp_path / "page.html", code=0)
@@ -96,7 +95,7 @@ def odd_names(run: Run, teachers: Path, tmp_path_factory: pytest.TempPathFactory
             for number in range(count):
                 picture = Image.fromarray(counting_picture(label, number))
                 picture.save(folder / "data" / split / name / f"{number}.png")
-    run(*caching(folder / "data", teachers, folder / "cache", views=2, features="none"), code=0)
+    run(*conftest.caching(folder / "data", teachers, folder / "cache", views=2, features="none"), code=0)
     (folder / "data2").symlink_to("data")
     for data, out in (("data", "run0"), ("data2", "run1")):
         run("train", "resnet8", "--quiet", "--data", folder / data, "--epochs", 1, "--out", folder / out, code=0)
@@ -165,7 +164,7 @@ def test_output_that_nobody_takes_is_one_sentence(pristine_cache: Path, command:
 
 
 def test_a_link_that_leads_nowhere_is_said_to_be_one(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
+    run: Run, caching: Command, picture_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -174,7 +173,7 @@ def test_a_link_that_leads_nowhere_is_said_to_be_one(
         "dangling": "dangling is a link that leads nowhere: remove it, or choose another folder (--out)",
     }
     for name, reason in reasons.items():
-        command = caching(picture_folder, teachers, tmp_path / name, views=1, features="none")
+        command = caching(tmp_path / name, views=1, features="none")
         says(run(*command), reason)
     says(run("train", "resnet8", "--data", picture_folder, "--quiet", "--out", tmp_path / "loop"), "leads nowhere")
     run(*command, "--dry-run", code=0)

@@ -1,11 +1,13 @@
 """What a teacher adds is the mean of paired gains by seed, written out here."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from demkd.report.ablation import measure_ablation, subsets
+from demkd.report.comparison import FinishedRun
 
 NAMES = ("a", "b", "c")
 SEEDS = (0, 1, 2, 3)
@@ -18,9 +20,13 @@ def value(some: frozenset[str], seed: int) -> float:
     return 0.3 + sum(worth[one] for one in some) + bonus + 0.01 * seed * len(some)
 
 
-def table(*, leave_one_out: bool) -> dict[frozenset[str], dict[int, float]]:
-    tried = subsets(NAMES, leave_one_out=leave_one_out)
-    return {frozenset(some): {seed: value(frozenset(some), seed) for seed in SEEDS} for some in tried}
+def finished(some: frozenset[str], seed: int) -> FinishedRun:
+    return FinishedRun(folder=Path(), choices={}, identity="", seed=seed, top1=(value(some, seed),))
+
+
+def runs(*, leave_one_out: bool) -> dict[frozenset[str], list[FinishedRun]]:
+    tried = map(frozenset, subsets(NAMES, leave_one_out=leave_one_out))
+    return {some: [finished(some, seed) for seed in SEEDS] for some in tried}
 
 
 def test_sets_come_from_small_to_large_without_the_empty_one() -> None:
@@ -31,7 +37,7 @@ def test_sets_come_from_small_to_large_without_the_empty_one() -> None:
 
 
 def test_what_a_teacher_adds_is_the_mean_of_its_gains_by_seed() -> None:
-    found = measure_ablation(table(leave_one_out=False), table(leave_one_out=False), NAMES)
+    found = measure_ablation(runs(leave_one_out=False), NAMES)
     for teacher in found.teachers:
         name = teacher.name
         others = [one for one in NAMES if one != name]
@@ -57,8 +63,8 @@ def test_what_a_teacher_adds_is_the_mean_of_its_gains_by_seed() -> None:
 
 
 def test_leaving_one_out_tells_what_is_added_to_all_others_and_no_more() -> None:
-    found = measure_ablation(table(leave_one_out=True), table(leave_one_out=True), NAMES)
-    whole = measure_ablation(table(leave_one_out=False), table(leave_one_out=False), NAMES)
+    found = measure_ablation(runs(leave_one_out=True), NAMES)
+    whole = measure_ablation(runs(leave_one_out=False), NAMES)
     for one, other in zip(found.teachers, whole.teachers, strict=True):
         assert one.last_in == other.last_in
         assert one.average is None
@@ -67,9 +73,9 @@ def test_leaving_one_out_tells_what_is_added_to_all_others_and_no_more() -> None
 
 
 def test_only_seeds_that_all_sets_have_are_paired() -> None:
-    values = table(leave_one_out=True)
+    values = runs(leave_one_out=True)
     del values[frozenset(NAMES)][2]
     gains = [value(frozenset(NAMES), seed) - value(frozenset({"b", "c"}), seed) for seed in (0, 1, 3)]
-    last_in = measure_ablation(values, values, NAMES).teachers[0].last_in
+    last_in = measure_ablation(values, NAMES).teachers[0].last_in
     assert last_in is not None
     assert (last_in.seeds, last_in.mean) == (3, pytest.approx(sum(gains) / 3))

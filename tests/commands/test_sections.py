@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from demkd.cli import main
-from demkd.option_sections import FIRST, SectionedCommand, section, sections_of
-from demkd.options import STUDY
+from demkd.commands.options import STUDY
+from demkd.commands.sections import FIRST, SectionedCommand, section, sections_of
 from demkd.pipeline.methods import CHOICES, CONTROLS
 
 inner = section("Inner", click.option("--deep"))
