@@ -96,7 +96,7 @@ METHODS: dict[str, Method] = {
     "ttm": Method(name="ttm", loss="ttm", kd_weight=45.0, temperature=10.0, weight_source="uniform", warmup=0.0),
     "wttm": Method(name="wttm", loss="wttm", kd_weight=4.0, temperature=5.0, weight_source="uniform", warmup=0.0),
     "dist": Method(name="dist", loss="dist", kd_weight=2.0, weight_source="uniform", warmup=0.0),
-    "dist-8": Method(name="dist-8", loss="dist", kd_weight=8.0, weight_source="uniform", warmup=0.0),
+    "dist-entropy": Method(name="dist-entropy", loss="dist", kd_weight=8.0, weight_form="softmax", warmup=0.0),
     "mlkd": Method(name="mlkd", loss="mlkd", kd_weight=9.0, batch_weight=0.5, weight_source="uniform", warmup=0.0),
     "mlkd-ls": Method(
         name="mlkd-ls",

@@ -41,9 +41,17 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
 }
 
 
+_WEIGHTS = {
+    "ebkd": "share",
+    "ca-mkd": "label",
+    "de-mkd": "entropy",
+    "de-mkd-logits": "entropy",
+    "dist-entropy": "sharp",
+}
+
 # DIST's authors add 1e-8 to the lengths of a class's column, which the plain correlation does not.
 NEAR = {
-    name: {"rtol": 1e-6, "atol": 1e-6} if name in ("dist", "dist-8") else {"rtol": 1e-11, "atol": 1e-12}
+    name: {"rtol": 1e-6, "atol": 1e-6} if name in ("dist", "dist-entropy") else {"rtol": 1e-11, "atol": 1e-12}
     for name in METHODS
 }
 
@@ -119,8 +127,9 @@ def closed_form(scene: dict[str, Any], name: str) -> Tensor:
         "entropy": (1 - torch.softmax(h, dim=0)) / (K - 1),
         "share": (1 - h / h.sum(0)) / (K - 1),
         "label": (1 - torch.softmax(ce, dim=0)) / (K - 1),
+        "sharp": torch.softmax(-h, dim=0),
         "uniform": torch.full_like(h, 1 / K),
-    }[{"ebkd": "share", "ca-mkd": "label", "de-mkd": "entropy", "de-mkd-logits": "entropy"}.get(name, "uniform")]
+    }[_WEIGHTS.get(name, "uniform")]
     loss = F.cross_entropy(student, labels)
     if name != "ce":
         loss = loss + logit_loss(name, student, teachers, labels, weights)
@@ -136,8 +145,8 @@ def logit_loss(name: str, student: Tensor, teachers: list[Tensor], labels: Tenso
     if name in ("kd-ls", "dkd-ls"):
         plain = "kd" if name == "kd-ls" else "dkd"
         return 9 * divergences(plain, z_scored(student), [z_scored(z) for z in teachers], labels, weights, 2.0)
-    if name in ("dist", "dist-8"):
-        return (8 if name == "dist-8" else 2) * correlations(student, teachers, weights, 4.0)
+    if name in ("dist", "dist-entropy"):
+        return (8 if name == "dist-entropy" else 2) * correlations(student, teachers, weights, 4.0)
     if name in ("mlkd", "mlkd-ls"):
         return levels(name, student, teachers, weights)
     if name == "ofa":
