@@ -1,7 +1,5 @@
 """What must not creep in over a long run: memory, and other views for the same sample."""
 
-import ctypes
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,6 @@ _FLAT = 4 << 20  # bytes; less than what a leak of one block or answers a step l
 
 def anonymous_memory() -> int:
     """What this process holds, without the pages of files that it mapped."""
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps of freed memory is no leak
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
@@ -38,7 +35,6 @@ class MemoryProgress(SilentProgress):
         yield self
 
     def advance(self, count: int) -> None:  # noqa: ARG002
-        gc.collect()  # cycles that wait for the collector are no leak
         self.memory.append(anonymous_memory())
 
 
