@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from demkd.cache import TeacherFile, open_cache
+from demkd.pipeline import stage_one
 from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import SilentProgress
@@ -42,13 +43,17 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 @needs_proc
-def test_stage_one_stays_as_small_as_it_is(picture_folder: Path, teachers: Path, tmp_path: Path) -> None:
-    """50 slots of 60 x 1,024 features, 120 kB each: kept in memory they would be 6 MB."""
+def test_stage_one_stays_as_small_as_it_is(
+    picture_folder: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 slots of 60 x 1,024 features, 240 kB each: kept in memory they would be 12 MB."""
+    monkeypatch.setattr(stage_one, "_ANSWER_BYTES", 1)  # what may wait to be written: one slot; else all of these fit
     progress = MemoryProgress()
     checkpoint = teachers / "a.safetensors"
     cache_one(picture_folder, checkpoint, tmp_path, progress=progress, views=50, features=("stage1",), feature_grid=8)
     assert len(progress.memory) == 50
-    assert progress.memory[-1] - progress.memory[4] < _FLAT
+    # What a slot takes while it is answered comes and goes, by more than the bound; what is kept raises the least ones.
+    assert min(progress.memory[-10:]) - min(progress.memory[:10]) < _FLAT
 
 
 @needs_proc
