@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from demkd.cache.disk import disk_errors_in_words, write_fully
 from demkd.cache.errors import CacheValueError
-from demkd.cache.file import map_file
-from demkd.cache.layout import CacheShape, Header, ledger_entry
+from demkd.cache.file import open_file
+from demkd.cache.layout import CacheShape, ledger_entry
 
 Array = NDArray[Any]
 
@@ -24,11 +24,11 @@ Array = NDArray[Any]
 class BlockWriter:
     """Writes the blocks of one file; its owner holds the file's lock."""
 
-    def __init__(self, path: Path, header: Header, *, teacher: str, shape: CacheShape) -> None:
+    def __init__(self, path: Path, *, teacher: str, shape: CacheShape) -> None:
         """Open a file for writing, and keep its ledgers in memory too, where they change together with the file's."""
         self.shape = shape
-        self._path, self._header, self._teacher = path, header, teacher
-        self._arrays = map_file(path, header)
+        self._path, self._teacher = path, teacher
+        self._header, self._arrays = open_file(path)
         self._ledgers = {name: np.array(self._arrays[f"ledger/{name}"]) for name in shape.answers()}
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 

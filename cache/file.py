@@ -34,7 +34,7 @@ def create_file(
     opened: Shapes,
     provenance: Provenance,
     block_rows: int = BLOCK_ROWS,
-) -> Header:
+) -> None:
     """Create a file whose sealed data sets are written and whose open ones are reserved, all zero.
 
     HDF5 lays the file out, in its 1.10 format with checksummed metadata, and is done with it; the space is reserved
@@ -64,7 +64,6 @@ def create_file(
             assert len(filled) <= front
             write_fully(file.fileno(), filled, 0)
             os.fsync(file.fileno())
-    return Header(size=size, block_rows=block_rows, contents=contents, sha256=digest)
 
 
 def file_bytes(shapes: Shapes, provenance_bytes: int) -> int:
@@ -95,7 +94,13 @@ def open_file(path: Path) -> tuple[Header, dict[str, Array]]:
     """
     with _opened(path) as file:
         header = _read_header(path, file)
-        return header, _map(path, file, header)
+        memory = np.memmap(file, mode="r", dtype=np.uint8)
+    # Beyond the end of a file that shrank, a map ends the process (SIGBUS) instead of raising.
+    _require_size(path, len(memory), header)
+    return header, {
+        name: memory[extent.offset : extent.end].view(extent.dtype).reshape(extent.shape)
+        for name, extent in header.contents.items()
+    }
 
 
 @contextlib.contextmanager
@@ -132,22 +137,6 @@ def _require_size(path: Path, actual: int, header: Header) -> None:
             f"{path} has {actual:,} bytes instead of {header.size:,}: it was cut or altered; "
             "remove it and make it again"
         )
-
-
-def map_file(path: Path, header: Header) -> dict[str, Array]:
-    """Memory-map a file that this process wrote and holds."""
-    with path.open("rb") as file:
-        return _map(path, file, header)
-
-
-def _map(path: Path, file: BinaryIO, header: Header) -> dict[str, Array]:
-    memory = np.memmap(file, mode="r", dtype=np.uint8)
-    # Beyond the end of a file that shrank, a map ends the process (SIGBUS) instead of raising.
-    _require_size(path, len(memory), header)
-    return {
-        name: memory[extent.offset : extent.end].view(extent.dtype).reshape(extent.shape)
-        for name, extent in header.contents.items()
-    }
 
 
 def _lay_out(path: Path, shapes: Shapes, provenance: np.bytes_, *, front: int) -> dict[str, Extent]:

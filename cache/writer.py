@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from demkd.cache.blocks import BlockWriter
 from demkd.cache.disk import disk_errors_in_words, replace_durably
 from demkd.cache.errors import CacheDamagedError, CacheMismatchError
-from demkd.cache.file import create_file, read_header
+from demkd.cache.file import create_file
 from demkd.cache.layout import CacheShape
 from demkd.cache.lock import exclusive
 from demkd.cache.provenance import Provenance
@@ -174,8 +174,7 @@ class CacheWriter:
                 self.shape = self.shape.union(found.shape)
         if not (started and started.shape == self.shape):
             self._create([found for found in (started, final) if found])
-        header = read_header(self._partial)
-        self.blocks = BlockWriter(self._partial, header, teacher=self.teacher, shape=self.shape)
+        self.blocks = BlockWriter(self._partial, teacher=self.teacher, shape=self.shape)
         self.blocks.forget_torn_blocks()
 
     def _existing(self, path: Path) -> TeacherFile | None:
@@ -232,14 +231,14 @@ def make_file(
     Raises:
         CacheSpaceError: if the disk cannot hold it.
     """
-    header = create_file(
+    create_file(
         path,
         sealed={"label": labels.astype("<i8")},
         opened={**shape.answers(), **shape.ledgers()},
         provenance=provenance,
         block_rows=shape.block_rows,
     )
-    blocks = BlockWriter(path, header, teacher=split_name(path.name)[0], shape=shape)
+    blocks = BlockWriter(path, teacher=split_name(path.name)[0], shape=shape)
     try:
         for source in sources:
             _copy_sound_blocks(source, blocks, advance)

@@ -5,6 +5,7 @@ N samples.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,40 +92,10 @@ def by_live_teachers(request: DistillRequest, compute: Compute) -> TaughtBy:
     policy.require_pictures(request.train.sizes)
     view_seed = defaults.VIEW_SEED if request.view_seed is None else request.view_seed
     together = _together(request, policy, views)
-    loaded = [
-        load_teacher(
-            spec,
-            source=request.train,
-            compute=compute,
-            choice=InputChoice(
-                normalisation=chosen_for(request.normalise, spec.name),
-                size=chosen_for(request.input_size, spec.name),
-                view_size=policy.view_size,
-            ),
-        )
-        for spec in request.live_teachers
-    ]
+    loaded = _loaded(request, policy, compute)
     teachers = [teacher for teacher, _ in loaded]
     hint_layers = {one.name: chosen_for(request.hint_layer, one.name) or one.hint_layer for one in teachers}
-
-    everyone, sizes, run_seed = (
-        torch.arange(len(request.train)).numpy(),
-        request.train.sizes,
-        request.options.ordered_by,
-    )
-
-    def plan(place: int) -> ViewPlan:
-        """The slots that a cache would have, or independent views."""
-        if isinstance(views, str):
-            return independent_views(policy, request.train, run_seed=run_seed, place=place, together=together)
-        return scheduled_views(
-            lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone, sizes=sizes)[0],
-            slots=views,
-            run_seed=run_seed,
-            place=place,
-            together=together,
-        )
-
+    plan = partial(_live_plan, request, policy, views, view_seed, together)
     return TaughtBy(
         names=tuple(one.name for one in teachers),
         policy=policy,
@@ -139,11 +110,44 @@ def by_live_teachers(request: DistillRequest, compute: Compute) -> TaughtBy:
             labels,
             request.method,
             plan(place),
-            run_seed=run_seed,
+            run_seed=request.options.ordered_by,
             hint_layer=hint_layers,
             view_sizes=[policy.side_for(network.input.size) for _, network in loaded],
             world=compute.world,
         ),
+    )
+
+
+def _loaded(request: DistillRequest, policy: ViewPolicy, compute: Compute) -> list[tuple[Teacher, LoadedNetwork]]:
+    return [
+        load_teacher(
+            spec,
+            source=request.train,
+            compute=compute,
+            choice=InputChoice(
+                normalisation=chosen_for(request.normalise, spec.name),
+                size=chosen_for(request.input_size, spec.name),
+                view_size=policy.view_size,
+            ),
+        )
+        for spec in request.live_teachers
+    ]
+
+
+def _live_plan(
+    request: DistillRequest, policy: ViewPolicy, views: int | str, view_seed: int, together: int, place: int
+) -> ViewPlan:
+    """The slots that a cache would have, or independent views."""
+    source, run_seed = request.train, request.options.ordered_by
+    if isinstance(views, str):
+        return independent_views(policy, source, run_seed=run_seed, place=place, together=together)
+    everyone = torch.arange(len(source)).numpy()
+    return scheduled_views(
+        lambda slot: policy.draw(view_seed=view_seed, slots=[slot], indices=everyone, sizes=source.sizes)[0],
+        slots=views,
+        run_seed=run_seed,
+        place=place,
+        together=together,
     )
 
 

@@ -137,7 +137,7 @@ def kill_cases(place: Path, together: Together, environment: Mapping[str, str]) 
 
     def a_rank(folder: Path, chance: random.Random) -> int:
         def command(out: Path) -> list[object]:
-            return of_ranks.distilling(place / "pictures", place / "cache", out, epochs=_EPOCHS_OF_RANKS)
+            return of_ranks.training(place / "pictures", place / "cache", out, epochs=_EPOCHS_OF_RANKS)
 
         if "ranks" not in known:
             of_ranks.to_the_end(command(folder / "whole"), **environment)

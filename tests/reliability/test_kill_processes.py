@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import CHECKOUT
 from tests.pipeline.test_processes import TORCHRUN
-from tests.reliability.conftest import outcome_of_run
+from tests.reliability.conftest import distilling, outcome_of_run
 
 _SLOW_KILLS = 30
 _PATIENCE = 30.0  # seconds after which all processes must be gone
@@ -69,22 +69,9 @@ def with_signal(pid: int, number: int) -> None:
         return
 
 
-def distilling(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
-    return [
-        *("cli.py", "distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
-        *(
-            "--student",
-            "resnet8",
-            "--method",
-            "de-mkd",
-            "--epochs",
-            epochs,
-            "--batch-size",
-            16,
-            "--learning-rate",
-            0.02,
-        ),
-    ]
+def training(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
+    """What torchrun starts."""
+    return ["cli.py", *distilling(data, cache, out, epochs=epochs), "--learning-rate", 0.02]
 
 
 def epochs_done(out: Path) -> int:
@@ -129,8 +116,8 @@ def kill_some(
 def survive(data: Path, cache: Path, tmp_path: Path, *, kills: int, epochs: int, seed: int) -> int:
     """The same, and compare with a run that nobody killed."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    to_the_end(distilling(data, cache, whole, epochs=epochs))
-    command = distilling(data, cache, out, epochs=epochs)
+    to_the_end(training(data, cache, whole, epochs=epochs))
+    command = training(data, cache, out, epochs=epochs)
     killed = kill_some(command, out, random.Random(seed), kills=kills, epochs=epochs)
     assert outcome_of_run(out) == outcome_of_run(whole)
     return killed
@@ -176,7 +163,7 @@ def test_a_failure_of_one_ends_all_with_its_sentence(
 def test_ctrl_c_stops_all_with_one_message(picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal; what torchrun itself says of it is not ours."""
     out = tmp_path / "run"
-    with started(*distilling(picture_folder, pristine_cache, out, epochs=500)) as process:
+    with started(*training(picture_folder, pristine_cache, out, epochs=500)) as process:
         while process.poll() is None and epochs_done(out) < 2:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
