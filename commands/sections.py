@@ -1,4 +1,4 @@
-"""Options of a command in sections with titles, which `--help` and docs/cli.md show; click itself has none.
+"""Options of a command in sections with titles, which `--help` shows; click itself has none.
 
     training_options = section("Training", click.option("--epochs", ...), click.option("--seed", ...))
 

@@ -9,7 +9,6 @@ import re
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import demkd
@@ -17,14 +16,11 @@ from demkd.exports import EXPORTS
 from demkd.pipeline import arguments, defaults
 from demkd.pipeline.recipe import TrainingOptions
 
-PAGE = Path(__file__).with_name("api.md")
 _WIDTH = 120
 _KEYWORDS = ("CachingOptions", "TrainingKeywords", "MethodOptions")  # what `**options` stands for
 _OWNERS = {"defaults": defaults, "TrainingOptions": TrainingOptions}  # of defaults that have a name
 _HEAD = """\
 # Every public name
-
-<!-- Written by `python -m docs.write_api` from the docstrings: change the texts there, then run it again. -->
 
 `import demkd` imports nothing; each name is imported when it is first used. [library.md](library.md) is where to
 begin, this page is for looking up. B is a batch, N samples, K teachers, V slots of a cache, C classes.
@@ -179,7 +175,3 @@ def _sentence(text: str) -> str:
 
 def _code(text: str) -> str:
     return f"```python\n{text}\n```"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

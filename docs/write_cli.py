@@ -6,19 +6,15 @@ It reads click's parameters rather than its formatted help, whose look differs b
 import textwrap
 from collections.abc import Iterator
 from inspect import cleandoc
-from pathlib import Path
 
 import click
 
 from demkd.cli import main
 from demkd.commands.sections import FIRST, sections_of
 
-PAGE = Path(__file__).with_name("cli.md")
 _WIDTH = 120
 _HEAD = """\
 # Commands
-
-<!-- Written by `python -m docs.write_cli` from the modules of commands/: change the texts there, then run it again. -->
 
 `demkd COMMAND` once installed, `python cli.py COMMAND` in a checkout. Every command explains itself with `-h`. Results
 go to stdout, progress and errors to stderr, so that a pipe gets results alone; a program asks for `--json`. Every
@@ -136,7 +132,3 @@ def _default(option: click.Option) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -266,7 +266,7 @@ def test_doctor_says_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("typed", "offered"), [("demkd ins", "inspect"), ("demkd distill --sched", "--schedule")])
 def test_the_tab_key_completes(typed: str, offered: str) -> None:
-    """As docs/cli.md tells shells to ask."""
+    """As the page of commands tells shells to ask."""
     code = "import sys; sys.argv = ['demkd']; from demkd.launch import main; main()"
     shell = {"_DEMKD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The pages as a site: built without a warning, fetching nothing; and the page of every public name is up to date."""
+"""The pages as a site: built without a warning, fetching nothing; and its page has every public name."""
 
 import re
 import subprocess
@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 
 import demkd
-from docs.write_api import PAGE, page
+from docs.write_api import page
 from tests.conftest import CHECKOUT
-
-
-def test_the_page_of_public_names_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m docs.write_api"
 
 
 def test_every_public_name_is_documented() -> None:
@@ -40,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_in_the_site_with_its_pictures(site: Path) -> None:
-    pages = {file.stem for file in (CHECKOUT / "docs").glob("*.md")}
+    pages = {"cli", "api", *(file.stem for file in (CHECKOUT / "docs").glob("*.md"))}
     assert {file.parent.name for file in site.glob("*/index.html")} >= pages
     home = (site / "index.html").read_text(encoding="utf-8")
     pictures = re.findall(r'<img [^>]*src="(pictures/[^"]+)"', home)
