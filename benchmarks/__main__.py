@@ -2,14 +2,11 @@
 
 python -m benchmarks --quick                      # 5 minutes on two cores
 python -m benchmarks --data cifar100              # all of it, 162 views: 15 minutes, 8 GB of disk
-python -m benchmarks --growth
 python -m benchmarks --photos --data FOLDER       # what photos cost, at 128 pixels: 15 minutes
 python -m benchmarks --start --data FOLDER        # from `distill` to the first step, on small pictures: 2 minutes
 python -m benchmarks --imagenet                   # inspect and distill at ImageNet's shape: 2 minutes, 2.5 GB of disk
 python -m benchmarks --processes                  # two processes against one, in both stages: 10 minutes
 python -m benchmarks --peer                       # torchdistill's loop beside ours, where that is installed: 10 minutes
-python -m benchmarks --kept-logits CACHE           # what --keep changes, from a cache that kept all
-python -m benchmarks --precision --data D --teacher NETWORK@CHECKPOINT ... [--normalise cifar100]
 """
 
 import argparse
@@ -29,13 +26,10 @@ import torch
 
 from demkd.benchmarks.bench import FULL, QUICK, Scale
 from demkd.benchmarks.gpu import measure_gpu
-from demkd.benchmarks.growth import SIZES, measure_growth
 from demkd.benchmarks.imagenet import SAMPLES, measure_imagenet
-from demkd.benchmarks.kept_logits import divergence_of, measure_kept_logits
 from demkd.benchmarks.measures import measure_all
 from demkd.benchmarks.peer import measure_peer
 from demkd.benchmarks.photos import measure_photos
-from demkd.benchmarks.precision import measure_precision
 from demkd.benchmarks.processes import measure_processes
 from demkd.benchmarks.start import measure_start
 from demkd.benchmarks.timing import count_processor_time
@@ -44,7 +38,7 @@ from demkd.pipeline.compute import choose_compute
 from demkd.pipeline.preparation import device_name
 
 RESULTS = Path(__file__).parent / "results"
-_OF_NOISE = ("quick", "growth", "gpu", "processes", "imagenet", "peer")
+_OF_NOISE = ("quick", "gpu", "processes", "imagenet", "peer")
 
 
 def main() -> None:
@@ -80,19 +74,12 @@ def main() -> None:
 
 def _measure(arguments: argparse.Namespace, scale: Scale) -> tuple[str, list[dict[str, Any]]]:
     """What kind of table was asked for, and its rows, which are printed as they come."""
-    if arguments.growth:
-        return "growth", _growth(arguments.device)
     if arguments.gpu or arguments.processes or arguments.imagenet or arguments.start or arguments.peer:
         return _measure_machine(arguments)
     if arguments.photos:
         asked = {"device": arguments.device, "workers": arguments.workers, "samples": arguments.samples or 1_000}
         asked["only"] = arguments.only
         return "photos", _targets(measure_photos(arguments.data, repetitions=arguments.repetitions or 5, **asked))
-    if arguments.kept_logits:
-        return _kept_logits(arguments)
-    if arguments.precision:
-        effects = measure_precision(arguments.data, arguments.teacher, arguments.normalise, device=arguments.device)
-        return "precision", _plain(effects)
     noise = arguments.quick or arguments.data == "noise"
     pictures = None if noise else load_images(arguments.data, split="train")
     if not isinstance(pictures, MemoryImages | None):
@@ -117,15 +104,6 @@ def _measure_machine(arguments: argparse.Namespace) -> tuple[str, list[dict[str,
     return "processes", _targets(measured)
 
 
-def _kept_logits(arguments: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    if not arguments.run:
-        return "kept-logits", _plain(measure_kept_logits(arguments.kept_logits, (8, 32, 128)))
-    asked = {"cache": arguments.kept_logits, "data": arguments.data, "temperature": arguments.temperature}
-    rows = [{"run": run.name, "divergence": divergence_of(run, **asked)} for run in arguments.run]
-    print("\n".join(f"{row['run']}  {row['divergence']:.4f}" for row in rows))
-    return "kept-logits-students", rows
-
-
 def _plain(effects: Iterable[Any]) -> list[dict[str, Any]]:
     rows = []
     for effect in effects:
@@ -143,7 +121,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], help="some lines of the table alone")
     parser.add_argument("--repetitions", type=int, help="of every ratio; 13 with --quick, else 5")
     parser.add_argument("--batch-size", type=int, help="of students; 64")
-    parser.add_argument("--growth", action="store_true", help="cost against N, V, C and K instead")
     parser.add_argument("--photos", action="store_true", help="what photos cost instead")
     parser.add_argument("--start", action="store_true", help="the start of `distill` on small pictures instead")
     parser.add_argument("--imagenet", action="store_true", help="a cache of ImageNet's shape instead: 2.5 GB of disk")
@@ -153,13 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processor-time", action="store_true", help="not the clock's, on a busy machine; one thread")
     parser.add_argument("--samples", type=int, help="pictures of --photos (1,000), of --gpu (50,000)")
     parser.add_argument("--workers", type=int, help="processes that decode, of --photos")
-    parser.add_argument("--kept-logits", type=Path, metavar="CACHE", help="what --keep changes instead")
-    parser.add_argument("--run", type=Path, action="append", default=[], help="with --kept-logits: students")
-    parser.add_argument("--temperature", type=float, default=1.0, help="with --run")
-    parser.add_argument("--precision", action="store_true", help="what stage one's precision does to real teachers")
     parser.add_argument("--data", default="cifar100")
-    parser.add_argument("--teacher", action="append", default=[])
-    parser.add_argument("--normalise", action="append", default=[])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help=f"write JSON there, e.g. {RESULTS.name}/NAME.json")
     return parser.parse_args()
@@ -180,20 +151,6 @@ def _targets(measurements: Iterable[Any]) -> list[dict[str, Any]]:
         )
         derived = {name: getattr(measured, name) for name in ("value", "of_medians", "fastest")}
         rows.append({**asdict(measured), **derived})
-    return rows
-
-
-def _growth(device: str) -> list[dict[str, Any]]:
-    compute = choose_compute(device=device)
-    print("      N     V     C  K   write s  s/(K V)   epoch s    open s       bytes")
-    rows = []
-    measure_growth(SIZES[0], compute)  # the first one finds a cold machine
-    for size in SIZES:
-        found = measure_growth(size, compute)
-        each = found.write_s / (size.teachers * size.views)
-        print(f"{size.samples:7} {size.views:5} {size.classes:5} {size.teachers:2} {found.write_s:9.3f} {each:8.4f} "
-              f"{found.epoch_s:9.4f} {found.open_s:9.4f} {found.file_bytes:11,}", flush=True)  # fmt: skip
-        rows.append(asdict(found))
     return rows
 
 
