@@ -1,4 +1,4 @@
-"""The figures of the cache's page: how entropies and weights are spread, and what a low entropy is worth.
+"""Figures of the cache page: distributions of entropy and weight, and accuracy by entropy.
 
 K teachers, V slots, N samples, C classes.
 """
@@ -57,14 +57,14 @@ def entropy_figure(statistics: CacheStatistics) -> Illustration:
         figure.supylabel("share of views", fontsize="medium")
 
     parts = [f"{each.name} has {_below(each, 0.1):.0%} of its views in the lowest tenth" for each in distributions]
-    wrong_look = LegendEntry(text="wrong answers", series=series(1), marked=False)
+    wrong_look = LegendEntry(text="wrong predictions", series=series(1), marked=False)
     return illustrate(
         draw,
         key="entropy",
-        title="How sure each teacher is",
+        title="Entropy of each teacher",
         caption=(
-            "Entropies of all views, from 0 (certain) to ln C (knows nothing). A teacher that knows when it is wrong "
-            "has its wrong answers far to the right."
+            "Entropy of all views, from 0 (certain) to ln C (uniform). For a well-calibrated teacher the wrong "
+            "predictions lie far to the right."
         ),
         description=f"Histograms of entropy: {'; '.join(parts)} of the range",
         entries=(LegendEntry(text="all views", series=series(0), opacity=0.45), wrong_look),
@@ -85,25 +85,25 @@ def reliability_figure(statistics: CacheStatistics) -> Illustration:
             above.plot(middles, accuracy, linewidth=1.6, **style)
             below.plot(middles, share, linewidth=1.2, **style)
         above.set_ylim(-0.03, 1.03)
-        above.set_ylabel("right")
+        above.set_ylabel("top-1")
         below.set_ylabel("views")
         below.set_xlabel(_NATS)
         for axes in (above, below):
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
 
     parts = [
-        f"{each.name} is right in {_accuracy(each, surest):.0%} of its surest views"
+        f"{each.name} has top-1 {_accuracy(each, surest):.0%} at lowest entropy"
         for each in distributions
         for surest in [position for position, count in enumerate(each.counts) if count >= FEWEST_VIEWS][:1]
     ]
     return illustrate(
         draw,
         key="reliability",
-        title="Is low entropy right?",
+        title="Accuracy by entropy",
         caption=(
-            "Above: the share of right answers among views of about this entropy. Falling from near 100 % means that "
-            "entropy is worth listening to; where a line starts low, the teacher is sure and wrong. Bins of fewer than "
-            f"{FEWEST_VIEWS} views are left out. Below: the share of views in each bin."
+            "Above: top-1 of the views in each entropy bin. A line that falls from near 100 % means that entropy "
+            "separates correct from wrong predictions; a line that starts low means confident errors. Bins of fewer "
+            f"than {FEWEST_VIEWS} views are left out. Below: the share of views in each bin."
         ),
         description=f"Accuracy against entropy: {'; '.join(parts)}",
         entries=legend(statistics.cache.names),
@@ -137,10 +137,10 @@ def weight_figure(statistics: CacheStatistics) -> Illustration:
     return illustrate(
         draw,
         key="weights",
-        title="How the weights are spread",
+        title="Distribution of weights",
         caption=(
-            f"Each teacher's weight over all views, in steps of {1 / _WEIGHT_BINS}; the thin line is "
-            f"1/{len(distributions)}, all alike. Weights close to it change little."
+            f"Each teacher's weight over all views, in bins of {1 / _WEIGHT_BINS}; the thin line is "
+            f"1/{len(distributions)}, equal weights."
         ),
         description=f"Distribution of the weights of {', '.join(statistics.cache.names)}: {spread}",
         entries=legend(statistics.cache.names, marked=False),
@@ -148,7 +148,7 @@ def weight_figure(statistics: CacheStatistics) -> Illustration:
 
 
 def pair_figures(statistics: CacheStatistics, agreement: Agreement) -> list[Illustration]:
-    """Teacher against teacher: entropies of all samples, for the pairs that are least alike."""
+    """Entropy of one teacher against another, for the pairs that agree least."""
     pairs = list(itertools.combinations(range(len(statistics.cache.names)), 2))
     pairs.sort(key=lambda pair: agreement.same_top1[pair[0]][pair[1]])
     return [_pair_figure(statistics, agreement, number, *pair) for number, pair in enumerate(pairs[:MOST_PAIRS])]
@@ -225,9 +225,9 @@ def _pair_figure(statistics: CacheStatistics, agreement: Agreement, number: int,
         title=f"{names[one]} against {names[other]}",
         caption=(
             f"All {len(mine):,} samples by both teachers' entropy, averaged over {statistics.cache.num_views} views. "
-            f"Off the thin line, one is surer than the other. Both give the same answer in {same:.1%} of views{alike}."
+            f"Off the diagonal, one teacher is more certain. They predict the same class in {same:.1%} of views{alike}."
         ),
-        description=f"Entropy of {names[one]} against {names[other]}: same answer in {same:.1%} of views{alike}",
+        description=f"Entropy of {names[one]} against {names[other]}: same prediction in {same:.1%} of views{alike}",
         entries=_scale_legend([f"{a:,} to {b - 1:,}" for a, b in itertools.pairwise(edges)], unit="samples"),
         size=(WIDTH, WIDTH),
     )

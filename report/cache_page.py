@@ -1,4 +1,4 @@
-"""The cache's page: what it was made from, and what its teachers know.
+"""The cache page: provenance, teachers, agreement, classes and samples.
 
 K teachers, N samples, C classes.
 """
@@ -41,7 +41,7 @@ def cache_page(statistics: CacheStatistics, *, picture: Picture | None) -> str:
     pairs = len(summary.teachers) * (len(summary.teachers) - 1) // 2
     return render(
         "cache.html.j2",
-        title=f"What the teachers know of {summary.data or summary.folder.name}",
+        title=f"Cache report: {summary.data or summary.folder.name}",
         summary=summary,
         facts_of_cache=_facts(summary),
         teachers=_teacher_table(summary.teachers),
@@ -124,7 +124,7 @@ def _teacher_table(teachers: Sequence[TeacherSummary]) -> Table:
         f"Over all views; entropies in nats, with their quartiles. Wrong and trusted: the share of views where the "
         f"teacher is wrong and weighs more than 1/{len(teachers)}."
     )
-    return Table(key="teachers", title="The teachers", caption=caption, columns=columns, rows=rows)
+    return Table(key="teachers", title="Teachers", caption=caption, columns=columns, rows=rows)
 
 
 def _agreement_table(agreement: Agreement) -> Table:
@@ -138,12 +138,12 @@ def _agreement_table(agreement: Agreement) -> Table:
         for one, other in itertools.combinations(range(len(agreement.names)), 2)
     ]
     columns = [Column(text="teacher", numeric=False), Column(text="and teacher", numeric=False)]
-    columns += [Column(text="same answer"), Column(text="rank correlation")]
+    columns += [Column(text="same prediction"), Column(text="rank correlation")]
     caption = (
-        "The share of views in which two teachers answer the same, and Spearman's correlation of the samples' mean "
-        "entropies: do both find the same pictures hard?"
+        "The share of views for which two teachers predict the same class, and Spearman's rank correlation of the "
+        "samples' mean entropies."
     )
-    return Table(key="agreement", title="How alike they are", caption=caption, columns=columns, rows=rows)
+    return Table(key="agreement", title="Agreement", caption=caption, columns=columns, rows=rows)
 
 
 def _heat_maps(classes: Sequence[ClassSummary], names: Sequence[str]) -> list[Illustration]:
@@ -155,7 +155,7 @@ def _heat_maps(classes: Sequence[ClassSummary], names: Sequence[str]) -> list[Il
     # (K, C) each
     entropy = np.array([[row.teachers[k].entropy for row in shown] for k in range(len(names))], np.float64)
     errors = 1 - np.array([[row.teachers[k].top1 for row in shown] for k in range(len(names))], np.float64)
-    caption = f"Classes from the hardest, by mean entropy over the teachers.{some}"
+    caption = f"Classes by mean entropy over the teachers, highest first.{some}"
     return [
         heat_map(
             "class-entropy",
@@ -165,18 +165,18 @@ def _heat_maps(classes: Sequence[ClassSummary], names: Sequence[str]) -> list[Il
             columns=labels,
             edges=_scale(entropy),
             shown=lambda value: f"{value:.2f} nats",
-            caption=f"{caption} A column with much colour in one row alone: only this teacher finds the class hard.",
+            caption=f"{caption} Dark in one row only: only this teacher is uncertain about the class.",
         ),
         heat_map(
             "class-errors",
-            "Wrong answers by class",
+            "Errors by class",
             values=errors,
             rows=names,
             columns=labels,
             edges=_scale(errors),
             shown=lambda value: f"{value:.0%}",
-            caption=f"{caption} The share of views answered wrongly, 1 - top-1: where it is fuller than in the map "
-            "of entropy, a teacher is sure and wrong.",
+            caption=f"{caption} The share of wrong predictions, 1 - top-1. Darker here than in the map of entropy: "
+            "confident errors.",
         ),
     ]
 
@@ -194,10 +194,10 @@ def _class_table(classes: Sequence[ClassSummary], names: Sequence[str]) -> Table
     highest = max((teacher.entropy or 0.0 for row in classes for teacher in row.teachers), default=0.0)
     rows = [_class_row(row, highest) for row in sorted(classes, key=lambda row: -(row.entropy or 0.0))]
     caption = (
-        "Means over the views of a class and over the teachers, then teacher by teacher; entropies in nats. "
-        "Disagreement: the share of views and pairs of teachers with different answers. Fuller cells: more entropy."
+        "Means over the views of a class, over all teachers and per teacher; entropy in nats. Disagreement: the "
+        "share of views and pairs of teachers with different predictions. Darker cells: higher entropy."
     )
-    return Table(key="classes", title="All classes", caption=caption, columns=columns, rows=rows, tall=True)
+    return Table(key="classes", title="Classes", caption=caption, columns=columns, rows=rows, tall=True)
 
 
 def _class_row(row: ClassSummary, highest: float) -> list[Cell]:
@@ -229,15 +229,15 @@ def _galleries(statistics: CacheStatistics, picture: Picture | None) -> list[Gal
             caption="Highest entropy, averaged over teachers and views.",
         )
     ]
-    text = "Labels that surprise the teachers most: their cross-entropy, averaged over teachers and views."
+    text = "Highest cross-entropy of the label, averaged over teachers and views."
     listing = suspects(statistics, GALLERY_SIZE)
-    found.append(gallery(listing, picture, key="suspect", title="Perhaps mislabelled", caption=text))
+    found.append(gallery(listing, picture, key="suspect", title="Possible label issues", caption=text))
     if statistics.disagreement is not None:
-        text = "The largest share of views and pairs of teachers with different answers."
+        text = "The largest share of views and pairs of teachers with different predictions."
         listing = samples.disputed(statistics, GALLERY_SIZE)
-        found.append(gallery(listing, picture, key="disputed", title="Most disputed", caption=text))
+        found.append(gallery(listing, picture, key="disputed", title="Most disagreement", caption=text))
     if statistics.weights is not None:
-        text = "Where a wrong teacher weighs most above 1/K, averaged over views: what entropy cannot know."
+        text = "Largest weight above 1/K of a wrong teacher, averaged over views."
         listing = samples.wrong_and_trusted(statistics, GALLERY_SIZE)
-        found.append(gallery(listing, picture, key="trusted", title="Wrong but trusted", caption=text))
+        found.append(gallery(listing, picture, key="trusted", title="Wrong and above 1/K", caption=text))
     return [each for each in found if each.table.rows]

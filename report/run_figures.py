@@ -27,12 +27,16 @@ MOST_LINES = 10
 _MARKED_EPOCHS = 12
 _EVEN = 1e-6
 _TERMS = {
-    "loss": ("Whole loss", "weighted sum", "What the student minimises; methods sum different terms."),
+    "loss": ("Loss", "weighted sum", "The training loss; its terms depend on the method."),
     "label_loss": ("Label loss", "nats", "Cross-entropy with the label."),
-    "kd_loss": ("Distillation loss", "nats x T²", "Divergence from the teachers' softened answers, unweighted."),
-    "target_class_kd": ("Target-class loss", "nats x T²", "TCKD: how sure the student is of the label, unweighted."),
-    "non_target_class_kd": ("Non-target-class loss", "nats x T²", "NCKD: how it ranks the other classes, unweighted."),
-    "hint_loss": ("Hint loss", "squared distance", "From the student's adapted features to the teachers', unweighted."),
+    "kd_loss": ("Distillation loss", "nats x T²", "Divergence from the teachers' softened logits, unweighted."),
+    "target_class_kd": ("Target-class loss", "nats x T²", "TCKD: binary KL of the target class, unweighted."),
+    "non_target_class_kd": ("Non-target-class loss", "nats x T²", "NCKD: KL over the other classes, unweighted."),
+    "hint_loss": (
+        "Hint loss",
+        "squared distance",
+        "Between the student's adapted features and the teachers', unweighted.",
+    ),
 }
 
 

@@ -19,7 +19,7 @@ def runs_page(runs: Sequence[FinishedRun], comparison: Comparison) -> str:
     shared, differing = _split_choices(runs)
     return render(
         "runs.html.j2",
-        title="Runs compared",
+        title="Comparison of runs",
         runs=len(runs),
         groups=len(comparison.groups),
         shared=shared,
@@ -40,13 +40,13 @@ def _final_table(comparison: Comparison) -> Table:
     if comparison.baseline:
         columns += [Column(text=text) for text in ("difference", *HEADINGS)]
     best = max(comparison.groups, key=lambda group: group.last)
-    caption = "In the last epoch, and in each run's best: mean ± standard deviation over seeds. ★ is the best mean."
+    caption = "Last epoch and best epoch: mean ± standard deviation over seeds. ★ marks the best mean."
     if comparison.baseline:
         caption += (
-            f" Differences to {comparison.baseline} are in percentage points, over pairs of the seeds that both have, "
-            "in the last epoch; an interval that holds 0 shows none, and half its width is the smallest that so many "
-            "seeds could show. Corrected are the interval and p for all comparisons at once (Holm). So many seeds "
-            "would find a true difference of one point in four of five cases."
+            f" Differences to {comparison.baseline}: percentage points in the last epoch, paired by seed. An interval "
+            "that contains 0 shows no difference; half its width is the smallest difference that these seeds can "
+            "show. Holm: interval and p corrected for all comparisons. Seeds for a point: seeds that detect a true "
+            "difference of one point with power 0.8."
         )
     rows = [_final_row(group, best=group is best, baseline=comparison.baseline) for group in comparison.groups]
     return Table(key="final", title="Test top-1", caption=caption, columns=columns, rows=rows)
@@ -111,8 +111,8 @@ def _table_of_runs(runs: Sequence[FinishedRun], differing: Sequence[str]) -> Tab
         ]
         for run in runs
     ]
-    caption = "Every run, and the choices in which the runs differ."
-    return Table(key="runs", title="Each run", caption=caption, columns=columns, rows=rows, tall=True)
+    caption = "Every run, with the options in which the runs differ."
+    return Table(key="runs", title="Runs", caption=caption, columns=columns, rows=rows, tall=True)
 
 
 def _is_numeric(runs: Sequence[FinishedRun], name: str) -> bool:
