@@ -108,7 +108,7 @@ def pairs_needed(deviation: float, *, difference: float = POINT) -> int | None:
     """The least n >= 2 whose paired t-test has power 80 % at 5 %, two-sided; None above 8,192."""
     if deviation == 0:
         return 2
-    most = 2  # upwards: scipy's noncentral t is NaN far beyond the answer
+    most = 2
     while _power(most, deviation, difference) < POWER:
         most *= 2
         if most > _MOST_PAIRS:
@@ -121,11 +121,18 @@ def pairs_needed(deviation: float, *, difference: float = POINT) -> int | None:
 
 
 def _power(count: int, deviation: float, difference: float) -> float:
-    """The chance that n pairs find a true difference: of the noncentral t distribution, both tails."""
+    """Power of the two-sided paired t-test with n pairs.
+
+    The mean over the sample deviation, whose distribution is chi, of the normal tails given that deviation. SciPy's
+    noncentral t distribution is the same number, and NaN where the deviation is small.
+    """
     stats = _scipy()
     freedom, shift = count - 1, difference * sqrt(count) / deviation
-    critical = stats.t.ppf(1 - _LEVEL / 2, freedom)
-    return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
+    critical = stats.t.ppf(1 - _LEVEL / 2, freedom) / sqrt(freedom)
+    tails = stats.chi(freedom).expect(
+        lambda chi: stats.norm.cdf(shift - critical * chi) + stats.norm.cdf(-shift - critical * chi)
+    )
+    return float(tails)
 
 
 def _p(differences: Sequence[Difference | None], i: int) -> float:

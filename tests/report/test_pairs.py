@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from demkd.report.pairs import POINT, Difference, corrected, of_differences, paired, pairs_needed
+from demkd.report.pairs import POINT, Difference, _power, corrected, of_differences, paired, pairs_needed
 
 
 def drawn(count: int, *, shift: float, seed: int) -> list[float]:
@@ -81,3 +81,17 @@ def test_so_many_pairs_find_a_difference_of_a_point_in_four_of_five_cases(deviat
 def test_a_point_that_no_number_of_seeds_finds() -> None:
     assert pairs_needed(1.0) is None
     assert pairs_needed(0.0) == 2
+
+
+@pytest.mark.parametrize(("deviation", "needed"), [(0.00174527, 3), (0.00196222, 3), (0.01, 10)])
+def test_small_deviations_need_the_number_that_the_noncentral_t_distribution_gives(
+    deviation: float, needed: int
+) -> None:
+    """Where SciPy's distribution is finite the power is the same; at the first two deviations it is NaN for some n."""
+    assert pairs_needed(deviation) == needed
+    for count in (2, 3, 5, 10):
+        freedom, shift = count - 1, POINT * count**0.5 / deviation
+        critical = stats.t.ppf(0.975, freedom)
+        expected = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+        if np.isfinite(expected):
+            assert _power(count, deviation, POINT) == pytest.approx(expected, abs=1e-6)
