@@ -1,4 +1,4 @@
-"""What can be wrong with pictures and views, in words a user can act on."""
+"""Errors of images and views that a user can correct."""
 
 from demkd.errors import UserError
 

@@ -19,7 +19,7 @@ from demkd.dataset.source import ImageSource, MemoryImages
 
 
 class _Untold:
-    """Nobody who watches."""
+    """No progress output."""
 
     @contextlib.contextmanager
     def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["_Untold"]:  # noqa: ARG002

@@ -1,7 +1,7 @@
 """The manifest of a folder's pictures: what every file held when it was first looked at, so that a change is noticed.
 
 Made once, which decodes every file, and kept under the user's cache directory; reused for the files whose name, size
-and time agree. Whoever reads a file later compares its digest. N files.
+and time agree. Its digest is compared when the file is read. N files.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ Row = tuple[int, int, bytes, int, int]  # bytes, time of the last change (ns), S
 
 
 class PackedTexts:
-    """N texts in two arrays: a list of so many would take three times as much, and be copied to every worker."""
+    """N texts in two arrays: a list would take three times as much, and be copied to every worker."""
 
     def __init__(self, joined: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
         self.joined, self.ends = joined, ends
@@ -64,7 +64,7 @@ class Manifest:
 
     Attributes:
         length: (N,), of the files in bytes.
-        modified: (N,), when they were last changed, in nanoseconds; -1 for a file that nobody looked at.
+        modified: (N,), when they were last changed, in nanoseconds; -1 for a file that was not examined.
         sha256: (N, 32), uint8, of the files.
         sizes: (N, 2), int32: height and width, after EXIF orientation.
         broken: sentences about the files that were left out.
@@ -80,7 +80,7 @@ class Manifest:
 
     @classmethod
     def empty(cls, root: Path, paths: PackedTexts) -> "Manifest":
-        """Of files that nobody looked at."""
+        """Of files that were not examined."""
         count = len(paths)
         return cls(
             root=root,

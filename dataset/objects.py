@@ -174,7 +174,7 @@ def _from_calls(count: int, item: Item, known: Any, *, name: str, split: str, wa
     for index in range(min(_TRIED, count)):
         if not np.array_equal(_read_item(item, name, index)[0], _read_item(item, name, index)[0]):
             raise DataError(
-                f"{name} gives another picture each time it is asked for item {index}: leave random transforms out, "
+                f"{name} gives another image each time for item {index}: leave random transforms out, "
                 "views are drawn here and must be the same for teachers and students"
             )
     if max(_read_item(item, name, 0)[0].shape[:2]) <= SMALL:

@@ -38,7 +38,7 @@ def policy_of(facts: Mapping[str, Any]) -> ViewPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewChoice:
-    """A policy in words; what is None is the data's own, or the policy's usual.
+    """A policy by its options; what is None is the data's own, or the policy's usual.
 
     Attributes:
         view: "crop-flip" or "resized-crop", either with "+randaugment".

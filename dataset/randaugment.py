@@ -27,13 +27,13 @@ _STRONGEST = 30  # of 31 magnitudes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandAugment(ViewPolicy):
-    """So many random operations of one magnitude, after the crop and the flip of `base`.
+    """n random operations of one magnitude, after the crop and the flip of `base`.
 
     Attributes:
         base: the views below; where they are finitely many, they are drawn independently here.
         num_ops: n.
         magnitude: 0 to 30.
-        strong_every: of so many slots, the last has operations, and the others are the base's views: with 2, slots are
+        strong_every: of n slots, the last has operations, the others are the base's views: with 2, slots are
             weak and strong by turns.
 
     Raises:

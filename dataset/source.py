@@ -80,7 +80,7 @@ class ImageSource(ABC):
 
     @property
     def default_policy(self) -> ViewPolicy:
-        """The views that a network is trained on unless told otherwise."""
+        """The default views for training."""
         size = self.picture_size
         if self.policy is None and size is not None and max(size) <= SMALL:
             return CropFlip(padding=max(size[0] // 8, 1), flip=True)
@@ -108,7 +108,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def rest(self) -> None:
-        """Let worker processes end; they start again when views are asked for. Views on their way are lost."""
+        """Let worker processes end; they start again with the next views. Views on their way are lost."""
 
     @abstractmethod
     def usual_normalisation(self) -> Normalisation:
@@ -185,7 +185,7 @@ class MemoryImages(ImageSource):
             yield {None: [make(indices, of_slot) for of_slot in records]}
 
     def rest(self) -> None:
-        """Nobody works."""
+        """No worker processes."""
 
     def usual_normalisation(self) -> Normalisation:
         """The published values, else those of these pictures."""

@@ -101,7 +101,7 @@ class ViewPolicy(ABC):
         """Refuse a number of slots that pictures have not enough views for.
 
         Raises:
-            ViewsError: saying what there is.
+            ViewsError: naming the available ones.
         """
         most = self.num_distinct_views
         if slots < 1 or (most is not None and slots > most):

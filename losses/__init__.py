@@ -1,4 +1,4 @@
-"""The formulas: tensors in, tensors out, one value per sample; what can be told by sample is not reduced over a batch.
+"""The formulas: tensors in, tensors out, one value per sample; per-sample losses are not reduced over the batch.
 
 `entropy.py` measures how unsure a teacher is, `weights.py` turns that into trust, `targets.py` fuses K teachers into
 one set of soft targets, `distillation.py` and `relations.py` compare a student with them, `hint.py` compares features;

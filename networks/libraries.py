@@ -4,7 +4,7 @@
     timm:convnext_tiny          one of timm, which the extra `timm` installs
     my_module:build_network     a function of the user's, found from the current directory
 
-Code is imported only for a name that is asked for; torchvision and timm are trusted, and who asks for `my_module:...`
+Code is imported only for the name that is given; torchvision and timm are trusted, and who asks for `my_module:...`
 trusts that. To add a source, add its line to `SOURCES` and, if weights are published with it, to `_PUBLISHED`.
 """
 

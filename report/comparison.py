@@ -83,7 +83,7 @@ class Group(OverSeeds):
     """Such runs, compared.
 
     Attributes:
-        name: what tells the group from the others, in words.
+        name: the options in which the group differs from the others.
         difference, best_difference: of the two to the baseline's; None for the baseline, and without a common seed.
     """
 
@@ -218,7 +218,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _tell_apart(groups: Sequence[tuple[Mapping[str, Any], list[str]]], keys: Sequence[str]) -> None:
-    """Add to every group's words the first choice in which the groups differ, then go on within those that share it."""
+    """Name every group by the first choice in which the groups differ, then continue among those that share it."""
     for position, key in enumerate(keys):
         shared: dict[str, list[tuple[Mapping[str, Any], list[str]]]] = {}
         for group in groups:

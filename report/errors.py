@@ -4,4 +4,4 @@ from demkd.errors import UserError
 
 
 class InspectionError(UserError, ValueError):
-    """Something is asked of a cache that it cannot answer: a sample, a column or a comparison that there is not."""
+    """A cache does not have what was requested: a sample, a column or a comparison that there is not."""

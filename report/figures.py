@@ -49,7 +49,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One line's look: told apart by colour, by dashes and by marker, each of which would do.
+    """A line's style. Color, dashes and marker each identify the line.
 
     Attributes:
         colour: of Okabe and Ito's palette, which colour-blind people can tell apart; yellow is left out.

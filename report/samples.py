@@ -76,7 +76,7 @@ def disputed(statistics: CacheStatistics, count: int) -> SampleListing:
     """
     if statistics.disagreement is None:
         only = statistics.cache.names[0]
-        raise InspectionError(f"{only} is alone, and has nobody to disagree with: choose two or more (`teachers`)")
+        raise InspectionError(f"{only} is the only teacher: disagreement needs two or more (`teachers`)")
     return listing_by(
         statistics, "disputed", statistics.disagreement, count, then=np.ptp(statistics.mean_entropy, axis=0)
     )

@@ -1,4 +1,4 @@
-"""A cache in numbers: what it was made from, and how sure, how right and how trusted its teachers are.
+"""Summary of a cache: provenance, and each teacher's entropy, accuracy and weight.
 
 K teachers, V slots, N samples, C classes.
 """
@@ -92,9 +92,9 @@ class CacheSummary(Displayed):
     Attributes:
         picture_size: height and width in pixels.
         views, num_distinct_views: V, and of how many different views; None where the provenance does not tell.
-        policy: the name and parameters of the views, in words.
+        policy: the name and parameters of the views, as text.
         file_bytes: of these teachers' files, and of weights.h5 where it is theirs.
-        weighting: how the weights were computed, in words; None where there are none of these teachers.
+        weighting: how the weights were computed; None where there are none of these teachers.
         weights_state: "matches", "absent", or "does not match" if weights.h5 is of other teachers or fewer slots.
         unfinished: files beside the whole ones that `cache-teachers` has not finished.
     """
@@ -247,7 +247,7 @@ def _progress(file: Path) -> float | None:
 
 
 def _kept(value: Any, kind: type[Any]) -> Any:
-    """A value of the provenance that nobody vouches for, if it is of the kind that is expected."""
+    """A value of the unsealed provenance, if it is of the expected type."""
     return value if type(value) is kind else None
 
 

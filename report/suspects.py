@@ -37,7 +37,7 @@ def margin(log_shares: Numbers, labels: Labels) -> Numbers:
 
 
 def certainty(log_shares: Numbers, labels: Labels) -> Numbers:
-    """How sure the teacher is of another class: its largest share, or 0 where that is the label's."""
+    """The largest probability of another class, or 0 where that is the label's."""
     return np.where(log_shares.argmax(1) != labels, np.exp(log_shares.max(1)), 0.0)
 
 

@@ -89,7 +89,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def trained_classes(network: nn.Module, checkpoint: Checkpoint, *, classes: int) -> int:
-    """For how many classes a checkpoint was trained, told by its tensors; `classes`, the network's, if they agree.
+    """For how many classes a checkpoint was trained, read off its tensors; `classes`, the network's, if they agree.
 
     They disagree in nothing but the classes if every tensor of another shape is as long as there are classes, there
     and here, and equal in all other dimensions.

@@ -188,7 +188,7 @@ REFUSED = [
     ("--sample 1 --slot 4", "slot 4 is asked for, and .* has slots 0 to 3"),
     (
         "--teachers ada --disagree 2",
-        "ada is alone, and has nobody to disagree with: choose two or more \\(--teachers\\)",
+        "ada is the only teacher: disagreement needs two or more \\(--teachers\\)",
     ),
     ("--teachers ada,bob --wrong-and-trusted 2", "has no weights of ada, bob: leave --teachers out, or run "),
     ("--sample 1 --data digits", r"was made from something else: .*data\.pixels_sha256 is cdcd"),

@@ -235,7 +235,7 @@ def test_what_is_unfinished_or_without_weights_is_said(folder: Path, tmp_path: P
         wrong_and_trusted(bare, 3)
     alone = read_statistics(open_cache(copy, ["bob"]))
     assert by_class(alone)[0].disagreement is None
-    with pytest.raises(InspectionError, match="bob is alone, and has nobody to disagree with"):
+    with pytest.raises(InspectionError, match="bob is the only teacher: disagreement needs two or more"):
         disputed(alone, 3)
 
 
