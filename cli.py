@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from demkd.commands import caches, comparing, looking, stages
-from demkd.commands.values import LOG, in_options
+from demkd.commands.values import in_options
 from demkd.errors import ToldElsewhereError, UserError
 from demkd.launch import INTERRUPTED, last_words
 
@@ -42,8 +42,6 @@ class _Commands(click.Group):
             text, code = self._last_words(error, ctx)
         if text and (first or code != INTERRUPTED):
             _show_error(text)
-            if LOG in ctx.meta:
-                ctx.meta[LOG].error(text)
         sys.exit(code)
 
     def _last_words(self, error: BaseException, ctx: click.Context) -> tuple[str, int]:
@@ -117,6 +115,6 @@ def main(ctx: click.Context) -> None:
 for _command in (
     *(stages.train, stages.cache_teachers, caches.merge, caches.pack, caches.card, caches.inspect, caches.verify),
     *(stages.distill, stages.distill_together, stages.evaluate, looking.networks, stages.export),
-    *(comparing.compare, comparing.sweep, comparing.ablate, looking.doctor, looking.demo),
+    *(comparing.compare, comparing.sweep, comparing.ablate, looking.demo),
 ):
     main.add_command(_command)

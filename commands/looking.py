@@ -1,4 +1,4 @@
-"""What there is, before there is a cache or a run: networks, doctor, demo."""
+"""What there is, before there is a cache or a run: networks and demo."""
 
 from pathlib import Path
 
@@ -24,22 +24,6 @@ def networks(classes: int, as_json: bool) -> None:
     from demkd.pipeline.listing import list_networks
 
     console.show(list_networks(classes=classes), as_json=as_json)
-
-
-@click.command(cls=SectionedCommand)
-@click.argument("folder", default=".", type=FOLDER)
-@json_option
-def doctor(folder: Path, as_json: bool) -> None:
-    """Say what this machine has: versions, devices, precision, cores, decoding, and free disk at FOLDER.
-
-    \b
-    Example:
-        demkd doctor runs
-    """
-    from demkd import console
-    from demkd.pipeline.doctor import examine
-
-    console.show(examine(folder), as_json=as_json)
 
 
 @click.command(cls=SectionedCommand)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from demkd.commands.sections import section
-from demkd.commands.values import LOG, fill_in, flag, names, number_or, numbers, pairs
+from demkd.commands.values import fill_in, flag, names, number_or, numbers, pairs
 from demkd.pipeline import defaults
 from demkd.pipeline.methods import CHOICES, CONTROLS, METHODS
 from demkd.pipeline.recipe import TrainingOptions
@@ -102,26 +102,10 @@ crop_ratio_option = click.option(
 )
 
 
-def _open_log(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Open the file of a command's log; the group writes the error into it with which a command ends."""
-    if path is not None:
-        from demkd.console import LogFile
-
-        ctx.meta[LOG] = log = LogFile(path)
-        ctx.find_root().call_on_close(log.close)
-
-
 output_options = section(
     "What is shown",
     json_option,
     quiet_option,
-    click.option(
-        "--log-file",
-        type=FILE,
-        callback=_open_log,
-        expose_value=False,
-        help="Add progress, warnings and errors to this file, each line with its time.",
-    ),
 )
 recipe_option = click.option(
     "--recipe",

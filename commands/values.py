@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from demkd.dataset import ViewChoice
     from demkd.pipeline.progress import Progress
 
-LOG = "demkd.log"  # where a command's context has its log
 READING_WORDS = ("workers", "exif", "skip_broken")
 VIEW_WORDS = (
     *("view", "scale", "ratio", "interpolation", "randaugment_ops", "magnitude", "strong_every", "mix"),
@@ -58,20 +57,19 @@ def _views(words: Mapping[str, Any], size: int | None) -> "ViewChoice | None":
 
 def choose_progress(quiet: bool) -> "Progress":
     """Bars, or warnings alone; in the words of the command that runs."""
-    from demkd.console import ConsoleProgress, TwoProgresses
+    from demkd.console import ConsoleProgress
 
     ctx = click.get_current_context()
 
     def translate(text: str) -> str:
         return in_options(text, ctx.command)
 
-    shown = ConsoleProgress(
+    return ConsoleProgress(
         quiet=quiet,
         settings=not ctx.params.get("as_json", False),
         epochs=bool(ctx.params.get("epoch_lines", True)),
         translate=translate,
     )
-    return TwoProgresses(shown, ctx.meta[LOG].progress(translate=translate)) if LOG in ctx.meta else shown
 
 
 def in_options(text: str, command: click.Command) -> str:

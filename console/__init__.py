@@ -2,7 +2,6 @@
 
 from demkd.console.ablation import show_ablation
 from demkd.console.inspection import show_inspection
-from demkd.console.log import LogFile, TwoProgresses
 from demkd.console.output import show_csv, show_error, show_json, show_written
 from demkd.console.progress import ConsoleProgress
 from demkd.console.runs import show_comparison
@@ -10,8 +9,6 @@ from demkd.console.shown import show
 
 __all__ = [
     "ConsoleProgress",
-    "LogFile",
-    "TwoProgresses",
     "show",
     "show_ablation",
     "show_comparison",

@@ -12,7 +12,6 @@ from demkd.console.cache_results import (
     show_plan,
     show_verification,
 )
-from demkd.console.doctor import show_doctor
 from demkd.console.inspection import show_inspection
 from demkd.console.networks import show_export, show_networks
 from demkd.console.output import show_json
@@ -29,7 +28,6 @@ SHOWN: Mapping[type, Callable[[Any], None]] = {
     results.CachingPlan: show_plan,
     results.CachingReport: show_caching,
     results.DemoReport: show_demo,
-    results.DoctorReport: show_doctor,
     results.EvaluationReport: show_evaluation,
     results.ExportReport: show_export,
     results.MergeReport: show_merge,

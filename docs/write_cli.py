@@ -29,7 +29,6 @@ command can be interrupted with Ctrl-C, and goes on when called again.
 
 `NO_COLOR=1` switches colours off; `COLUMNS` sets the width of tables where there is no terminal. `DEMKD_DATA` is what
 `--data` is where neither the command line nor a recipe says it (a sweep's runs leave it out: their file says it all).
-`--log-file FILE` adds what is told while a command runs to a file, each line with its time, also with `--quiet`.
 
 The TAB key completes commands and options once the shell knows how; put the line of your shell where it starts:
 

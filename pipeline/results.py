@@ -350,39 +350,3 @@ class PackReport(Displayed):
     def __fspath__(self) -> str:
         """The copy's folder: the report stands for the cache wherever one is wanted."""
         return str(self.folder)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceReport:
-    """A device, its memory in bytes, and the precision that `auto` chooses there, with the reason."""
-
-    name: str
-    model: str
-    memory: int
-    precision: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DoctorReport(Displayed):
-    """What `doctor` found.
-
-    Attributes:
-        versions: of Python, this project and the libraries it needs; None for one that is missing.
-        extras: likewise, of the libraries that some commands need.
-        cores: that this process may use; `threads` are PyTorch's.
-        device: the one that `auto` chooses.
-        folder, free_bytes: where, and how much is free on that disk.
-        photos_per_second: that one process decodes: JPEGs of 500 x 375 pixels.
-    """
-
-    versions: dict[str, str | None]
-    extras: dict[str, str | None]
-    system: str
-    cores: int
-    threads: int
-    devices: tuple[DeviceReport, ...]
-    device: str
-    folder: Path
-    free_bytes: int
-    photos_per_second: float

@@ -321,7 +321,7 @@ def test_python_has_every_option_of_the_command_line_and_its_defaults() -> None:
     view_words = {field.name: "policy" for field in fields(ViewChoice) if field.name != "size"}
     reading_words = {field.name: "reading" for field in fields(Reading)}
     renamed = {"data": "train", "online": "live_teachers", **view_words, **reading_words}
-    own = {"recipe", "json", "as_json", "quiet", "log_file"}
+    own = {"recipe", "json", "as_json", "quiet"}
     hints = get_type_hints(TrainingKeywords), get_type_hints(MethodOptions)
     parameters = set(signature(api.distill).parameters) | set(hints[0]) | set(hints[1])
     for option in main.commands["distill"].params:

@@ -223,23 +223,6 @@ def test_the_environment_names_the_data_where_no_recipe_does(tmp_path: Path, mon
     assert "of-the-environment" not in result.stderr
 
 
-def test_a_log_has_what_was_told_and_the_error_with_times(digits: Path, tmp_path: Path) -> None:
-    """Also with --quiet, and in the words of the command line; a second command adds to it."""
-    log = tmp_path / "logs" / "a.log"
-    run = ("train", "resnet8", "--data", "digits", "--epochs", 1, "--out", tmp_path / "run", "--log-file", log)
-    quiet = invoke(*run, "--quiet")
-    assert quiet.stderr == ""
-    assert invoke(*run, "--seed", 3).exit_code == 1
-    lines = log.read_text().splitlines()
-    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
-    told = [line[20:] for line in lines]
-    assert told[0] == "reading the pictures of digits"
-    assert told[1].startswith("settings: data digits, network resnet8, seed 0, epochs 1, ")
-    assert told[2].startswith("epoch 1/1  loss ")
-    assert told[-1].startswith("error: the run in")
-    assert "(--out)" in told[-1]
-
-
 def test_a_run_begins_with_its_settings_but_not_for_programs(digits: Path, tmp_path: Path) -> None:
     arguments = ("distill", "--data", "digits", "--cache", digits / "cache", "--student", "resnet8", "--epochs", 1,
                  "--method", "kd", "--temperature", 2, "--precision", "float32")  # fmt: skip
@@ -249,19 +232,6 @@ def test_a_run_begins_with_its_settings_but_not_for_programs(digits: Path, tmp_p
         assert f", {pair}, " in f"{settings.replace(': ', ': , ', 1)}, "
     assert "settings" not in invoke(*arguments, "--out", tmp_path / "silent", "--quiet").stderr
     assert "settings" not in invoke(*arguments, "--out", tmp_path / "program", "--json").stderr
-
-
-def test_doctor_says_what_there_is(tmp_path: Path) -> None:
-    found = json.loads(invoke("doctor", tmp_path / "not" / "there", "--json").stdout)
-    assert found["versions"]["torch"]
-    assert found["device"] in [device["name"] for device in found["devices"]]
-    assert {device["precision"] for device in found["devices"]} <= {"float32", "bfloat16"}
-    assert Path(found["folder"]) == tmp_path.resolve()
-    assert found["free_bytes"] > 0
-    assert found["photos_per_second"] > 1
-    shown = invoke("doctor", tmp_path).stdout
-    for word in ("torchvision", "cores", "precision auto is", "free disk", "photos of 500 x 375 a second"):
-        assert word in shown
 
 
 @pytest.mark.parametrize(("typed", "offered"), [("demkd ins", "inspect"), ("demkd distill --sched", "--schedule")])
