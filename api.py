@@ -48,7 +48,6 @@ if TYPE_CHECKING:
         VerificationReport,
     )
     from demkd.pipeline.understanding import OptimizerLike, SchedulerLike
-    from demkd.report.gallery import PicturedSamples
     from demkd.report.rows import Inspection
     from demkd.report.writing import WrittenFile
 
@@ -381,34 +380,6 @@ def inspect(
         if suspect is not None:
             return suspects(statistics, suspect, score=score or USUAL_SCORE)
         return summarise(statistics)
-
-
-def gallery(
-    cache: Folder,
-    data: "Data",
-    *,
-    teachers: Sequence[str] | None = None,
-    uncertain: int | None = None,
-    disagree: int | None = None,
-    wrong_and_trusted: int | None = None,
-    suspect: int | None = None,
-) -> "PicturedSamples":
-    """The samples of a cache that are worth a look, with their pictures, for a notebook to show.
-
-    Args:
-        data: what the teachers were cached with.
-        uncertain, disagree, wrong_and_trusted, suspect: as `inspect`'s; the twelve most uncertain if none is given.
-    """
-    from demkd.pipeline.cached_pictures import pictures_of
-    from demkd.report.gallery import pictured
-    from demkd.report.samples import SampleListing
-
-    counts = {"uncertain": uncertain, "disagree": disagree, "wrong_and_trusted": wrong_and_trusted, "suspect": suspect}
-    chosen = {name: count for name, count in counts.items() if count is not None} or {"uncertain": 12}
-    listing = inspect(cache, teachers=teachers, **chosen)  # type: ignore[arg-type]
-    assert isinstance(listing, SampleListing)
-    with open_cache(cache, teachers, weights=False) as opened:
-        return pictured(listing, pictures_of(opened, data))
 
 
 def verify(

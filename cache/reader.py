@@ -17,7 +17,6 @@ from demkd.cache.errors import CacheDamagedError, CacheError, CacheIncompleteErr
 from demkd.cache.shards import files_by_teacher
 from demkd.cache.teacher import Rows, TeacherCache, is_whole, state_in_words
 from demkd.cache.weights import CachedWeights
-from demkd.display import Displayed
 
 Array = NDArray[Any]
 
@@ -40,7 +39,7 @@ class SlotAnswers:
     teacher_weights: NDArray[np.float32] | None
 
 
-class Cache(Displayed):
+class Cache:
     """Some teachers that saw the same views of the same samples; a context manager.
 
     Attributes:

@@ -1,6 +1,5 @@
 """What became of a cache: written, planned, verified."""
 
-from demkd.cache import Cache
 from demkd.console.output import decimal_bytes, escape, plain_table, stdout
 from demkd.pipeline.results import CachingPlan, CachingReport, MergeReport, PackReport, VerificationReport
 
@@ -137,29 +136,3 @@ def show_pack(report: PackReport) -> None:
         "complete README.md (the licence first), then upload the folder as it is",
         soft_wrap=True,
     )
-
-
-def show_cache_object(cache: Cache) -> None:
-    """A line a teacher, of the first slot alone: who looks at an object should not wait; `inspect` reads all."""
-    console = stdout()
-    if not cache.teachers:
-        console.print(f"[bold]{escape(str(cache.folder))}[/]: closed")
-        return
-    console.print(
-        f"[bold]{escape(str(cache.folder))}[/]: {cache.samples:,} samples of {cache.classes:,} classes, "
-        f"{cache.num_views} views"
-    )
-    table = plain_table(left=("teacher", "network", "logits", "features"), right=("top-1", "entropy", "size"))
-    for teacher in cache.teachers:
-        entropy, prediction = teacher.read("entropy", 0), teacher.read("prediction", 0)
-        table.add_row(
-            escape(teacher.name),
-            escape(str(teacher.provenance.identity["teacher"]["network"])),
-            "all" if teacher.shape.keep is None else f"{teacher.shape.keep} largest",
-            escape(", ".join(teacher.shape.features)) or "none",
-            f"{(prediction == teacher.labels).mean():.2%}",
-            f"{entropy.mean(dtype='float64'):.3f}",
-            decimal_bytes(teacher.file_bytes),
-        )
-    console.print(table)
-    console.print("[dim]top-1 and entropy (nats) of the first view alone; demkd.inspect reads all[/]")

@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +41,6 @@ def escape(text: str) -> str:
     return markup.escape(visible_line(text))
 
 
-_elsewhere: ContextVar[PlainConsole | None] = ContextVar("where results go instead of stdout", default=None)
-
-
 def show_error(text: str) -> None:
     """One sentence on stderr."""
     PlainConsole(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
@@ -74,17 +69,7 @@ def show_written(written: WrittenFile, *, aside: bool = False) -> None:
 
 def stdout() -> PlainConsole:
     """For results."""
-    return _elsewhere.get() or PlainConsole()
-
-
-@contextmanager
-def printing_to(console: PlainConsole) -> Iterator[None]:
-    """Let what is printed meanwhile go to another console, which records it."""
-    token = _elsewhere.set(console)
-    try:
-        yield
-    finally:
-        _elsewhere.reset(token)
+    return PlainConsole()
 
 
 def counted(count: int, one: str, many: str) -> str:

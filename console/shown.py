@@ -1,11 +1,9 @@
-"""Every report, and what shows it: to the command line, and to notebooks."""
+"""Every report, and the function that prints it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from demkd.cache import Cache
 from demkd.console.cache_results import (
-    show_cache_object,
     show_caching,
     show_merge,
     show_pack,
@@ -18,13 +16,11 @@ from demkd.console.output import show_json
 from demkd.console.runs import show_demo, show_evaluation, show_run
 from demkd.pipeline import results
 from demkd.report.classes import ClassListing
-from demkd.report.gallery import PicturedSamples
 from demkd.report.samples import SampleListing
 from demkd.report.single_sample import SampleSummary, SampleViews
 from demkd.report.summary import CacheSummary
 
 SHOWN: Mapping[type, Callable[[Any], None]] = {
-    Cache: show_cache_object,
     results.CachingPlan: show_plan,
     results.CachingReport: show_caching,
     results.DemoReport: show_demo,
@@ -36,7 +32,6 @@ SHOWN: Mapping[type, Callable[[Any], None]] = {
     results.RunReport: show_run,
     results.VerificationReport: show_verification,
     **dict.fromkeys((CacheSummary, ClassListing, SampleListing, SampleSummary, SampleViews), show_inspection),
-    PicturedSamples: lambda pictured: show_inspection(pictured.listing),
 }
 
 

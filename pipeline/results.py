@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from demkd.cache.integrity import FileVerdict
-from demkd.display import Displayed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +51,7 @@ class EpochReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport(Displayed):
+class RunReport:
     """What `train` and `distill` return."""
 
     folder: Path
@@ -70,7 +69,7 @@ class RunReport(Displayed):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationReport(Displayed):
+class EvaluationReport:
     """What `evaluate` returns; shares in 0..1."""
 
     folder: Path
@@ -107,7 +106,7 @@ class TeacherCachingReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CachingReport(Displayed):
+class CachingReport:
     """What `cache_teachers` returns.
 
     Attributes:
@@ -154,7 +153,7 @@ class TeacherPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CachingPlan(Displayed):
+class CachingPlan:
     """What a dry run of `cache_teachers` returns.
 
     Attributes:
@@ -213,7 +212,7 @@ class RepairReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerificationReport(Displayed):
+class VerificationReport:
     """What `verify` returns; `sound` if nothing is damaged, unfinished or answered otherwise today."""
 
     folder: Path
@@ -236,7 +235,7 @@ class VerificationReport(Displayed):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DemoReport(Displayed):
+class DemoReport:
     """What the demo came to.
 
     Attributes:
@@ -271,7 +270,7 @@ class NetworkReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkListing(Displayed):
+class NetworkListing:
     """What `networks` returns.
 
     Attributes:
@@ -284,7 +283,7 @@ class NetworkListing(Displayed):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportReport(Displayed):
+class ExportReport:
     """What `export` returns.
 
     Attributes:
@@ -314,7 +313,7 @@ class MergedTeacher:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MergeReport(Displayed):
+class MergeReport:
     """What `merge` returns."""
 
     folder: Path
@@ -334,7 +333,7 @@ class PackedTeacher:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PackReport(Displayed):
+class PackReport:
     """What `pack` returns.
 
     Attributes:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.display import Displayed
 from demkd.report.errors import InspectionError
 from demkd.report.statistics import CacheStatistics
 
@@ -53,7 +52,7 @@ class ClassSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClassListing(Displayed):
+class ClassListing:
     """The classes of a cache, in the order of `sort`: a column's name."""
 
     folder: Path

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.display import Displayed
 from demkd.report.samples import SampleListing, SampleRow
 from demkd.report.tables import Cell, Column, Table, number, word
 
@@ -38,19 +37,6 @@ class Gallery:
     caption: str
     exhibits: Sequence[Exhibit]
     table: Table
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PicturedSamples(Displayed):
-    """Samples worth a look with their pictures, for a notebook."""
-
-    listing: SampleListing
-    exhibits: Sequence[Exhibit]
-
-
-def pictured(listing: SampleListing, picture: Picture) -> PicturedSamples:
-    """Put the pictures beside a listing."""
-    return PicturedSamples(listing=listing, exhibits=[_exhibit(row, picture(row.index)) for row in listing.rows])
 
 
 def gallery(listing: SampleListing, picture: Picture | None, *, key: str, title: str, caption: str) -> Gallery:

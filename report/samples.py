@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.display import Displayed
 from demkd.report.errors import InspectionError
 from demkd.report.statistics import CacheStatistics
 
@@ -49,7 +48,7 @@ class SampleRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleListing(Displayed):
+class SampleListing:
     """Samples with the highest scores, highest first.
 
     Attributes:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache import Cache, CacheDamagedError, CacheIncompleteError, CacheMissingError, TeacherCache
-from demkd.display import Displayed
 
 Array = NDArray[Any]
 
@@ -56,7 +55,7 @@ class SlotRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleViews(Displayed):
+class SampleViews:
     """What all teachers say about one sample, slot by slot: V rows."""
 
     folder: Path
@@ -67,7 +66,7 @@ class SampleViews(Displayed):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleSummary(Displayed):
+class SampleSummary:
     """What all teachers say about one sample: in one slot, and in all of them."""
 
     folder: Path

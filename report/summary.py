@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from demkd.cache import Cache, CacheError, TeacherFile
 from demkd.cache.shards import WEIGHTS_NAME, WHOLE, cache_file, split_name
-from demkd.display import Displayed
 from demkd.report.statistics import CacheStatistics
 
 HISTOGRAM_BINS = 20
@@ -86,7 +85,7 @@ class UnfinishedFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheSummary(Displayed):
+class CacheSummary:
     """A whole cache.
 
     Attributes:

@@ -11,17 +11,16 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOMS = ("cache", "commands", "console", "dataset", "losses", "networks", "pipeline", "report", "teachers")
 MAY_IMPORT = {
-    "cache": {"errors", "display", "untrusted"},
+    "cache": {"errors", "untrusted"},
     "dataset": {"errors", "untrusted"},
     "losses": set(),
     "networks": {"errors"},
     "teachers": {"errors"},
-    "pipeline": {"errors", "display", "untrusted", "cache", "dataset", "losses", "networks", "teachers"},
-    "report": {"errors", "display", "untrusted", "cache"},
+    "pipeline": {"errors", "untrusted", "cache", "dataset", "losses", "networks", "teachers"},
+    "report": {"errors", "untrusted", "cache"},
     "console": {"untrusted", "pipeline", "cache", "report"},
     "commands": {"errors", "api", "console", "pipeline", "cache", "dataset", "report"},
     "api": {"errors", "console", "pipeline", "cache", "dataset", "report"},
-    "display": set(),
     "exports": set(),
     "untrusted": set(),
     "launch": {"cli"},
@@ -51,7 +50,7 @@ KNOWS = {"losses": {"torch", "collections", "dataclasses", "math", "typing"}}
 
 def sources() -> list[Path]:
     return [
-        *(CHECKOUT / f"{name}.py" for name in ("launch", "cli", "api", "display", "exports", "untrusted")),
+        *(CHECKOUT / f"{name}.py" for name in ("launch", "cli", "api", "exports", "untrusted")),
         *(f for room in ROOMS for f in (CHECKOUT / room).rglob("*.py")),
     ]
 

@@ -1,6 +1,7 @@
 """Progress: on a terminal bars with rate, time left, loss and top-1; elsewhere a line an epoch; or --quiet."""
 
 import fcntl
+import importlib.util
 import os
 import pty
 import re
@@ -241,3 +242,11 @@ def test_quiet_silences_every_long_command(made: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quiet_silences_the_demo(tmp_path: Path) -> None:
     assert piped("demo", "--quiet", "--out", tmp_path / "demo").stderr == ""
+
+
+def test_bars_are_drawn_in_a_notebook_that_has_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich needs ipywidgets there; without, there are lines."""
+    found = importlib.util.find_spec("rich")
+    for spec in (found, None):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
+        assert ConsoleProgress(Console(force_jupyter=True))._has_bars == (spec is not None)
