@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     )
     from demkd.errors import UserError
     from demkd.pipeline.cached_targets import CachedTargets
-    from demkd.pipeline.callbacks import Callback, MlflowCallback, WandbCallback
+    from demkd.pipeline.callbacks import Callback
     from demkd.pipeline.methods import Method, choose_method
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
     "MemoryImages",
     "Method",
     "MixUp",
-    "MlflowCallback",
     "Normalisation",
     "RandAugment",
     "Reading",
@@ -66,7 +65,6 @@ __all__ = [
     "UserError",
     "ViewChoice",
     "ViewPolicy",
-    "WandbCallback",
     "__dir__",
     "__getattr__",
     "cache_teachers",

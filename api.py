@@ -187,7 +187,7 @@ def distill(
         normalise: of the student's input (and live teachers', by name); the data's by default.
         policy: the views, or a name of them; the cache's, or as is usual for the data.
         reading: how pictures are decoded.
-        callbacks: who is told of every epoch, such as `WandbCallback`, `MlflowCallback` or an object of your own.
+        callbacks: objects with the methods of `Callback`.
         options: see `TrainingKeywords` and `MethodOptions`.
 
     Raises:

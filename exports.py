@@ -15,7 +15,7 @@ EXPORTS = {
     ),
     "demkd.errors": ("UserError",),
     "demkd.pipeline.cached_targets": ("CachedTargets",),
-    "demkd.pipeline.callbacks": ("Callback", "MlflowCallback", "WandbCallback"),
+    "demkd.pipeline.callbacks": ("Callback",),
     "demkd.pipeline.methods": ("Method", "choose_method"),
 }
 _HOMES = {name: home for home, names in EXPORTS.items() for name in names}

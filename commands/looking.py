@@ -13,7 +13,7 @@ from demkd.commands.values import choose_progress
 @click.option("--classes", default=100, show_default=True, type=click.IntRange(min=1), help="Of the last layer.")
 @json_option
 def networks(classes: int, as_json: bool) -> None:
-    """List the networks: parameters, multiply-accumulates for a 32 x 32 picture, features and their shapes.
+    """List the networks with parameters and feature shapes for a 32 x 32 image.
 
     \b
     Example:

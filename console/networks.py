@@ -1,4 +1,4 @@
-"""Networks: what there is, and what was exported."""
+"""Tables of networks and of exports."""
 
 from demkd.console.output import counted, decimal_bytes, escape, plain_table, stdout
 from demkd.pipeline.results import ExportReport, NetworkListing
@@ -9,15 +9,14 @@ def show_networks(listing: NetworkListing) -> None:
     console = stdout()
     _, height, width = listing.picture
     classes = counted(listing.classes, "class", "classes")
-    console.print(f"{classes}; multiply-accumulates and features of one {height} x {width} picture")
+    console.print(f"{classes}; features of one {height} x {width} image")
     table = plain_table()
     table.add_column("network", no_wrap=True)
-    for heading in ("parameters", "MACs"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("features (channels x height x width)")
     for network in listing.networks:
         shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in network.features.items())
-        table.add_row(network.name, f"{network.parameters:,}", f"{network.macs / 1e6:,.1f} M", shapes)
+        table.add_row(network.name, f"{network.parameters:,}", shapes)
     console.print(table)
     console.print("Others: torchvision:NAME, timm:NAME, or my_module:function of your own")
 

@@ -1,8 +1,8 @@
 """The architectures, for teachers and students alike, and the adapter between their features.
 
 `classifier.py` says what they have in common, `resnet.py`, `wide_resnet.py`, `vgg.py`, `mobilenet.py` and
-`shufflenet.py` hold the families, `layers.py` what those are made of, and `profile.py` says what a network costs.
-`wrapped.py` makes the same of other makers' networks, which `sources.py` gets from torchvision, timm or the user.
+`shufflenet.py` hold the families, `layers.py` their layers; `profile.py` counts parameters.
+`wrapped.py` makes the same of other makers' networks, which `libraries.py` gets from torchvision, timm or the user.
 Names, tensors and features are those of the published CIFAR-100 checkpoints (RepDistiller, mdistiller, CA-MKD), whose
 state dicts load unchanged. To add a network, add its line to `NETWORKS`.
 """

@@ -1,4 +1,4 @@
-"""What networks there are, and what each costs."""
+"""The list of networks."""
 
 import torch
 
@@ -15,7 +15,5 @@ def list_networks(*, classes: int) -> NetworkListing:
         with torch.device("meta"):
             network = build_network(name, classes=classes)
         profile = profile_network(network, _PICTURE)
-        reports.append(
-            NetworkReport(name=name, parameters=profile.parameters, macs=profile.macs, features=profile.features)
-        )
+        reports.append(NetworkReport(name=name, parameters=profile.parameters, features=profile.features))
     return NetworkListing(picture=_PICTURE, classes=classes, networks=tuple(reports))

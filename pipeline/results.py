@@ -261,11 +261,10 @@ class DemoReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkReport:
-    """What a network costs for one picture, and the shapes of its features by name."""
+    """A network: its parameters, and the shapes of its features by name."""
 
     name: str
     parameters: int
-    macs: int
     features: Mapping[str, tuple[int, ...]]
 
 

@@ -39,8 +39,6 @@ OWNERS = {
     "sklearn": {"dataset"},
     "torchvision": {"dataset", "networks"},
     "tensorboard": {"pipeline"},
-    "wandb": {"pipeline"},
-    "mlflow": {"pipeline"},
     "timm": {"networks"},
     "onnx": {"pipeline"},
     "onnxruntime": {"pipeline"},

@@ -1,8 +1,6 @@
-"""A run told to others: what they hear is what the run's files say, once and in order; and the trackers themselves."""
+"""A run told to others: what they hear is what the run's files say, once and in order."""
 
 import json
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 import pytest
 
 import demkd
-from demkd.pipeline.events import scalars
 from demkd.pipeline.results import EpochReport, RunReport
 from tests.pipeline.test_top_k import SILENT, data, network
 
@@ -60,43 +57,3 @@ def test_an_epoch_is_in_the_files_when_it_is_told_and_is_told_once(tmp_path: Pat
     report = demkd.train(network(1), out=tmp_path, epochs=4, callbacks=[second], **OPTIONS)
     assert report.resumed_after == 2
     assert [one.epoch for one in [*first.heard[1:], *second.heard[1:-1]]] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(("name", "callback"), [("wandb", demkd.WandbCallback), ("mlflow", demkd.MlflowCallback)])
-def test_a_missing_package_is_said_with_the_cure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, callback: Any
-) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(demkd.UserError, match=f"for {name}, which is missing: pip install {name}"):
-        demkd.train(network(1), out=tmp_path, epochs=1, callbacks=[callback()], **OPTIONS)
-
-
-@pytest.mark.filterwarnings("ignore")  # of the package's own imports
-def test_mlflow_keeps_what_the_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
-    demkd.train(network(1), out=tmp_path / "run", epochs=2, callbacks=[demkd.MlflowCallback(run_name="one")], **OPTIONS)
-    (found,) = mlflow.search_runs(output_format="list")
-    assert found.info.run_name == "one"
-    assert found.data.params["learning_rate"] == "0.01"
-    for tag, value in scalars(lines_of(tmp_path / "run")[-1]).items():
-        assert found.data.metrics[tag] == pytest.approx(value), tag
-    history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "accuracy/test top-1")
-    assert [point.step for point in history] == [1, 2]
-    assert found.info.status == "FINISHED"
-
-
-@pytest.mark.filterwarnings("ignore")  # of the package's own imports
-def test_wandb_keeps_what_the_run_says(tmp_path: Path) -> None:
-    """Without a network, in a folder."""
-    pytest.importorskip("wandb", reason="pip install wandb")
-    callback = demkd.WandbCallback(project="students", mode="offline", dir=str(tmp_path))
-    demkd.train(network(1), out=tmp_path / "run", epochs=2, callbacks=[callback], **OPTIONS)
-    (log,) = tmp_path.rglob("run-*.wandb")
-    wanted = {*scalars(lines_of(tmp_path / "run")[-1]), "learning_rate", "best_epoch"}
-    until = time.monotonic() + 30  # a process of its own writes the file
-    while (missing := {word for word in wanted if word.encode() not in log.read_bytes()}) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not missing
