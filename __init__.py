@@ -13,7 +13,6 @@ from demkd.exports import __dir__, __getattr__
 if TYPE_CHECKING:
     from demkd.api import (
         cache_teachers,
-        card,
         distill,
         evaluate,
         export,
@@ -68,7 +67,6 @@ __all__ = [
     "__dir__",
     "__getattr__",
     "cache_teachers",
-    "card",
     "choose_method",
     "distill",
     "evaluate",

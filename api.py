@@ -49,10 +49,8 @@ if TYPE_CHECKING:
     )
     from demkd.pipeline.understanding import OptimizerLike, SchedulerLike
     from demkd.report.rows import Inspection
-    from demkd.report.writing import WrittenFile
 
 Folder = str | os.PathLike[str]
-_README = "README.md"
 
 
 def cache_teachers(
@@ -420,7 +418,7 @@ def pack(
     features: Sequence[str] | None = None,
     progress: bool | Progress = True,
 ) -> "PackReport":
-    """Copy a cache, or a part of it, into a folder that can be uploaded as it is; no teacher is asked.
+    """Copy a cache, or a part of it, with a README into a folder that can be uploaded; no teacher runs.
 
     Args:
         out: the copy's folder; an unfinished copy there goes on.
@@ -446,29 +444,16 @@ def pack(
         features=None if features is None else tuple(features),
     )
     report = run(request, _progress(progress))
-    readme = report.folder / _README
+    readme = report.folder / "README.md"
     if not readme.exists():
-        card(report.folder, out=readme)
+        from demkd.report.card import card
+        from demkd.report.statistics import read_statistics
+        from demkd.report.summary import summarise
+        from demkd.report.writing import write_whole
+
+        with open_cache(report.folder) as copied:
+            write_whole(readme, card(copied, summarise(read_statistics(copied))).encode("utf-8", "replace"))
     return report
-
-
-def card(cache: Folder, *, out: Folder | None = None, teachers: Sequence[str] | None = None) -> "WrittenFile":
-    """Write a README for people who may use a cache: what it is, from what, how good, how large, how to use it.
-
-    Args:
-        out: the file; README.md in the cache's folder by default.
-        teachers: some of them, by name.
-
-    Raises:
-        UserError: if the file is there already, which may have your words.
-    """
-    from demkd.report.card import write_card
-    from demkd.report.statistics import read_statistics
-    from demkd.report.summary import summarise
-
-    with open_cache(cache, teachers) as opened:
-        path = opened.folder / _README if out is None else Path(out)
-        return write_card(opened, summarise(read_statistics(opened)), path)
 
 
 def recompute(

@@ -5,7 +5,7 @@ from typing import Any
 
 EXPORTS = {
     "demkd.api": (
-        *("cache_teachers", "card", "distill", "evaluate", "export", "inspect", "merge"),
+        *("cache_teachers", "distill", "evaluate", "export", "inspect", "merge"),
         *("pack", "plan_caching", "recompute", "repair", "train", "verify"),
     ),
     "demkd.cache": ("Cache", "open_cache"),

@@ -1,4 +1,4 @@
-"""What is done with a cache: merge, pack, card, inspect, verify."""
+"""What is done with a cache: merge, pack, inspect, verify."""
 
 import itertools
 import sys
@@ -75,22 +75,6 @@ def pack(cache: Path, features: tuple[str, ...], as_json: bool, **options: Any) 
 
     layers = [layer for layer in features if layer != "none"] if features else None
     console.show(api.pack(cache, features=layers, **given(options)), as_json=as_json)
-
-
-@click.command(cls=SectionedCommand)
-@cache_argument
-@click.option("--out", type=FILE, help="The file to write; README.md in the cache's folder by default.")
-@teachers_option
-def card(cache: Path, **options: Any) -> None:
-    """Write a README for people who may use CACHE: what it is, from what, how good, how large, how to use it.
-
-    \b
-    Example:
-        demkd card runs/cache
-    """
-    from demkd import api, console
-
-    console.show_written(api.card(cache, **options))
 
 
 _inspection_options = section(

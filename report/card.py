@@ -8,12 +8,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from demkd.cache import Cache
 from demkd.cache.sums import SUMS_NAME
 from demkd.report.summary import CacheSummary, TeacherSummary
-from demkd.report.writing import PageError, WrittenFile, write_whole
 from demkd.untrusted import visible_line
 
 FILL_IN = "(fill in)"
@@ -21,19 +19,8 @@ _SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#])")
 
 
-def write_card(cache: Cache, summary: CacheSummary, path: Path) -> WrittenFile:
-    """Write the card.
-
-    Raises:
-        PageError: if a file is there already, which may have its maker's words, or it cannot be written.
-    """
-    if path.exists():
-        raise PageError(f"{path} is there already: remove it, or choose another file (`out`)")
-    return write_whole(path, card(cache, summary).encode("utf-8", "replace"))
-
-
 def card(cache: Cache, summary: CacheSummary) -> str:
-    """The text of the card."""
+    """The text of the README, in Markdown."""
     parts = [_front_matter(summary), *_about(summary), *_quality(summary), *_contents(cache, summary), *_use(summary)]
     return "\n\n".join(parts) + "\n"
 
@@ -177,7 +164,7 @@ def _use(summary: CacheSummary) -> Iterator[str]:
         "    loss = targets.loss(student(batch.views), batch)\n"
         "```"
     )
-    yield "This card was written by `demkd card`."
+    yield "This card was written by `demkd pack`."
 
 
 def _name(summary: CacheSummary) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-import demkd
 from demkd.cache import open_cache, write_weights
 from demkd.report.card import card
 from demkd.report.statistics import read_statistics
@@ -56,13 +55,6 @@ def test_a_strangers_words_are_no_markup(tmp_path: Path) -> None:
     assert all(letter.isprintable() or letter == "\n" for letter in text)
     assert r"\<img src=x\> \[a\](b) \| \\x1b\[31m\\u202e\*bold\*" in text
     assert not re.search(r"(?<!\\)[<>*]", text.split("---\n", 2)[2].partition("## Made from")[0].replace("**", ""))
-
-
-def test_a_card_lies_beside_the_cache_or_where_it_is_wanted(tmp_path: Path) -> None:
-    made(tmp_path)
-    assert demkd.card(tmp_path).file == tmp_path / "README.md"
-    written = demkd.card(tmp_path, out=tmp_path / "b.md", teachers=["b"])
-    assert "Answers of 1 teacher to counting" in written.file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("samples", "word"), [(999, "n<1K"), (1000, "1K<n<10K"), (50_000, "10K<n<100K")])
