@@ -29,18 +29,15 @@ class _Commands(click.Group):
     """Ends with one sentence and an exit code where a user can repair something, or pressed Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        first = os.environ.get("RANK", "0") == "0"
         try:
-            if not first:
-                sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - results are shown once, by rank 0
             return super().invoke(ctx)
         except click.UsageError as error:
-            if first:
+            if not _is_later_rank(ctx):
                 raise
             sys.exit(error.exit_code)
         except (UserError, KeyboardInterrupt, OSError) as error:
             text, code = self._last_words(error, ctx)
-        if text and (first or code != INTERRUPTED):
+        if text and (code != INTERRUPTED or not _is_later_rank(ctx)):
             _show_error(text)
         sys.exit(code)
 
@@ -88,6 +85,18 @@ def _throw_output_away() -> None:
 _TOGETHER = ("cache-teachers", "train", "distill")  # the commands that several processes share
 
 
+def _is_later_rank(ctx: click.Context) -> bool:
+    """Whether rank 0 of the same command shows what this process would show.
+
+    Only the commands that run on several ranks have a rank 0. Values that torchrun would not set are left to the
+    command, which refuses them in one sentence.
+    """
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if ctx.invoked_subcommand not in _TOGETHER or not (rank.isdecimal() and size.isdecimal()):
+        return False
+    return 0 < int(rank) < int(size)
+
+
 def _show_error(text: str) -> None:
     from demkd import console
 
@@ -108,8 +117,12 @@ def main(ctx: click.Context) -> None:
     Stage two, as often as you like:
         demkd distill --data DATA --cache CACHE --student NETWORK --out RUN
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and ctx.invoked_subcommand not in _TOGETHER:
-        raise click.UsageError(f"{ctx.invoked_subcommand} works in one process: start it without torchrun")
+    if ctx.invoked_subcommand not in _TOGETHER:
+        size = os.environ.get("WORLD_SIZE", "")
+        if size.isdecimal() and int(size) > 1:
+            raise click.UsageError(f"{ctx.invoked_subcommand} works in one process: start it without torchrun")
+    elif _is_later_rank(ctx):
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - results are shown once, by rank 0
 
 
 for _command in (

@@ -187,6 +187,41 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert result.exit_code == 2, result.output
 
 
+def run_with(tmp_path: Path, command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The command line in a process of its own, with variables that torchrun sets, or a user's shell."""
+    words = [word.replace("{tmp}", str(tmp_path)) for word in command.split()]
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, str(CHECKOUT / "cli.py"), *words],
+        env=own | environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "code", "said"),
+    [
+        ("networks", {"RANK": "3"}, 0, "resnet20"),
+        ("networks", {"RANK": "x", "WORLD_SIZE": "x"}, 0, "resnet20"),
+        ("inspect {tmp}", {"RANK": "1", "WORLD_SIZE": "2"}, 2, "inspect works in one process: start it without"),
+        ("train resnet8 --data digits --out {tmp}/r", {"RANK": "1", "WORLD_SIZE": "x"}, 1,
+         "error: RANK is 1, WORLD_SIZE is x: start the processes with torchrun"),
+        ("train resnet8 --data digits --out {tmp}/r", {"RANK": "3"}, 1,
+         "error: RANK is 3, WORLD_SIZE is absent: start the processes with torchrun"),
+        ("train resnet8", {"RANK": "3"}, 2, "Missing option"),
+        ("train resnet8", {"RANK": "1", "WORLD_SIZE": "2"}, 2, ""),
+    ],
+)  # fmt: skip
+def test_only_a_later_rank_of_a_command_for_several_ranks_is_silent(
+    tmp_path: Path, command: str, environment: dict[str, str], code: int, said: str
+) -> None:
+    done = run_with(tmp_path, command, **environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    assert said in " ".join(output.split())
+    assert said or not output
+
+
 def test_a_recipe_can_name_teachers(digits: Path, tmp_path: Path, cli: Cli) -> None:
     """A list is a list for an option that is repeated, and separated by commas for one that is not."""
     teachers = [f"{name}={digits / name}" for name in ("resnet8", "vgg8")]
