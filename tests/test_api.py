@@ -69,6 +69,24 @@ def test_the_users_modules_stay_as_they_are(cache: Path, tmp_path: Path) -> None
     assert os.fspath(report) == str(tmp_path)
 
 
+def test_one_image_is_enough_for_a_cache(tmp_path: Path) -> None:
+    one = (TRAIN[0][:1], TRAIN[1][:1])
+    demkd.cache_teachers({"c": module(classes=1)}, one, out=tmp_path / "cache", views=1, **QUIET)
+    assert demkd.open_cache(tmp_path / "cache").samples == 1
+
+    class Centered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module(classes=1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.network(images - images.mean(0))
+            return logits
+
+    with pytest.raises(demkd.UserError, match="differently in other company"):
+        demkd.cache_teachers({"d": Centered()}, one, out=tmp_path / "other", views=1, **QUIET)
+
+
 def test_a_cached_module_answers_as_the_module(cache: Path) -> None:
     opened = demkd.open_cache(cache)
     source = demkd.MemoryImages(name="x", split="train", pixels=TRAIN[0], labels=TRAIN[1], class_names=("0", "1", "2"))
