@@ -53,7 +53,7 @@ def as_source(
 
     Args:
         data: a source; a name or folder as `load_images` takes it; a pair (pictures, labels) of tensors or arrays,
-            pictures (N, H, W), (N, H, W, 3) or (N, 3, H, W) in uint8; a map-style data set of (picture, label); a
+            pictures (N, H, W), (N, H, W, C) or (N, C, H, W) in uint8, C 1 or 3; a map-style data set of (picture, label); a
             Hugging Face data set with an image and a label column.
         split: "train" or "test".
         called: the argument's name, for messages.
@@ -112,11 +112,11 @@ def _from_arrays(pictures: Any, labels: Any, *, split: str, called: str) -> Memo
     if pixels.dtype != torch.uint8 or pixels.dim() not in (3, 4):
         raise DataError(
             f"{name} has pictures of shape {tuple(pixels.shape)} and type {pixels.dtype}: give 8-bit pixels (uint8), "
-            "(N, H, W), (N, H, W, 3) or (N, 3, H, W)"
+            "(N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
         )
     if pixels.dim() == 3:
         pixels = pixels[..., None].expand(*pixels.shape, 3)
-    if pixels.shape[3] != 3:
+    if pixels.shape[3] not in (1, 3) or (pixels.shape[1] == 3 != pixels.shape[3]):
         pixels = pixels.movedim(1, 3)
     if pixels.shape[3] == 1:
         pixels = pixels.expand(*pixels.shape[:3], 3)

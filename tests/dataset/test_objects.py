@@ -42,8 +42,10 @@ def test_tensors_and_arrays_are_pictures_and_labels() -> None:
             source = as_source((pictures, labels), split="train")
             assert torch.equal(torch.stack(source.fetch(range(6))), expected)
             assert source.labels.tolist() == LABELS.tolist()
-    grey = as_source((PIXELS[..., 0], LABELS), split="train")
-    assert torch.equal(torch.stack(grey.fetch([4])), expected[4:5, :, :, :1].expand(1, 16, 16, 3))
+    gray = PIXELS[..., :1]
+    for pictures in (gray[..., 0], gray, torch.from_numpy(gray), torch.from_numpy(gray).movedim(3, 1)):
+        source = as_source((pictures, LABELS), split="train")
+        assert torch.equal(torch.stack(source.fetch([4])), expected[4:5, :, :, :1].expand(1, 16, 16, 3))
 
 
 def test_a_later_change_of_the_users_array_does_not_reach_the_source() -> None:
