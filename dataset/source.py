@@ -146,7 +146,12 @@ class MemoryImages(ImageSource):
     """
 
     pixels: Tensor
-    _renderers: dict[tuple[ViewPolicy, torch.device], Renderer] = field(default_factory=dict, repr=False, compare=False)
+    _renderers: dict[tuple[ViewPolicy, torch.device], Renderer] = field(
+        default_factory=dict,
+        init=False,
+        repr=False,
+        compare=False,  # no argument: a copy has other pixels
+    )
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
