@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demkd.cache.disk import disk_errors_in_words, write_fully
+from demkd.cache.disk import disk_errors_in_words, sync_data, write_fully
 from demkd.cache.errors import CacheValueError
 from demkd.cache.file import open_file
 from demkd.cache.layout import CacheShape, ledger_entry
@@ -74,7 +74,7 @@ class BlockWriter:
     def sync(self) -> None:
         """Bring what was written to the disk; some seconds' work at a time is often enough."""
         with disk_errors_in_words(self._path):
-            os.fdatasync(self._descriptor)
+            sync_data(self._descriptor)
 
     def forget_torn_blocks(self) -> None:
         """Redo the blocks whose bytes are not what their ledger entry says: written, but not on the disk in time."""

@@ -51,6 +51,14 @@ def reserve(descriptor: int, size: int) -> None:
     os.ftruncate(descriptor, size)
 
 
+def sync_data(descriptor: int) -> None:
+    """Bring a file's bytes to the disk; macOS has no `fdatasync`, and syncs the file's times too."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
 def write_fully(descriptor: int, data: Array | bytes | memoryview, offset: int) -> None:
     """`pwrite` until everything is written: one call may write less than it is asked to."""
     rest = memoryview(data).cast("B")  # type: ignore[arg-type]

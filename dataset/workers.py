@@ -26,7 +26,9 @@ def default_workers() -> int:
 
     The processes that torchrun started on a machine share its cores.
     """
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    # macOS has no affinity of a process.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(1, min(cores - 1, _MOST))
 
 

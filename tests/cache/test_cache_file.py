@@ -398,3 +398,11 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 assert SAMPLES % BLOCK_ROWS, "the last block shall be a short one"
+
+
+def test_a_file_is_written_where_the_system_lacks_linux_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    for name in ("fdatasync", "posix_fallocate"):
+        monkeypatch.delattr(os, name, raising=False)
+    fill(tmp_path, shape())
+    assert open_cache(tmp_path).samples == SAMPLES
