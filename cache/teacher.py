@@ -175,6 +175,20 @@ class TeacherCache:
             )
         return known.index(temperature)
 
+    def require_softmax(self) -> None:
+        """Check that the logits give a softmax at temperature 1: the others' share is not the same at another one.
+
+        Raises:
+            CacheMissingError: if they do not.
+        """
+        if self.shape.keep is not None and 1.0 not in self.shape.rest_temperatures:
+            known = ", ".join(f"{one:g}" for one in self.shape.rest_temperatures)
+            raise CacheMissingError(
+                f"teacher {self.name} was cached with its {self.shape.keep} largest logits, and the sum of the others "
+                f"at the temperatures {known}, so that its probabilities are not known: cache it anew with 1 among "
+                "them (`rest_temperatures`) in another folder"
+            )
+
     def content_sha256(self, slots: int) -> str:
         """Digest of what was answered in the first slots: of the ledger of the entropies, and so of every entropy.
 

@@ -147,10 +147,10 @@ def _slot_teacher(cache: Cache, position: int, index: int, slot: int) -> SlotTea
 
 def _logits(teacher: TeacherCache, slot: int, index: int) -> Array:
     """(C,), for a softmax at temperature 1; the smaller ones are evenly spread if they were not kept."""
+    teacher.require_softmax()
     for name in ("logits", *(("classes", "label_logit", "rest") if teacher.shape.keep else ())):
         teacher.answer(name, slot, index)  # checks the block
-    lowest = min(teacher.shape.rest_temperatures, default=1.0)
-    logits: Array = teacher.logits(slot, np.array([index]), temperature=lowest)[0].astype(np.float64)
+    logits: Array = teacher.logits(slot, np.array([index]), temperature=1.0)[0].astype(np.float64)
     return logits
 
 

@@ -79,9 +79,12 @@ def suspicion(cache: Cache, score: str, *, labels: Labels | None = None) -> Numb
 
     Raises:
         InspectionError: if there is no such score.
+        CacheMissingError: if the cache does not give probabilities at temperature 1.
     """
     if score not in SCORES:
         raise InspectionError(f"there is no `score={score}`: choose {', '.join(SCORES)}")
+    for teacher in cache.teachers:
+        teacher.require_softmax()
     judged = cache.labels if labels is None else labels
     total = np.zeros(cache.samples)
     for slot in range(cache.num_views):
@@ -89,8 +92,7 @@ def suspicion(cache: Cache, score: str, *, labels: Labels | None = None) -> Numb
         for start in range(0, cache.samples, _AT_ONCE):
             rows = slice(start, min(start + _AT_ONCE, cache.samples))
             for teacher in cache.teachers:
-                lowest = min(teacher.shape.rest_temperatures, default=1.0)
-                logits = teacher.logits(slot, rows, temperature=lowest)
+                logits = teacher.logits(slot, rows, temperature=1.0)
                 total[rows] += SCORES[score](_log_shares(logits), judged[rows])
     return total / (cache.num_views * len(cache.teachers))
 

@@ -292,3 +292,16 @@ def test_the_largest_logits_say_how_unsure_a_teacher_is_only_with_the_rest(cache
     kept = torch.from_numpy(open_cache(caches["top"]).teachers[0].read("logits", 0).astype(np.float32))
     torch.testing.assert_close(entropy(full(caches["all"], 0)), stored, rtol=0, atol=5e-3)
     assert (entropy(kept) - stored).abs().mean() > 0.05
+
+
+def test_probabilities_are_of_temperature_1_or_refused(caches: dict[str, Path], tmp_path: Path) -> None:
+    """The others' share at temperature 4 is not their share at 1."""
+    for name, temperatures in (("both", (0.5, 1.0, 4.0)), ("four", (4.0,))):
+        out = tmp_path / name
+        demkd.cache_teachers(TEACHERS, data(), out=out, views=1, keep=KEEP, rest_temperatures=temperatures, **SILENT)
+    found = demkd.inspect(tmp_path / "both", sample=5)
+    expected = torch.softmax(full(caches["all"], 0)[5].double(), 0).sort(descending=True).values[:KEEP]
+    assert found.answers[0].probabilities[:KEEP] == pytest.approx(expected.tolist(), abs=1e-3)  # type: ignore[union-attr]
+    for arguments in ({"sample": 5}, {"suspect": 3}):
+        with pytest.raises(demkd.UserError, match="cache it anew with 1 among them"):
+            demkd.inspect(tmp_path / "four", **arguments)  # type: ignore[arg-type]
