@@ -1,8 +1,11 @@
 """The floor plan of docs/architecture.md: which room may import which, and which room owns which library."""
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +113,21 @@ def test_help_and_inspect_start_without_torch(command: list[str]) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def prose(file: Path) -> Iterator[str]:
+    """The docstrings and comments of a file."""
+    text = file.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+@pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(CHECKOUT)))
+def test_files_that_prose_names_exist(file: Path) -> None:
+    for text in prose(file):
+        for name in re.findall(r"(?:[\w-]+/)*\w+\.py\b", text):
+            assert any((place / name).is_file() for place in (CHECKOUT, file.parent)), f"{file} names {name}"
