@@ -4,7 +4,8 @@
 
     with open_cache("runs/digits/cache") as cache:
         answers = cache.read_slot(0)                 # every sample's first view
-        answers.logits[0], answers.entropy, answers.view, answers.teacher_weights
+        answers.entropy, answers.prediction, answers.view, answers.teacher_weights
+        cache.logits(0, slice(100), temperature=1.0)  # a list of K arrays (100, C)
 
 `layout.py` says what a file holds and where, `user_block.py` vouches for it, `file.py` makes, opens and maps one,
 `disk.py` brings bytes to the disk. `shards.py` says which file holds which samples. `writer.py` fills a file,
