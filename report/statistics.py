@@ -64,7 +64,7 @@ def read_statistics(cache: Cache) -> CacheStatistics:
             raise CacheDamagedError(
                 f"{teacher.path} predicts classes above {cache.classes - 1}: remove it and make it again"
             )
-    labels = cache.labels.astype(np.uint16)
+    labels = cache.labels
     weights = None if cache.teacher_weights is None else cache.teacher_weights.values[:, : cache.num_views]
     trusted, misplaced = (None, None) if weights is None else _trust_in_wrong(prediction, labels, weights)
     same_top1, disagreement = _compare(prediction)
@@ -98,7 +98,7 @@ def _mean(by_slot: Iterable[Array]) -> Numbers:
 
 
 def _trust_in_wrong(
-    prediction: Sequence[Sequence[Array]], labels: NDArray[np.uint16], weights: NDArray[np.float32]
+    prediction: Sequence[Sequence[Array]], labels: NDArray[np.int64], weights: NDArray[np.float32]
 ) -> tuple[Numbers, Numbers]:
     """How often, and how far, a teacher weighs above 1 / K where it is wrong: (K, N) each."""
     share = 1 / len(weights)
