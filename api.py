@@ -217,6 +217,7 @@ def distill_together(
     Returns:
         A report for each, or what stopped it.
     """
+    from demkd.pipeline.process_state import restored_process_state
     from demkd.pipeline.progress import OnlyWarnings
     from demkd.pipeline.stage_two import distill_in_steps
     from demkd.pipeline.turns import Steps, in_turn
@@ -241,7 +242,8 @@ def distill_together(
             return error
 
     try:
-        found = dict(in_turn([steps(one) for one in bound], compute.device))
+        with restored_process_state():
+            found = dict(in_turn([steps(one) for one in bound], compute.device))
     finally:
         for source in chain.from_iterable(sources.values()):
             source.rest()
@@ -355,6 +357,9 @@ def inspect(
             where a wrong teacher is trusted most.
         suspect: so many samples whose label may be wrong, by `score`: "cross-entropy", "margin", "certainty",
             "disagreement" or "entropy" (report/suspects.py).
+
+    Raises:
+        ArgumentError: if two arguments exclude each other, or one needs another.
     """
     from demkd.report import samples
     from demkd.report.classes import list_classes
@@ -363,6 +368,13 @@ def inspect(
     from demkd.report.summary import summarise
     from demkd.report.suspects import USUAL_SCORE, suspects
 
+    listings = {"uncertain": uncertain, "disagree": disagree, "wrong_and_trusted": wrong_and_trusted}
+    chosen = {"by_class": by_class or None, "sample": sample, **listings, "suspect": suspect}
+    _require_at_most_one(chosen)
+    _require_at_most_one({"slot": slot, "views": views or None})
+    _require_needed(chosen, {"sort": sort, "limit": limit}, "by_class")
+    _require_needed(chosen, {"slot": slot, "views": views or None}, "sample")
+    _require_needed(chosen, {"score": score}, "suspect")
     with open_cache(cache, teachers) as opened:
         if sample is not None:
             return views_of_sample(opened, sample) if views else summarise_sample(opened, sample, slot=slot or 0)
@@ -378,6 +390,28 @@ def inspect(
         if suspect is not None:
             return suspects(statistics, suspect, score=score or USUAL_SCORE)
         return summarise(statistics)
+
+
+def _require_at_most_one(arguments: Mapping[str, object]) -> None:
+    """Refuse arguments that exclude each other; None is one that is left out.
+
+    Raises:
+        ArgumentError: naming two of them.
+    """
+    first, *others = [name for name, value in arguments.items() if value is not None] or [""]
+    if others:
+        raise ArgumentError(f"`{first}` and `{others[0]}` exclude each other: leave one out")
+
+
+def _require_needed(chosen: Mapping[str, object], arguments: Mapping[str, object], needed: str) -> None:
+    """Refuse arguments that mean nothing without another.
+
+    Raises:
+        ArgumentError: naming both.
+    """
+    for name, value in arguments.items():
+        if value is not None and chosen[needed] is None:
+            raise ArgumentError(f"`{name}` needs `{needed}`: give both, or leave `{name}` out")
 
 
 def verify(
@@ -515,9 +549,10 @@ def _compute(device: str, precision: str) -> "Compute":
 @contextmanager
 def _joined(device: str, precision: str, progress: bool | Progress) -> "Iterator[tuple[Compute, Progress]]":
     """Where to compute and where to tell of it, together with the other processes that torchrun started."""
+    from demkd.pipeline.process_state import restored_process_state
     from demkd.pipeline.processes import joined
 
-    with joined(_compute(device, precision)) as compute:
+    with restored_process_state(), joined(_compute(device, precision)) as compute:
         yield compute, compute.world.voice(_progress(progress))
 
 

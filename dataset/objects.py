@@ -53,8 +53,8 @@ def as_source(
 
     Args:
         data: a source; a name or folder as `load_images` takes it; a pair (pictures, labels) of tensors or arrays,
-            pictures (N, H, W), (N, H, W, C) or (N, C, H, W) in uint8, C 1 or 3; a map-style data set of (picture, label); a
-            Hugging Face data set with an image and a label column.
+            pictures (N, H, W), (N, H, W, C) or (N, C, H, W) in uint8, C 1 or 3; a map-style data set of (picture,
+            label); a Hugging Face data set with an image and a label column.
         split: "train" or "test".
         called: the argument's name, for messages.
         reading, told: as `load_images` takes them.

@@ -23,7 +23,7 @@ from demkd.cache import CacheMismatchError
 from demkd.cli import main
 from demkd.dataset import Reading, ViewChoice
 from demkd.exports import EXPORTS
-from demkd.pipeline.arguments import CachingOptions, MethodOptions, TrainingKeywords
+from demkd.pipeline.arguments import ArgumentError, CachingOptions, MethodOptions, TrainingKeywords
 from demkd.pipeline.methods import Method
 from demkd.pipeline.preparation import CachingRequest
 from demkd.pipeline.recipe import RecipeError, TrainingOptions
@@ -67,6 +67,38 @@ def test_the_users_modules_stay_as_they_are(cache: Path, tmp_path: Path) -> None
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert os.fspath(report) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample": 1, "uncertain": 3}, "`sample` and `uncertain` exclude each other"),
+        ({"by_class": True, "suspect": 3}, "`by_class` and `suspect` exclude each other"),
+        ({"sample": 1, "slot": 0, "views": True}, "`slot` and `views` exclude each other"),
+        ({"slot": 1}, "`slot` needs `sample`"),
+        ({"score": "margin", "uncertain": 3}, "`score` needs `suspect`"),
+    ],
+)
+def test_inspect_refuses_arguments_that_contradict_each_other(
+    cache: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        demkd.inspect(cache, **arguments)
+
+
+def test_training_leaves_the_random_numbers_of_the_process_as_they_are(tmp_path: Path) -> None:
+    def fail(_: object) -> None:
+        raise KeyError("the user's own")
+
+    network = module(seed=4)
+    before = torch.manual_seed(11).get_state()
+    torch.backends.cudnn.benchmark = False
+    demkd.train(network, train=TRAIN, test=TEST, out=tmp_path / "own", epochs=1, **QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(KeyError):
+        demkd.train(network, train=TRAIN, test=TEST, out=tmp_path / "bad", epochs=1, optimizer=fail, **QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_one_image_is_enough_for_a_cache(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a user holds in Python is a source of the same pictures, or is refused with the sample that is to blame."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def test_tensors_and_arrays_are_pictures_and_labels() -> None:
     for pictures in (gray[..., 0], gray, torch.from_numpy(gray), torch.from_numpy(gray).movedim(3, 1)):
         source = as_source((pictures, LABELS), split="train")
         assert torch.equal(torch.stack(source.fetch([4])), expected[4:5, :, :, :1].expand(1, 16, 16, 3))
+
+
+def test_a_copy_with_other_pixels_makes_its_own_views() -> None:
+    source = as_source((PIXELS, LABELS), split="train")
+    assert isinstance(source, MemoryImages)
+    cpu = torch.device("cpu")
+    source.renderer(source.default_policy, cpu)
+    other = replace(source, pixels=torch.zeros_like(source.pixels))
+    record = torch.zeros(1, 1, dtype=torch.int64)
+    assert not other.renderer(source.default_policy, cpu)(torch.tensor([3]), record).any()
 
 
 def test_a_later_change_of_the_users_array_does_not_reach_the_source() -> None:
