@@ -257,3 +257,13 @@ def _disagreement(plain: Plain) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     pairs = list(itertools.combinations(range(3), 2))
     differing = sum((plain.prediction[one] != plain.prediction[other]).sum(0) for one, other in pairs)
     return np.asarray(differing / (VIEWS * len(pairs)))
+
+
+def test_labels_beyond_16_bits_are_compared_whole(tmp_path: Path) -> None:
+    names = [str(number) for number in range(65_540)]
+    labels = np.array([65_537, 65_539])
+    write_teacher(tmp_path, 0, data={**DATA, "samples": 2, "class_names": names}, labels=labels)
+    cache = open_cache(tmp_path)
+    right = [cache.teachers[0].read("prediction", slot) == labels for slot in range(VIEWS)]
+    assert np.any(right)
+    assert np.array_equal(read_statistics(cache).top1[0], np.mean(right, axis=0))
