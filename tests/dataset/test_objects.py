@@ -114,7 +114,7 @@ def test_a_random_transform_is_refused() -> None:
     random = transforms.RandomCrop(16, padding=4)
     torch.manual_seed(0)
     with pytest.raises(
-        DataError, match=r"`train`, a Pairs gives another picture each time .* leave random transforms out"
+        DataError, match=r"`train`, a Pairs gives another image each time .* leave random transforms out"
     ):
         as_source(Pairs(lambda i: (random(Image.fromarray(PIXELS[i])), 0)), split="train", called="train")
 
