@@ -45,9 +45,6 @@ class MethodOptions(TypedDict, total=False):
     feature_weighting: str | None
     fixed_weights: Sequence[float] | None
     shuffle: str | None
-    weight_on: str | None
-    entropy_scope: str | None
-    reduction: str | None
 
 
 class CachingOptions(TypedDict, total=False):

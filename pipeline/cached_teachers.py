@@ -28,11 +28,10 @@ from demkd.pipeline.weighing import (
     DEFAULT_WEIGHTING,
     Shuffle,
     TeacherWeights,
-    Uncertainty,
+    for_both_losses,
     is_default,
     measure_teachers,
     measure_uncertainty,
-    share_out,
     teacher_statistics,
     uses_cached_entropy,
     weigh,
@@ -138,10 +137,9 @@ class CachedTeachers:
         )
         if answers.teacher_weights is not None and precomputed and is_default(self._method):
             weights = as_tensor(answers.teacher_weights).to(self._device)
-            return share_out(weights, weights, self._method)
+            return for_both_losses(weights, self._method)
         if uses_cached_entropy(self._method) or self._method.weight_source in ("uniform", "fixed"):
-            entropy = as_tensor(answers.entropy).to(self._device)
-            uncertainty = Uncertainty(tckd=entropy, nckd=entropy)
+            uncertainty = as_tensor(answers.entropy).to(self._device)
         else:
             parts = [
                 measure_uncertainty(
@@ -151,11 +149,7 @@ class CachedTeachers:
                 )
                 for rows in self._blocks()
             ]
-            tckd = torch.cat([part.tckd for part in parts], dim=1)
-            decoupled = self._method.entropy_scope == "decoupled"
-            uncertainty = Uncertainty(
-                tckd=tckd, nckd=torch.cat([part.nckd for part in parts], dim=1) if decoupled else tckd
-            )
+            uncertainty = torch.cat(parts, dim=1)
         shuffle = Shuffle.draw(
             self._method,
             seed=self._run_seed,
@@ -178,7 +172,7 @@ class CachedTeachers:
         """Of one sample's fused targets."""
         one = torch.full((len(self._cache.names), 1), 1 / len(self._cache.names))
         nothing = dict.fromkeys(loss_temperatures(self._method), [torch.zeros(1, self._cache.classes)] * len(one))
-        weights = TeacherWeights(tckd=one, nckd=one, hint=one)
+        weights = TeacherWeights(logits=one, hint=one)
         targets = fuse(nothing, torch.zeros(1, dtype=torch.int64), self._method, weights)
         return sum(getattr(targets, field.name).nbytes for field in fields(targets))
 

@@ -95,13 +95,13 @@ def _shown(logits: Tensor, method: Method) -> Tensor:
 
 def _fuse_kd(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights, method: Method) -> CoupledTargets:
     z = _looked_at(logits, method, method.temperature)
-    return fuse_coupled(z, weights=weights.nckd, temperature=method.temperature)
+    return fuse_coupled(z, weights=weights.logits, temperature=method.temperature)
 
 
 def _fuse_dkd(logits: TeacherLogits, labels: Tensor, weights: TeacherWeights, method: Method) -> DecoupledTargets:
     z = _looked_at(logits, method, method.temperature)
     return fuse_decoupled(
-        z, labels, tckd_weights=weights.tckd, nckd_weights=weights.nckd, temperature=method.temperature
+        z, labels, tckd_weights=weights.logits, nckd_weights=weights.logits, temperature=method.temperature
     )
 
 
@@ -113,26 +113,26 @@ def _fuse_wttm(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights, 
         power_sums(z, at, temperature=temperature)
         for z, at in zip(_looked_at(logits, method, 1.0), tempered, strict=True)
     ]
-    return fuse_coupled(tempered, weights=weights.nckd * torch.stack(sums), temperature=temperature)
+    return fuse_coupled(tempered, weights=weights.logits * torch.stack(sums), temperature=temperature)
 
 
 def _fuse_relations(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights, method: Method) -> RelationTargets:
     z = _looked_at(logits, method, method.temperature)
-    return fuse_relations(z, weights=weights.nckd, temperature=method.temperature)
+    return fuse_relations(z, weights=weights.logits, temperature=method.temperature)
 
 
 def _fuse_levels(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights, method: Method) -> LevelTargets:
     raw = [(temperature, logits[temperature]) for temperature in _levels(method)]
     if not method.standardise:
-        return fuse_levels(raw, weights=weights.nckd)
+        return fuse_levels(raw, weights=weights.logits)
     shown = _looked_at(logits, method, method.temperature)  # of all logits, which are the same at any temperature
     levels = [(temperature, shown) for temperature in _levels(method)]
-    return fuse_levels(levels, weights=weights.nckd, gram_levels=raw)
+    return fuse_levels(levels, weights=weights.logits, gram_levels=raw)
 
 
 def _fuse_ofa(logits: TeacherLogits, labels: Tensor, weights: TeacherWeights, method: Method) -> CoupledTargets:
     z = _looked_at(logits, method, method.temperature)
-    return fuse_enhanced(z, labels, weights=weights.nckd, temperature=method.temperature, power=method.target_power)
+    return fuse_enhanced(z, labels, weights=weights.logits, temperature=method.temperature, power=method.target_power)
 
 
 def _levels(method: Method) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ Every option and its formula is described in docs/methods.md; the defaults are D
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
@@ -42,9 +42,6 @@ class Method:
         feature_weighting: "shared" (the logits' weights) or "uniform".
         fixed_weights: the weights by teacher for the source "fixed".
         shuffle: a control: "none", or "teachers" or "samples", whose weights change places.
-        weight_on: a control: "both", or only "nckd" or "tckd"; the other part gets 1 / K.
-        entropy_scope: a control: "full", or "decoupled": the entropy of b for TCKD, of q for NCKD.
-        reduction: a control: "normalised", or "released": the loss scales of CA-MKD's repository.
     """
 
     name: str
@@ -69,9 +66,6 @@ class Method:
     feature_weighting: str = "shared"
     fixed_weights: tuple[float, ...] = ()
     shuffle: str = "none"
-    weight_on: str = "both"
-    entropy_scope: str = "full"
-    reduction: str = "normalised"
 
     @property
     def needs_teachers(self) -> bool:
@@ -128,9 +122,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Those of a study's controls: what tells whether a part of a method is worth anything, and makes no better student.
 CONTROLS: dict[str, tuple[str, ...]] = {
     "shuffle": ("none", "teachers", "samples"),
-    "weight_on": ("both", "nckd", "tckd"),
-    "entropy_scope": ("full", "decoupled"),
-    "reduction": ("normalised", "released"),
 }
 _WORDS = {**CHOICES, **CONTROLS}
 _WITH_A_LABEL = ("dkd", "ofa")  # losses that ask which class is the label's
@@ -171,11 +162,6 @@ def require_teacher_count(method: Method, names: Sequence[str]) -> None:
     fixed = method.fixed_weights
     if fixed and len(fixed) != len(names):
         raise MethodError(f"`fixed_weights` has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
-    if method.reduction == "released" and not RELEASED_SCALES[method.name](len(names)):
-        raise MethodError(
-            f"`reduction=released` gives {method.name}'s logit loss the factor 0 with {len(names)} teacher "
-            f"({', '.join(names)}): choose normalised, or more teachers"
-        )
 
 
 def require_view_count(views: int, together: int, option: str = "views_per_step") -> None:
@@ -252,12 +238,6 @@ def _require_possible_loss(method: Method) -> None:
             "with factors of 0 (`kd_weight`, or `tckd_weight` and `nckd_weight`; and `hint_weight`) nothing is learnt "
             "from the teachers; choose the method ce"
         )
-    if method.loss != "dkd" and (method.weight_on != "both" or method.entropy_scope != "full"):
-        raise MethodError(
-            "`weight_on` and `entropy_scope` need the two parts of DKD's loss, and this loss is not decoupled"
-        )
-    if method.reduction == "released" and (method.name not in RELEASED_SCALES or method.loss != "kd"):
-        raise MethodError("`reduction=released` is known for kd, ebkd and ca-mkd, with their coupled loss")
 
 
 def _require_possible_weights(method: Method) -> None:
@@ -265,19 +245,9 @@ def _require_possible_weights(method: Method) -> None:
         raise MethodError("`fixed_weights` and `weight_source=fixed` go together: give both or neither")
     if method.fixed_weights and not _are_shares(method.fixed_weights):
         raise MethodError(f"`fixed_weights` cannot be {method.fixed_weights!r}: none may be below 0, their sum is 1")
-    if method.entropy_scope == "decoupled" and method.weight_source != "entropy":
-        raise MethodError("`entropy_scope=decoupled` needs `weight_source=entropy`")
     if method.shuffle == "samples" and method.weight_level == "dataset":
         raise MethodError(
             "`weight_level=dataset` gives all samples the same weights: `shuffle=samples` changes nothing"
         )
     if method.shuffle != "none" and method.weight_source == "uniform" and method.wrong_teacher == "keep":
         raise MethodError("`weight_source=uniform` gives all teachers the same weights: `shuffle` changes nothing")
-
-
-# The total weight of the logit loss in CA-MKD's repository, by preset, as a function of K (docs/methods.md).
-RELEASED_SCALES: dict[str, Callable[[int], float]] = {
-    "kd": lambda _teachers: 1.0,
-    "ebkd": lambda teachers: (teachers - 1) / teachers,
-    "ca-mkd": lambda teachers: 1 / teachers,
-}

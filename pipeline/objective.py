@@ -12,7 +12,7 @@ from torch import Tensor
 from demkd.dataset import ViewPolicy
 from demkd.losses import hint_loss, label_loss
 from demkd.pipeline.logit_losses import LOSSES, logit_terms
-from demkd.pipeline.methods import RELEASED_SCALES, Method
+from demkd.pipeline.methods import Method
 from demkd.pipeline.target_source import BatchTargets
 
 
@@ -50,8 +50,6 @@ class Objective:
         self._method = method
         self._label_smoothing = label_smoothing
         self._warmup_epochs = method.warmup * epochs
-        released = RELEASED_SCALES[method.name](teachers) if method.reduction == "released" else 1.0
-        self._kd_weight = method.kd_weight * released
         self._hint_weight = method.hint_weight / max(teachers, 1)
         self.names = tuple(self._factors(epoch=1))
 
@@ -93,7 +91,7 @@ class Objective:
 
     def _factors(self, *, epoch: int) -> dict[str, float]:
         method, factors = self._method, {"label_loss": 1.0}
-        kd_weight = self.fade_in(epoch) * self._kd_weight
+        kd_weight = self.fade_in(epoch) * self._method.kd_weight
         if method.needs_teachers:
             factors |= {name: kd_weight * own for name, own in LOSSES[method.loss].factors(method).items()}
         if method.needs_features:

@@ -15,9 +15,7 @@ from demkd.losses import (
     effective_teachers,
     entropy_weights,
     mask_wrong_teachers,
-    non_target_class_entropy,
     standardised,
-    target_class_entropy,
     uniform_weights,
     wrong_and_trusted,
 )
@@ -25,7 +23,7 @@ from demkd.pipeline.methods import METHODS, Method
 from demkd.pipeline.results import TeacherStatistics
 
 DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
-# Fields of a method that do not change the weights, or that `share_out` applies to precomputed ones too. A change in
+# Fields of a method that do not change the weights, or that apply to precomputed ones too. A change in
 # any other field makes the weights be computed: to forget a new field here costs time, and never gives wrong weights.
 NOT_ABOUT_WEIGHTS = (
     *(
@@ -41,30 +39,20 @@ NOT_ABOUT_WEIGHTS = (
         "nckd_weight",
         "warmup",
         "hint_weight",
-        "reduction",
     ),
-    *("weight_on", "feature_weighting"),
+    "feature_weighting",
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Uncertainty:
-    """The teachers' uncertainty, (K, B) each: for TCKD and for NCKD; one tensor for both unless decoupled."""
-
-    tckd: Tensor
-    nckd: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherWeights:
-    """Weights (K, B) of the parts of the loss; each sums to 1 over the teachers."""
+    """Weights (K, B) of the logit loss and of the hint loss; each sums to 1 over the teachers."""
 
-    tckd: Tensor
-    nckd: Tensor
+    logits: Tensor
     hint: Tensor
 
     def of_samples(self, rows: slice | Tensor) -> "TeacherWeights":
-        return TeacherWeights(tckd=self.tckd[:, rows], nckd=self.nckd[:, rows], hint=self.hint[:, rows])
+        return TeacherWeights(logits=self.logits[:, rows], hint=self.hint[:, rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +92,7 @@ def is_default(method: Method) -> bool:
 
 def uses_cached_entropy(method: Method) -> bool:
     """Whether the weights follow from the entropies that a cache holds, without its logits."""
-    plain = method.entropy_temperature == 1.0 and method.entropy_logits == "raw" and method.entropy_scope == "full"
+    plain = method.entropy_temperature == 1.0 and method.entropy_logits == "raw"
     return plain and method.weight_source == "entropy"
 
 
@@ -113,45 +101,18 @@ def needs_all_samples(method: Method) -> bool:
     return method.weight_level == "dataset" or method.shuffle == "samples"
 
 
-def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method) -> Uncertainty:
-    """The uncertainty of K teachers from their logits, (B, C) each, and the labels (B,)."""
-    temperature = method.entropy_temperature
+def measure_uncertainty(logits: Sequence[Tensor], labels: Tensor, method: Method) -> Tensor:
+    """The uncertainty (K, B) of K teachers from their logits, (B, C) each, and the labels (B,)."""
     if method.entropy_logits == "standardised":
         logits = [standardised(z) for z in logits]
-    if method.entropy_scope == "decoupled":
-        return Uncertainty(
-            tckd=torch.stack([target_class_entropy(z, labels, temperature=temperature) for z in logits]),
-            nckd=torch.stack([non_target_class_entropy(z, labels, temperature=temperature) for z in logits]),
-        )
     measure = UNCERTAINTIES.get(method.weight_source, UNCERTAINTIES["entropy"])  # uniform and fixed read none
-    values = measure(logits, labels, temperature)
-    return Uncertainty(tckd=values, nckd=values)
+    return measure(logits, labels, method.entropy_temperature)
 
 
 def weigh(
-    uncertainty: Uncertainty, predictions: Tensor, labels: Tensor, method: Method, *, shuffle: Shuffle | None = None
+    uncertainty: Tensor, predictions: Tensor, labels: Tensor, method: Method, *, shuffle: Shuffle | None = None
 ) -> TeacherWeights:
-    """Turn uncertainty into weights, with the predictions (K, B) and labels (B,) for the wrong-teacher rule."""
-    tckd = _weights(uncertainty.tckd, predictions, labels, method, shuffle)
-    same = uncertainty.nckd is uncertainty.tckd
-    nckd = tckd if same else _weights(uncertainty.nckd, predictions, labels, method, shuffle)
-    return share_out(tckd, nckd, method)
-
-
-def share_out(tckd: Tensor, nckd: Tensor, method: Method) -> TeacherWeights:
-    """Apply `weight_on` and `feature_weighting` to weights (K, B)."""
-    uniform = uniform_weights(tckd)
-    return TeacherWeights(
-        tckd=uniform if method.weight_on == "nckd" else tckd,
-        nckd=uniform if method.weight_on == "tckd" else nckd,
-        hint=uniform if method.feature_weighting == "uniform" else nckd,
-    )
-
-
-def _weights(
-    uncertainty: Tensor, predictions: Tensor, labels: Tensor, method: Method, shuffle: Shuffle | None
-) -> Tensor:
-    """Weights (K, B) of one uncertainty (K, B)."""
+    """Weights from an uncertainty (K, B); predictions (K, B) and labels (B,) are for the wrong-teacher rule."""
     if method.weight_level == "dataset":
         uncertainty = uncertainty.mean(1, keepdim=True).expand_as(uncertainty)
     if method.weight_source == "uniform":
@@ -162,15 +123,18 @@ def _weights(
         weights = entropy_weights(uncertainty, form=method.weight_form, tau=method.weight_tau)
     if method.wrong_teacher == "mask":
         weights = mask_wrong_teachers(weights, predictions, labels)
-    return weights if shuffle is None else shuffle.apply(weights)
+    return for_both_losses(weights if shuffle is None else shuffle.apply(weights), method)
+
+
+def for_both_losses(weights: Tensor, method: Method) -> TeacherWeights:
+    """Weights (K, B) of the logit loss, and those of the hint loss by `feature_weighting`."""
+    uniform = method.feature_weighting == "uniform"
+    return TeacherWeights(logits=weights, hint=uniform_weights(weights) if uniform else weights)
 
 
 def measure_teachers(entropy: Tensor, predictions: Tensor, labels: Tensor, weights: TeacherWeights) -> Tensor:
-    """Means over B samples for K teachers: top-1, entropy, weight, wrong-and-trusted, effective number: (5, K).
-
-    The weights are those of NCKD, which differ from TCKD's with `weight_on` or `entropy_scope`.
-    """
-    weight = weights.nckd
+    """Means over B samples for K teachers: top-1, entropy, weight, wrong-and-trusted, effective number: (5, K)."""
+    weight = weights.logits
     rows = [
         (predictions == labels).float().mean(1),
         entropy.mean(1),

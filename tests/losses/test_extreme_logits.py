@@ -60,7 +60,7 @@ def loss_and_gradient(method: Method, teachers: list[Tensor], student: Tensor, l
     z = student.clone().requires_grad_()
     one = uniform_weights(torch.zeros(K, B, dtype=student.dtype))
     at_all = dict.fromkeys(loss_temperatures(method), teachers)
-    targets = fuse(at_all, labels, method, TeacherWeights(tckd=one, nckd=one, hint=one))
+    targets = fuse(at_all, labels, method, TeacherWeights(logits=one, hint=one))
     total = torch.stack([term.mean() for term in logit_terms(z, labels, targets, method).values()]).sum()
     return total.detach(), torch.autograd.grad(total, z)[0]
 

@@ -18,9 +18,9 @@ from demkd.pipeline.weighing import (
     NOT_ABOUT_WEIGHTS,
     Shuffle,
     TeacherWeights,
+    for_both_losses,
     is_default,
     measure_uncertainty,
-    share_out,
     weigh,
 )
 
@@ -218,16 +218,6 @@ def test_a_preset_is_its_closed_form(scene: dict[str, Any], name: str) -> None:
     torch.testing.assert_close(loss_of(scene, METHODS[name])["loss"], closed_form(scene, name), **NEAR[name])
 
 
-@pytest.mark.parametrize(("name", "scale"), [("kd", 1), ("ebkd", (K - 1) / K), ("ca-mkd", 1 / K)])
-def test_released_scales_are_those_of_the_repository(scene: dict[str, Any], name: str, scale: float) -> None:
-    """EBKD there: weights that sum to K - 1, and a mean over B K; CA-MKD: an extra 1 / K (docs/methods.md)."""
-    ours = loss_of(scene, METHODS[name])
-    theirs = loss_of(scene, choose_method(name, reduction="released"))
-    features = METHODS[name].hint_weight / K * ours.get("hint_loss", torch.tensor(0.0))
-    kd = ours["loss"] - ours["label_loss"] - features
-    torch.testing.assert_close(theirs["loss"], ours["label_loss"] + scale * kd + features, rtol=1e-12, atol=1e-12)
-
-
 def test_one_teacher_makes_de_mkd_dkd(scene: dict[str, Any]) -> None:
     single = {**scene, "teachers": scene["teachers"][:1]}
     one, other = (loss_of(single, METHODS[name])["loss"] for name in ("de-mkd-logits", "dkd"))
@@ -247,19 +237,19 @@ def test_the_weight_options_are_their_formulas(scene: dict[str, Any]) -> None:
     h = entropies(scene)
     predictions = torch.stack([z.argmax(1) for z in scene["teachers"]])
     tau = choose_method("de-mkd", weight_form="softmax", weight_tau=0.5)
-    torch.testing.assert_close(weights_of(scene, tau).nckd, torch.softmax(-h / 0.5, dim=0))
+    torch.testing.assert_close(weights_of(scene, tau).logits, torch.softmax(-h / 0.5, dim=0))
     inverse = choose_method("de-mkd", weight_form="inverse")
-    torch.testing.assert_close(weights_of(scene, inverse).nckd, (1 / (h + 0.01)) / (1 / (h + 0.01)).sum(0))
+    torch.testing.assert_close(weights_of(scene, inverse).logits, (1 / (h + 0.01)) / (1 / (h + 0.01)).sum(0))
     warm = choose_method("de-mkd", entropy_temperature=4.0)
-    torch.testing.assert_close(weights_of(scene, warm).nckd, (1 - torch.softmax(entropies(scene, 4.0), dim=0)) / 2)
+    torch.testing.assert_close(weights_of(scene, warm).logits, (1 - torch.softmax(entropies(scene, 4.0), dim=0)) / 2)
     assert choose_method("de-mkd", entropy_temperature="kd", temperature=2.0).entropy_temperature == 2.0
     assert choose_method("de-mkd", entropy_temperature="kd") == warm
     level = choose_method("de-mkd", weight_level="dataset")
     mean = (1 - torch.softmax(h.mean(1, keepdim=True), dim=0)) / 2
-    torch.testing.assert_close(weights_of(scene, level).nckd, mean.expand(K, B))
+    torch.testing.assert_close(weights_of(scene, level).logits, mean.expand(K, B))
     fixed = choose_method("de-mkd", weight_source="fixed", fixed_weights=(0.5, 0.3, 0.2))
     assert weights_of(scene, fixed).hint[:, 4].tolist() == pytest.approx([0.5, 0.3, 0.2])
-    masked = weights_of(scene, choose_method("de-mkd", wrong_teacher="mask")).nckd
+    masked = weights_of(scene, choose_method("de-mkd", wrong_teacher="mask")).logits
     some_right = (predictions == scene["labels"]).any(0)
     assert (masked[:, some_right] * (predictions != scene["labels"])[:, some_right]).abs().max() == 0
     torch.testing.assert_close(masked.sum(0), torch.ones(B, dtype=masked.dtype))
@@ -278,16 +268,14 @@ def test_a_weighting_of_ones_own_is_a_function_and_a_line(
     )
     own = choose_method("de-mkd", weight_source="loudness", weight_form="winner")
     loudest = torch.stack([z.amax(1) for z in scene["teachers"]]).argmax(0)
-    assert torch.equal(weights_of(scene, own).nckd, F.one_hot(loudest, K).T.double())
+    assert torch.equal(weights_of(scene, own).logits, F.one_hot(loudest, K).T.double())
     with pytest.raises(MethodError, match=r"`weight_form` cannot be 'loser': choose one of .*, inverse, winner"):
         choose_method("de-mkd", weight_form="loser")
     tempered = choose_method("de-mkd", weight_source="loudness", weight_form="one_minus_softmax", entropy_temperature=2)
     assert not torch.equal(
-        weights_of(scene, tempered).nckd, weights_of(scene, choose_method("de-mkd", weight_source="loudness")).nckd
+        weights_of(scene, tempered).logits, weights_of(scene, choose_method("de-mkd", weight_source="loudness")).logits
     )
     assert choose_method("de-mkd", weight_form="winner", weight_tau=0.5).weight_tau == 0.5
-    with pytest.raises(MethodError, match="`entropy_scope=decoupled` needs `weight_source=entropy`"):
-        choose_method("de-mkd", weight_source="loudness", entropy_scope="decoupled")
 
 
 def test_a_loss_of_ones_own_is_a_function_and_a_line(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +283,7 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(scene: dict[str, Any], monk
     assert set(CHOICES["loss"]) == LOSSES.keys(), "every word of --help works"
 
     def fuse_logits(logits: TeacherLogits, _labels: Tensor, weights: TeacherWeights, _method: Method) -> CoupledTargets:
-        mean = torch.einsum("kb,kbc->bc", weights.nckd, torch.stack(list(logits[1.0])))
+        mean = torch.einsum("kb,kbc->bc", weights.logits, torch.stack(list(logits[1.0])))
         return CoupledTargets(soft_targets=mean, entropy=torch.zeros(len(mean)))
 
     own = LogitLoss(
@@ -328,28 +316,22 @@ def test_precomputed_weights_are_for_methods_that_differ_in_nothing_that_moves_w
     for value in WORDS.get(name, (another,)):
         method = replace(default, **{name: value})
         assert is_default(method)
-        weights = weights_of(scene, default).nckd
-        shared = share_out(weights, weights, method)
+        weights = weights_of(scene, default).logits
+        shared = for_both_losses(weights, method)
         torch.testing.assert_close(asdict(weights_of(scene, method)), asdict(shared), rtol=0, atol=0)
 
 
-def test_parts_can_be_weighted_apart(scene: dict[str, Any]) -> None:
-    apart = weights_of(scene, choose_method("de-mkd", entropy_scope="decoupled"))
-    for weights, position in ((apart.tckd, 0), (apart.nckd, 1)):
-        p = [parts(z, scene["labels"], 1.0)[position] for z in scene["teachers"]]
-        h = torch.stack([-(q * q.log()).sum(1) for q in p])
-        torch.testing.assert_close(weights, (1 - torch.softmax(h, dim=0)) / (K - 1))
-    only = weights_of(scene, choose_method("de-mkd", weight_on="nckd", feature_weighting="uniform"))
-    torch.testing.assert_close(only.tckd, torch.full((K, B), 1 / K, dtype=torch.float64))
-    torch.testing.assert_close(only.hint, only.tckd)
-    assert not torch.allclose(only.nckd, only.tckd)
+def test_hints_can_be_weighted_uniformly(scene: dict[str, Any]) -> None:
+    uniform = weights_of(scene, choose_method("de-mkd", feature_weighting="uniform"))
+    torch.testing.assert_close(uniform.hint, torch.full((K, B), 1 / K, dtype=torch.float64))
+    assert not torch.allclose(uniform.logits, uniform.hint)
 
 
 def test_shuffles_move_weights_and_nothing_else(scene: dict[str, Any]) -> None:
-    plain = weights_of(scene, METHODS["de-mkd"]).nckd
+    plain = weights_of(scene, METHODS["de-mkd"]).logits
     for shuffle in ("samples", "teachers"):
         method = choose_method("de-mkd", shuffle=shuffle)
-        moved = weights_of(scene, method, Shuffle.draw(method, seed=1, slot=0, teachers=K, samples=B)).nckd
+        moved = weights_of(scene, method, Shuffle.draw(method, seed=1, slot=0, teachers=K, samples=B)).logits
         assert not torch.equal(moved, plain)
         torch.testing.assert_close(moved.flatten().sort().values, plain.flatten().sort().values)
         if shuffle == "samples":
@@ -403,9 +385,5 @@ def test_options_of_the_wrong_kind_are_named(options: dict[str, Any], why: str) 
 
 
 def test_options_that_do_not_fit_the_number_of_teachers_are_refused() -> None:
-    released = choose_method("ebkd", reduction="released")
-    require_teacher_count(released, ("a", "b"))
-    with pytest.raises(MethodError, match=r"gives ebkd's logit loss the factor 0 with 1 teacher \(a\)"):
-        require_teacher_count(released, ("a",))
     with pytest.raises(MethodError, match=r"`fixed_weights` has 1 numbers for 2 teachers \(a, b\)"):
         require_teacher_count(choose_method("kd", weight_source="fixed", fixed_weights=(1.0,)), ("a", "b"))
