@@ -230,7 +230,7 @@ def _read_same(item: Item, name: str, digests: NDArray[np.uint8], index: int) ->
     pixels, _ = _read_item(item, name, index)
     if _digest(pixels) != digests[index].tobytes():
         raise DataError(
-            f"{name} gives another picture than before for item {index}: leave random transforms out, views are drawn "
+            f"{name} gives another image than before for item {index}: leave random transforms out, views are drawn "
             "here and must be the same for teachers and students"
         )
     return torch.from_numpy(pixels)

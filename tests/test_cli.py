@@ -126,8 +126,6 @@ BAD_INPUT: list[tuple[str, list[str], str]] = [
      "--teachers nosuch chooses among a cache's teachers, and the live ones are vgg8: leave it out"),
     ("another view seed", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet8",
      "--view-seed", "5", "--out", "{tmp}/r"], "--view-seed is 5, but the views of the cache in .* were drawn with 0"),
-    ("no loss of one teacher", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet8",
-     "--teachers", "big", "--method", "ebkd", "--reduction", "released", "--out", "{tmp}/r"], r"factor 0 .* \(big\)"),
     ("figures of no teacher", ["train", "resnet8", "--data", "digits", "--normalise", "nosuch=imagenet", "--out",
      "{tmp}/r"], r"--normalise nosuch=\.\.\. names no teacher"),
     ("figures of a cached teacher", ["distill", "--data", "digits", "--cache", "{digits}/cache", "--student", "resnet8",
