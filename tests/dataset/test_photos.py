@@ -203,5 +203,5 @@ def test_a_data_set_of_photos_is_read_item_by_item() -> None:
         assert np.array_equal(source.read(7).numpy(), np.asarray(photo(1, 7)))
         assert source.labels.tolist() == [index % 3 for index in range(12)]
     changing = as_source(Items(change=9), split="train", reading=HERE)
-    with pytest.raises(DataError, match="gives another picture than before for item 9: leave random transforms out"):
+    with pytest.raises(DataError, match="gives another image than before for item 9: leave random transforms out"):
         changing.read(9)
