@@ -128,6 +128,6 @@ def main(ctx: click.Context) -> None:
 for _command in (
     *(stages.train, stages.cache_teachers, caches.merge, caches.pack, caches.inspect, caches.verify),
     *(stages.distill, stages.distill_together, stages.evaluate, looking.networks, stages.export),
-    *(comparing.compare, comparing.sweep, comparing.ablate, looking.demo),
+    *(comparing.compare, comparing.sweep, looking.demo),
 ):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""Several runs: compare, sweep, ablate."""
+"""Several runs: compare and sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +60,21 @@ def compare(runs: tuple[Path, ...], baseline: str | None, **shown: Any) -> None:
     type=click.IntRange(min=1),
     help="So many runs in a process, which decode a photo once: those of equal data, views, batch size and order.",
 )
+@click.option("--leave-one-out", is_flag=True, help="Also train without each teacher of the cache.")
 @click.option("--baseline", metavar="NAME", help="As compare's; or the NAME of a table [runs.NAME].")
 @_format_option
 @_seeds_option
 @quiet_option
 def sweep(
-    recipe: Path, out: Path, jobs: int, together: int, baseline: str | None, form: str, seeds: bool, quiet: bool
+    recipe: Path,
+    out: Path,
+    jobs: int,
+    together: int,
+    leave_one_out: bool,
+    baseline: str | None,
+    form: str,
+    seeds: bool,
+    quiet: bool,
 ) -> None:
     """Run every combination of RECIPE's options that is missing, then compare them all.
 
@@ -76,7 +85,7 @@ def sweep(
     from demkd.pipeline.sweeping import find_baseline, plan_sweep, run_sweep
     from demkd.report.comparison import first_of_equal_runs, read_run
 
-    runs = plan_sweep(recipe, out, sweep_options(distill))
+    runs = plan_sweep(recipe, out, sweep_options(distill), leave_one_out=leave_one_out)
     base = None if baseline is None else find_baseline(runs, baseline)
     progress = choose_progress(quiet)
     run_sweep(runs, jobs=jobs, together=together, progress=progress)
@@ -86,47 +95,6 @@ def sweep(
         progress.warn(f"these runs turned out to be the same, and are shown once: {'; '.join(same)}")
     distinct = [run for folder, run in shown.items() if folder == run.folder]
     _show(distinct, baseline if base is None else str(shown[base.folder].folder), form=form, seeds=seeds)
-
-
-@click.command(cls=SectionedCommand)
-@_recipe_argument
-@_out_option
-@click.option(
-    "--subsets",
-    default="all",
-    show_default=True,
-    type=click.Choice(["all", "leave-one-out"]),
-    help="Which sets of teachers: every one (2^K - 1), or all teachers and all but one (K + 1).",
-)
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
-@_format_option
-@quiet_option
-def ablate(recipe: Path, out: Path, subsets: str, jobs: int, form: str, quiet: bool) -> None:
-    """What each teacher of a cache adds: a student of every set of teachers and seed of RECIPE, compared.
-
-    \b
-    Example:
-        demkd ablate recipes/digits-ablation.toml --out runs/ablation
-    """
-    from demkd import console
-    from demkd.pipeline.ablating import plan_ablation, set_of
-    from demkd.pipeline.sweeping import run_sweep
-    from demkd.report.ablation import measure_ablation
-    from demkd.report.ablation import subsets as sets_of
-    from demkd.report.comparison import read_run
-
-    teachers, runs = plan_ablation(
-        recipe, out, sweep_options(distill), lambda names: sets_of(names, leave_one_out=subsets != "all")
-    )
-    run_sweep(runs, jobs=jobs, progress=choose_progress(quiet))
-    finished: dict[frozenset[str], list[FinishedRun]] = {}
-    for run in runs:
-        finished.setdefault(set_of(run), []).append(read_run(run.folder))
-    ablation = measure_ablation(finished, teachers)
-    if form == "json":
-        console.show_json(ablation)
-    else:
-        console.show_ablation(ablation, form=form)
 
 
 def sweep_options(command: click.Command) -> "dict[str, SweepOption]":

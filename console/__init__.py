@@ -1,6 +1,5 @@
 """How progress, tables and errors look: the only room that knows rich. Progress goes to stderr, results to stdout."""
 
-from demkd.console.ablation import show_ablation
 from demkd.console.inspection import show_inspection
 from demkd.console.output import show_csv, show_error, show_json, show_written
 from demkd.console.progress import ConsoleProgress
@@ -10,7 +9,6 @@ from demkd.console.shown import show
 __all__ = [
     "ConsoleProgress",
     "show",
-    "show_ablation",
     "show_comparison",
     "show_csv",
     "show_error",

@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
+from demkd.cache import open_cache
 from demkd.errors import UserError
 from demkd.pipeline import defaults
 from demkd.pipeline.child_process import child_environment, python_module
@@ -156,33 +157,48 @@ class _Outcome(NamedTuple):
     reason: str = ""
 
 
-def plan_sweep(path: Path, out: Path, known: Mapping[str, SweepOption]) -> list[SweepRun]:
+def plan_sweep(
+    path: Path, out: Path, known: Mapping[str, SweepOption], *, leave_one_out: bool = False
+) -> list[SweepRun]:
     """Every run of a sweep, in the order of the file.
 
     Args:
         known: the options of `distill`, by name.
+        leave_one_out: train every run with all teachers, and without each of them.
 
     Raises:
         RecipeError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made, or that would
             run code of the user's own; naming them.
     """
     tables = read_recipe(path)
-    lines = tables.pop("runs", None)
+    lines = tables.pop("runs", {"run": {}})
     if not isinstance(lines, Mapping) or not all(isinstance(line, Mapping) for line in lines.values()) or not lines:
         raise SweepError(f"the sweep {path} has no runs: give each line of the comparison a table [runs.NAME]")
-    return plan_runs({line: {**tables, **own} for line, own in lines.items()}, out, known)
-
-
-def plan_runs(lines: Mapping[str, Mapping[str, Any]], out: Path, known: Mapping[str, SweepOption]) -> list[SweepRun]:
-    """Every combination of the options of every line.
-
-    Raises:
-        SweepError: if some cannot be made; naming them.
-    """
-    runs = [run for line, options in lines.items() for run in _runs_of(line, options, out, known)]
+    runs: list[SweepRun] = []
+    for line, own in lines.items():
+        options = {**tables, **own}
+        if leave_one_out:
+            teachers = _teachers(path, options)
+            options["teachers"] = [list(teachers), *([x for x in teachers if x != left] for left in teachers)]
+        runs += _runs_of(line, options, out, known)
     _require_own_folders(runs)
     refuse_own_code([name for run in runs for name in run.networks])
     return runs
+
+
+def _teachers(path: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The teachers of a run's cache, or those of them that it names."""
+    if not isinstance(options.get("cache"), str):
+        raise SweepError(f"{path} names no cache: --leave-one-out needs the teachers of a cache")
+    named = options.get("teachers", ())
+    chosen = [name.strip() for name in named.split(",")] if isinstance(named, str) else named
+    if not isinstance(chosen, list | tuple) or not all(isinstance(name, str) for name in chosen):
+        raise SweepError(f"{path} has teachers = {named!r}: give names of teachers")
+    with open_cache(options["cache"], tuple(chosen) or None, weights=False) as cache:
+        names = cache.names
+    if len(names) < 2:
+        raise SweepError(f"the cache in {options['cache']} has one teacher ({names[0]}): nothing can be left out")
+    return names
 
 
 def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:

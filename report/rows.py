@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from demkd.report.ablation import Ablation
 from demkd.report.classes import ClassListing
 from demkd.report.comparison import Comparison, Group
 from demkd.report.samples import SampleListing, SampleRow, SampleTeacher
@@ -52,19 +51,6 @@ def seed_rows(comparison: Comparison) -> FlatRows:
         for group in comparison.groups
         for seed, last, best in zip(group.seeds, group.last_by_seed, group.best_by_seed, strict=True)
     ]
-    return FlatRows(columns=list(rows[0]), rows=rows)
-
-
-def ablation_rows(ablation: Ablation) -> FlatRows:
-    """A row a teacher; shares in 0..1, and differences of shares."""
-    rows: list[dict[str, Value]] = []
-    for teacher in ablation.teachers:
-        columns = {
-            f"{which}{name}": value
-            for which, one in (("last_in_", teacher.last_in), ("average_", teacher.average))
-            for name, value in _difference_columns("", {} if one is None else asdict(one)).items()
-        }
-        rows.append({"teacher": teacher.name, "alone_top1": teacher.alone, **columns})
     return FlatRows(columns=list(rows[0]), rows=rows)
 
 

@@ -159,10 +159,40 @@ def test_a_failed_run_is_named_and_does_not_stop_the_others(recipe: Path, tmp_pa
     assert notes.texts == [f"{bad.folder}: failed", f"{other.folder}: test top-1 {top1:.2%}"]
 
 
-def test_a_sweep_without_runs_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.toml").write_text("data = 'digits'\n")
+def test_lists_alone_are_a_sweep_and_an_empty_table_of_runs_is_none(tmp_path: Path) -> None:
+    runs = planned(tmp_path, 'data = "digits"\nmethod = ["kd", "dkd"]\nseed = [0, 1]\n')
+    assert [(run.options["method"], run.options["seed"]) for run in runs] == [
+        (method, seed) for method in ("kd", "dkd") for seed in (0, 1)
+    ]
     with pytest.raises(SweepError, match=r"has no runs: give each line of the comparison a table \[runs\.NAME\]"):
-        plan(tmp_path / "empty.toml", tmp_path)
+        planned(tmp_path, 'data = "digits"\n[runs]\n')
+
+
+def leaving_one_out(folder: Path, workshop: Workshop, **options: object) -> list[SweepRun]:
+    tables = {"data": str(workshop.data), "cache": str(workshop.cache), "student": "resnet8", "seed": [0, 1], **options}
+    (folder / "sweep.toml").write_text(tomli_w.dumps({name: value for name, value in tables.items() if value != ""}))
+    return plan_sweep(folder / "sweep.toml", folder / "out", KNOWN, leave_one_out=True)
+
+
+def test_one_teacher_is_left_out(workshop: Workshop, tmp_path: Path) -> None:
+    """All teachers and each set without one, with every seed; among those that the file names."""
+    names = sorted(workshop.teachers())
+    runs = leaving_one_out(tmp_path, workshop)
+    sets = [set(names), *({*names} - {left} for left in names)]
+    assert len(runs) == len({run.folder for run in runs}) == 8
+    assert [({*run.options["teachers"]}, run.options["seed"]) for run in runs if run.options["seed"] == 0] == [
+        (some, 0) for some in sets
+    ]
+    for chosen in (names[:2], ",".join(names[:2])):
+        two = leaving_one_out(tmp_path, workshop, teachers=chosen, seed=0)
+        assert sorted(sorted(run.options["teachers"]) for run in two) == [names[:1], names[:2], names[1:2]]
+    for wrong, why in (
+        ({"cache": ""}, "names no cache"),
+        ({"teachers": 3}, "has teachers = 3: give names"),
+        ({"teachers": names[:1]}, rf"has one teacher \({names[0]}\): nothing can be left out"),
+    ):
+        with pytest.raises(SweepError, match=why):
+            leaving_one_out(tmp_path, workshop, **wrong)
 
 
 def test_options_that_are_lists_are_tried_as_lists(tmp_path: Path) -> None:
