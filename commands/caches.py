@@ -49,19 +49,17 @@ def merge(cache: Path, as_json: bool, **options: Any) -> None:
 
 @click.command(cls=SectionedCommand)
 @cache_argument
-@click.option("--out", "--to", required=True, type=FOLDER, help="The copy's folder; an unfinished copy goes on.")
+@click.option("--out", "--to", required=True, type=FOLDER, help="Output folder. Run the same command to resume.")
 @teachers_option
-@click.option("--views", type=int, help="Only the first so many.")
-@click.option("--keep", type=int, metavar="K", help="Of every answer only the K largest logits, and the others' sum.")
+@click.option("--views", type=int, help="Copy only the first N views.")
+@click.option("--keep", type=int, metavar="K", help="Keep the K largest logits, and the sum of the rest.")
 @click.option(
     "--rest-temperatures",
     metavar="T,T,...",
     callback=numbers,
-    help="With --keep: at which temperatures that sum is kept.",
+    help="With --keep: temperatures of that sum.",
 )
-@click.option(
-    "--features", multiple=True, metavar="LAYER", help="Whose features to copy, or none; all by default; repeatable."
-)
+@click.option("--features", multiple=True, metavar="LAYER", help="Layer to copy, or none; default all; repeatable.")
 @output_options
 def pack(cache: Path, features: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Copy CACHE, or a part of it, into a folder to upload as it is, with digests and a README; no teacher is asked.
@@ -83,14 +81,14 @@ _inspection_options = section(
     click.option(
         "--sort",
         metavar="COLUMN",
-        help="With --by-class, largest first: entropy, top1, disagreement, TEACHER.top1, ...; -COLUMN: smallest first.",
+        help="With --by-class: sort by entropy, top1, disagreement, TEACHER.top1, ..., descending; -COLUMN ascending.",
     ),
-    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="With --by-class: only the first N."),
-    click.option("--sample", type=int, metavar="I", help="Show what the teachers say about this sample."),
-    click.option("--slot", type=int, metavar="S", help="With --sample: in which slot; 0 by default."),
-    click.option("--views", is_flag=True, help="With --sample: list all its views."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="With --by-class: show N classes."),
+    click.option("--sample", type=int, metavar="I", help="Show one sample by its index."),
+    click.option("--slot", type=int, metavar="S", help="With --sample: view to show (default 0)."),
+    click.option("--views", is_flag=True, help="With --sample: list all views."),
     click.option(
-        "--data", help="With --sample and --html: show the pictures; the data that the teachers were cached with."
+        "--data", help="With --sample and --html: show images of this data set, which must be the cached one."
     ),
     *(
         click.option(name, type=click.IntRange(min=1), metavar="N", help=f"List the N samples {text}.")
@@ -104,9 +102,9 @@ _inspection_options = section(
     click.option(
         "--score",
         metavar="WORD",
-        help="With --suspect: cross-entropy (by default), margin, certainty, disagreement or entropy.",
+        help="With --suspect: cross-entropy (default), margin, certainty, disagreement or entropy.",
     ),
-    click.option("--html", type=FILE, help="Write a page with figures and galleries of the whole cache."),
+    click.option("--html", type=FILE, help="Write an HTML report."),
 )
 _NEEDS = {
     "sort": ("by_class",),
@@ -128,7 +126,7 @@ _EXCLUDE = (
 @teachers_option
 @_inspection_options
 @json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print its rows as CSV.")
+@click.option("--csv", "as_csv", is_flag=True, help="Output CSV.")
 def inspect(cache: Path, teachers: Sequence[str] | None, as_json: bool, as_csv: bool, **options: Any) -> None:
     """Show the cached entropies: how sure, how right and how trusted each teacher is.
 
@@ -191,14 +189,12 @@ def _write_page(cache: Path, teachers: Sequence[str] | None, path: Path, data: s
 
 @click.command(cls=SectionedCommand)
 @cache_argument
-@click.option("--teachers", "only", callback=names, help="Some of them, separated by commas; all by default.")
-@click.option(
-    "--recompute", type=click.IntRange(min=1), metavar="N", help="Ask the teachers again about N pictures each."
-)
-@click.option("--repair", is_flag=True, help="Let the teachers redo the blocks that fail, and those alone.")
-@click.option("--data", help="With --recompute and --repair: the data that the teachers were cached with.")
-@teacher_option("teachers", "With --recompute and --repair: the teachers to ask, as for cache-teachers.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which pictures, --recompute.")
+@click.option("--teachers", "only", callback=names, help="Teachers, separated by commas (default all).")
+@click.option("--recompute", type=click.IntRange(min=1), metavar="N", help="Run the teachers again on N samples each.")
+@click.option("--repair", is_flag=True, help="Recompute the blocks that fail.")
+@click.option("--data", help="With --recompute and --repair: the cached data set.")
+@teacher_option("teachers", "With --recompute and --repair: teachers, as for cache-teachers.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed of --recompute.")
 @normalise_option
 @input_size_option
 @reading_options

@@ -16,26 +16,20 @@ if TYPE_CHECKING:
     from demkd.report.comparison import FinishedRun
 
 _recipe_argument = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
-_out_option = click.option(
-    "--out", required=True, type=FOLDER, help="The folder of the runs' folders; finished ones are kept."
-)
+_out_option = click.option("--out", required=True, type=FOLDER, help="Folder of the runs. Finished runs are kept.")
 _format_option = click.option(
     "--format", "form", default="text", show_default=True, type=click.Choice(["text", "markdown", "csv", "json"])
 )
-_seeds_option = click.option(
-    "--seeds", is_flag=True, help="Show every run too: its last and best top-1; as CSV, a row a run."
-)
+_seeds_option = click.option("--seeds", is_flag=True, help="Show every run: last and best top-1.")
 
 
 @click.command(cls=SectionedCommand)
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option(
-    "--baseline", metavar="GROUP", help="Compare the groups with this one: its name, or one of its run folders."
-)
+@click.option("--baseline", metavar="GROUP", help="Group to compare with: its name, or one of its run folders.")
 @_format_option
 @_seeds_option
-@click.option("--html", type=FILE, help="Also write a page: the table, and accuracy, losses and weights by epoch.")
-@click.option("--plot", type=FILE, metavar="FILE.svg|png", help="Also plot test top-1 by epoch.")
+@click.option("--html", type=FILE, help="Write an HTML report.")
+@click.option("--plot", type=FILE, metavar="FILE.svg|png", help="Plot test top-1 by epoch.")
 def compare(runs: tuple[Path, ...], baseline: str | None, **shown: Any) -> None:
     """Compare finished RUNS: means over seeds, and paired differences to a baseline.
 
@@ -51,7 +45,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, **shown: Any) -> None:
 @click.command(cls=SectionedCommand)
 @_recipe_argument
 @_out_option
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many processes at once.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Number of parallel processes.")
 @click.option(
     "--together",
     default=1,
@@ -60,8 +54,8 @@ def compare(runs: tuple[Path, ...], baseline: str | None, **shown: Any) -> None:
     type=click.IntRange(min=1),
     help="So many runs in a process, which decode a photo once: those of equal data, views, batch size and order.",
 )
-@click.option("--leave-one-out", is_flag=True, help="Also train without each teacher of the cache.")
-@click.option("--baseline", metavar="NAME", help="As compare's; or the NAME of a table [runs.NAME].")
+@click.option("--leave-one-out", is_flag=True, help="Also train without each teacher.")
+@click.option("--baseline", metavar="NAME", help="Group to compare with, or NAME of a table [runs.NAME].")
 @_format_option
 @_seeds_option
 @quiet_option

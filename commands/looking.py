@@ -10,7 +10,7 @@ from demkd.commands.values import choose_progress
 
 
 @click.command(cls=SectionedCommand)
-@click.option("--classes", default=100, show_default=True, type=click.IntRange(min=1), help="Of the last layer.")
+@click.option("--classes", default=100, show_default=True, type=click.IntRange(min=1), help="Number of classes.")
 @json_option
 def networks(classes: int, as_json: bool) -> None:
     """List the networks with parameters and feature shapes for a 32 x 32 image.
@@ -27,8 +27,8 @@ def networks(classes: int, as_json: bool) -> None:
 
 
 @click.command(cls=SectionedCommand)
-@click.option("--out", default="runs/demo", show_default=True, type=FOLDER, help="Where to put everything.")
-@click.option("--epoch-lines", is_flag=True, help="Where stderr is no terminal: a line an epoch, not one a run.")
+@click.option("--out", default="runs/demo", show_default=True, type=FOLDER, help="Output folder.")
+@click.option("--epoch-lines", is_flag=True, help="Print one line per epoch where stderr is no terminal.")
 @compute_options
 @output_options
 def demo(out: Path, device: str, precision: str, quiet: bool, as_json: bool, epoch_lines: bool) -> None:  # noqa: ARG001 - of progress

@@ -15,18 +15,18 @@ from demkd.pipeline.recipe import TrainingOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-STUDY = "Controls of a study, which make no better student"
+STUDY = "Controls for studies"
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
 
 cache_argument = click.argument("cache", type=FOLDER)
-teachers_option = click.option("--teachers", callback=names, help="Some of them, separated by commas; all by default.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
-run_option = click.option("--out", required=True, type=FOLDER, help="The run folder; an unfinished run there goes on.")
-network_option = click.option("--network", help="The network's name, for a checkpoint that does not know it.")
+teachers_option = click.option("--teachers", callback=names, help="Teachers, separated by commas (default all).")
+json_option = click.option("--json", "as_json", is_flag=True, help="Output JSON.")
+quiet_option = click.option("--quiet", is_flag=True, help="Hide progress.")
+run_option = click.option("--out", required=True, type=FOLDER, help="Run folder. Run the same command to resume.")
+network_option = click.option("--network", help="Network name, for a plain checkpoint.")
 
 
 def teacher_option(name: str, text: str, *, required: bool = False) -> Callable[[Command], Command]:
@@ -52,20 +52,16 @@ data_option = click.option(
     help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*.",
 )
 reading_options = section(
-    "Reading pictures",
-    click.option(
-        "--workers", type=click.IntRange(0, 256), help="Processes that decode a folder's pictures; all cores but one."
-    ),
-    click.option(
-        "--exif/--no-exif", default=True, show_default=True, help="Turn pictures as their camera was held (EXIF)."
-    ),
-    click.option("--skip-broken", is_flag=True, help="Leave files out that are no pictures, and say which."),
+    "Images",
+    click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images (default: cores - 1)."),
+    click.option("--exif/--no-exif", default=True, show_default=True, help="Apply EXIF orientation."),
+    click.option("--skip-broken", is_flag=True, help="Skip files that cannot be decoded."),
 )
 compute_options = section(
-    "Where to compute",
+    "Device",
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(
-        "--precision", default="auto", show_default=True, help="float32 or bfloat16; auto is bfloat16 where it is fast."
+        "--precision", default="auto", show_default=True, help="float32, bfloat16 or auto (bfloat16 where it is fast)."
     ),
 )
 view_options = section(
@@ -73,37 +69,37 @@ view_options = section(
     click.option(
         "--view",
         metavar="POLICY",
-        help="crop-flip (of equal pictures up to 64 pixels, by default) or resized-crop (of others); "
-        "+randaugment may follow.",
+        help="crop-flip (default for equal images up to 64 pixels) or resized-crop (default for others); "
+        "append +randaugment.",
     ),
     click.option(
-        "--scale", metavar="LEAST,MOST", callback=numbers, help="Of resized-crop: share of the area; 0.08,1 by default."
+        "--scale", metavar="LEAST,MOST", callback=numbers, help="resized-crop: range of the area (default 0.08,1)."
     ),
     click.option(
         "--ratio",
         metavar="LEAST,MOST",
         callback=numbers,
-        help="Of resized-crop: width by height; 0.75,1.333 by default.",
+        help="resized-crop: range of the aspect ratio (default 0.75,1.333).",
     ),
-    click.option("--interpolation", metavar="WORD", help="Of resized-crop: bilinear (by default) or bicubic."),
-    click.option("--randaugment-ops", type=int, metavar="N", help="Of randaugment: operations a view; 2 by default."),
-    click.option("--magnitude", type=int, metavar="0..30", help="Of randaugment; 9 by default."),
-    click.option("--strong-every", type=int, metavar="N", help="Of randaugment: only in every Nth slot; 1 by default."),
-    click.option("--mix", metavar="WORD", help="Mix two pictures into a view: mixup or cutmix."),
-    click.option("--mix-alpha", type=float, metavar="A", help="The shares are of Beta(A, A); 1 by default."),
+    click.option("--interpolation", metavar="WORD", help="resized-crop: bilinear (default) or bicubic."),
+    click.option("--randaugment-ops", type=int, metavar="N", help="randaugment: operations per view (default 2)."),
+    click.option("--magnitude", type=int, metavar="0..30", help="randaugment: magnitude (default 9)."),
+    click.option("--strong-every", type=int, metavar="N", help="randaugment: apply to every Nth view (default 1)."),
+    click.option("--mix", metavar="WORD", help="Mix two images: mixup or cutmix."),
+    click.option("--mix-alpha", type=float, metavar="A", help="Parameter of Beta(A, A) (default 1)."),
 )
 view_size_option = click.option(
-    "--size", type=int, metavar="PIXELS", help="Side of resized views, and of the network's input; 224 by default."
+    "--size", type=int, metavar="PIXELS", help="resized-crop: input size of the network (default 224)."
 )
 crop_ratio_option = click.option(
     "--crop-ratio",
     type=float,
-    help="What an evaluation shows of a resized picture's shorter side; 0.875 by default.",
+    help="Fraction of the image shown in evaluation (default 0.875).",
 )
 
 
 output_options = section(
-    "What is shown",
+    "Output",
     json_option,
     quiet_option,
 )
@@ -113,7 +109,7 @@ recipe_option = click.option(
     callback=fill_in,
     is_eager=True,
     expose_value=False,
-    help="A TOML file that fills in what the command line leaves out.",
+    help="TOML file of options; the command line overrides it.",
 )
 _USUAL = {field.name: field.default for field in fields(TrainingOptions)}
 
@@ -127,25 +123,25 @@ def _usual(name: str, **how: Any) -> Callable[[Command], Command]:
 
 training_options = section(
     "Training",
-    _usual("seed", type=click.IntRange(min=0), help="Of everything random in the run."),
+    _usual("seed", type=click.IntRange(min=0), help="Random seed."),
     _usual("epochs", type=click.IntRange(min=1)),
     _usual("batch_size", type=click.IntRange(min=2)),
     _usual("learning_rate", type=click.FloatRange(min=0, min_open=True)),
     _usual(
         "schedule",
         type=click.Choice(["step", "cosine", "one-cycle", "constant"]),
-        help="Of the learning rate; step is x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
+        help="Learning rate schedule. step: x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
     ),
-    _usual("optimizer", type=click.Choice(["sgd", "adamw"]), help="Momentum and Nesterov's are of SGD."),
+    _usual("optimizer", type=click.Choice(["sgd", "adamw"]), help="Optimizer."),
     _usual("momentum", type=click.FloatRange(0, 1, max_open=True)),
     _usual("nesterov"),
     _usual("weight_decay", type=click.FloatRange(min=0)),
     _usual(
         "label_smoothing",
         type=click.FloatRange(0, 1, max_open=True),
-        help="Share of the label's target that is spread over all classes.",
+        help="Label smoothing.",
     ),
-    _usual("sync_bn", help="Under torchrun: batch normalisation over the samples of all processes."),
+    _usual("sync_bn", help="Synchronize batch normalization across processes."),
     _usual(
         "views_per_decode",
         metavar="M",
@@ -162,19 +158,19 @@ training_options = section(
         _usual(
             "label_noise",
             type=click.FloatRange(0, 1),
-            help="Share of the training labels to replace by wrong ones, to see what a method makes of it.",
+            help="Fraction of training labels to replace by wrong ones.",
         ),
     ),
 )
 _LOSS_NUMBERS = {
-    "kd_weight": "Factor of the whole logit loss.",
-    "temperature": "T of the logit loss.",
-    "tckd_weight": "DKD's alpha, of the target-class part.",
-    "nckd_weight": "DKD's beta, of the non-target-class part.",
-    "batch_weight": "Of what compares the samples of a batch: DIST's intra-class part, MLKD's Gram matrices.",
+    "kd_weight": "Weight of the logit loss.",
+    "temperature": "Softmax temperature of the logit loss.",
+    "tckd_weight": "Weight of the target-class part (DKD's alpha).",
+    "nckd_weight": "Weight of the non-target-class part (DKD's beta).",
+    "batch_weight": "Weight of the terms across a batch: DIST's intra-class part, MLKD's Gram matrices.",
     "target_power": "OFA's gamma.",
-    "warmup": "Share of the epochs over which the logit loss fades in.",
-    "hint_weight": "Of the feature loss, divided by the number of teachers.",
+    "warmup": "Fraction of the epochs over which the logit loss warms up.",
+    "hint_weight": "Weight of the feature loss, divided by the number of teachers.",
 }
 
 
@@ -188,26 +184,24 @@ method_options = section(
         "--method", default=defaults.METHOD, show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md."
     ),
     *_word_options({"loss": CHOICES["loss"]}),
-    click.option(
-        "--standardise/--no-standardise", default=None, help="Let the loss see logits of mean 0 and deviation 1."
-    ),
+    click.option("--standardise/--no-standardise", default=None, help="Standardize logits to mean 0 and deviation 1."),
     *(click.option(flag(name), type=float, help=text) for name, text in _LOSS_NUMBERS.items()),
-    click.option("--views-per-step", type=int, metavar="N", help="In how many views a step shows each picture; 1."),
+    click.option("--views-per-step", type=int, metavar="N", help="Views of each image per step (default 1)."),
     section(
-        "Weights of the teachers",
+        "Teacher weights",
         *_word_options({name: words for name, words in CHOICES.items() if name != "loss"}),
         click.option("--weight-tau", type=float, help="Temperature of the weight form's softmax."),
         click.option(
             "--entropy-temperature",
             metavar="NUMBER|kd",
             callback=number_or("kd", float),
-            help="At which teachers are asked how sure they are; kd is that of the logit loss.",
+            help="Softmax temperature for the teachers' entropy; kd: that of the logit loss.",
         ),
         click.option(
             "--fixed-weights",
             metavar="W,W,...",
             callback=numbers,
-            help="A weight a teacher, with --weight-source fixed.",
+            help="One weight per teacher, with --weight-source fixed.",
         ),
     ),
     section(STUDY, *_word_options(CONTROLS)),
@@ -219,20 +213,20 @@ normalise_option = click.option(
     multiple=True,
     metavar="[TEACHER=]MEAN/STD",
     callback=pairs(str),
-    help="What a network was trained with: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
-    "By default what its run folder says, else the data's.",
+    help="Mean and deviation of the network's training: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
+    "Default: its run folder's, else the data's.",
 )
 input_size_option = click.option(
     "--input-size",
     multiple=True,
     metavar="[TEACHER=]PIXELS",
     callback=pairs(int),
-    help="Side of the network's input: resized views are cut at this size, others enlarged to it.",
+    help="Input size of the network; views are cut at or resized to it.",
 )
 hint_layer_option = click.option(
     "--hint-layer",
     multiple=True,
     metavar="[TEACHER=]LAYER",
     callback=pairs(str),
-    help="Whose features a student matches, as inspect lists them; those of the last map by default.",
+    help="Teacher layer to match, as inspect lists it (default: the last map).",
 )

@@ -66,14 +66,14 @@ def train(network: str, data: str, as_json: bool, **options: Any) -> None:
     "A checkpoint file, or a run folder (which knows its network); repeat for more teachers.",
     required=True,
 )
-@click.option("--out", required=True, type=FOLDER, help="The cache's folder; what is there already is kept.")
-@click.option("--views", type=int, help=f"Views per sample; {defaults.VIEWS} by default, or all there are if fewer.")
+@click.option("--out", required=True, type=FOLDER, help="Cache folder. Run the same command to resume.")
+@click.option("--views", type=int, help=f"Views per sample (default {defaults.VIEWS}, or all if fewer).")
 @click.option(
     "--view-seed",
     default=defaults.VIEW_SEED,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Which views come first.",
+    help="Random seed of the views.",
 )
 @click.option(
     "--features",
@@ -81,40 +81,38 @@ def train(network: str, data: str, as_json: bool, **options: Any) -> None:
     default=defaults.LAYERS,
     show_default=True,
     metavar="LAYER",
-    help="Whose features to keep: last (the last map before pooling), a layer's name, or none; repeatable.",
+    help="Layer to cache: last (the last map before pooling), a name, or none; repeatable.",
 )
 @click.option(
     "--feature-grid",
     default=defaults.GRID,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Average maps down to this side.",
+    help="Pool feature maps to this size.",
 )
-@click.option("--batch-size", type=int, help="At most 1,024; 256 by default, or 64 for photos on a CPU.")
-@click.option(
-    "--keep", type=int, metavar="K", help="Of every answer only the K largest logits, and the sum of the others."
-)
+@click.option("--batch-size", type=int, help="Batch size (at most 1,024; default 256, or 64 for photos on a CPU).")
+@click.option("--keep", type=int, metavar="K", help="Keep the K largest logits, and the sum of the rest.")
 @click.option(
     "--rest-temperatures",
     default=",".join(f"{one:g}" for one in defaults.REST_TEMPERATURES),
     show_default=True,
     metavar="T,T,...",
     callback=numbers,
-    help="With --keep: at which temperatures that sum is kept.",
+    help="With --keep: temperatures of that sum.",
 )
 @click.option(
     "--shards",
     type=int,
     metavar="N",
-    help="Keep each teacher's answers in N files, for as many processes; by default as there are, or as torchrun says.",
+    help="Files per teacher, for as many processes (default: existing ones, or torchrun's processes).",
 )
 @click.option(
     "--only-shards",
     metavar="N,N-N",
     callback=ranges,
-    help="Of those, from 0, make only these here: for machines without a common disk.",
+    help="Compute only these shards, from 0; for machines without a common disk.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what it would cost in bytes and time, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print bytes and time; write nothing.")
 @view_options
 @view_size_option
 @normalise_option
@@ -144,22 +142,22 @@ def cache_teachers(teachers: tuple[str, ...], data: str, as_json: bool, dry_run:
 @data_option
 @click.option("--student", required=True, metavar="NETWORK", help="The network to train.")
 @run_option
-@click.option("--cache", type=FOLDER, help="What cache-teachers wrote.")
-@click.option("--teachers", callback=names, help="Some of the cache's, separated by commas; all by default.")
+@click.option("--cache", type=FOLDER, help="Cache folder.")
+@click.option("--teachers", callback=names, help="Teachers of the cache, separated by commas (default all).")
 @click.option(
     "--views",
     callback=number_or("random", int, hint="--views"),
-    help="Train on the first so many slots, all by default; or random, with --online.",
+    help="Train on the first N views (default all); or random, with --online.",
 )
 @method_options
 @hint_layer_option
-@click.option("--student-layer", default="", help="Whose features are adapted to the teachers'; the last map's.")
-@click.option("--online", is_flag=True, help="Run live teachers in every step instead of reading a cache.")
+@click.option("--student-layer", default="", help="Student layer to adapt to the teachers' (default: the last map).")
+@click.option("--online", is_flag=True, help="Run live teachers instead of reading a cache.")
 @teacher_option("live_teachers", "A live teacher, with --online.")
 @click.option(
     "--view-seed",
     type=click.IntRange(min=0),
-    help=f"As cache-teachers', with --online: {defaults.VIEW_SEED} by default. A cache has its own.",
+    help=f"Random seed of the views, with --online (default {defaults.VIEW_SEED}).",
 )
 @training_options
 @view_options
@@ -229,7 +227,7 @@ def distill_together(runs: str) -> None:
 @data_option
 @network_option
 @click.option(
-    "--split", default="test", show_default=True, type=click.Choice(["test", "train"]), help="Whose pictures."
+    "--split", default="test", show_default=True, type=click.Choice(["test", "train"]), help="Split to evaluate."
 )
 @normalise_option
 @input_size_option
@@ -252,8 +250,8 @@ def evaluate(run: Path, data: str, as_json: bool, **options: Any) -> None:
 @click.command(cls=SectionedCommand)
 @click.argument("run", type=ANY_PATH)
 @click.option("--format", "file_format", required=True, metavar="FORMAT", help="safetensors, onnx or torch-export.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write.")
-@click.option("--data", help="Whose test pictures it is checked on; by default the data of the run's recipe.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Output file.")
+@click.option("--data", help="Data set for the check (default: the run's).")
 @network_option
 @reading_options
 @output_options

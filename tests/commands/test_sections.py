@@ -63,5 +63,5 @@ def test_the_controls_of_a_study_are_apart_from_what_users_need() -> None:
     sections = sections_of(main.commands["distill"])
     assert {option.name for option in sections[STUDY]} == {*CONTROLS, "label_noise"}
     assert {option.name for option in sections["Method"]} >= {"method", "loss", "standardise", "kd_weight"}
-    assert {option.name for option in sections["Weights of the teachers"]} >= CHOICES.keys() - {"loss"}
+    assert {option.name for option in sections["Teacher weights"]} >= CHOICES.keys() - {"loss"}
     assert [option.name for option in sections_of(main.commands["train"])[STUDY]] == ["label_noise"]
