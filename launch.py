@@ -38,4 +38,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def last_words(interrupt: KeyboardInterrupt) -> tuple[str, int]:
     """A sentence, and the exit code that shells give to a signal."""
     word, code = ("ended by SIGTERM", 143) if isinstance(interrupt, Terminated) else ("interrupted", INTERRUPTED)
-    return f"{word}; nothing is lost, the same command goes on where it stopped", code
+    return f"{word}; run the same command to resume", code

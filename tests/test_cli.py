@@ -86,7 +86,7 @@ def test_ctrl_c_loses_nothing(digits: Path, tmp_path: Path, cli: Cli) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "interrupted; nothing is lost, the same command goes on where it stopped" in stderr
+    assert "interrupted; run the same command to resume" in stderr
     assert "Traceback" not in stderr
     done = len(metrics.read_text().splitlines())
     assert 1 <= done < 6

@@ -169,5 +169,5 @@ def test_ctrl_c_stops_all_with_one_message(picture_folder: Path, pristine_cache:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=_PATIENCE)
     assert process.returncode != 0
-    assert errors.count("error: interrupted; nothing is lost, the same command goes on where it stopped") == 1
+    assert errors.count("error: interrupted; run the same command to resume") == 1
     assert epochs_done(out) >= 2

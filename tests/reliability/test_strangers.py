@@ -240,5 +240,5 @@ def test_a_signal_ends_in_a_sentence_from_the_first_moments_on(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     word = "interrupted" if number is signal.SIGINT else "ended by SIGTERM"
-    assert errors.endswith(f"error: {word}; nothing is lost, the same command goes on where it stopped\n")
+    assert errors.endswith(f"error: {word}; run the same command to resume\n")
     assert process.returncode == code
