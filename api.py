@@ -22,6 +22,7 @@ from demkd.pipeline.arguments import (
     DistillKeywords,
     NormaliseLike,
     TrainingKeywords,
+    contradiction,
     normalisations_by_teacher,
     require_crop_ratio,
     sizes_by_teacher,
@@ -368,13 +369,11 @@ def inspect(
     from demkd.report.summary import summarise
     from demkd.report.suspects import USUAL_SCORE, suspects
 
-    listings = {"uncertain": uncertain, "disagree": disagree, "wrong_and_trusted": wrong_and_trusted}
-    chosen = {"by_class": by_class or None, "sample": sample, **listings, "suspect": suspect}
-    _require_at_most_one(chosen)
-    _require_at_most_one({"slot": slot, "views": views or None})
-    _require_needed(chosen, {"sort": sort, "limit": limit}, "by_class")
-    _require_needed(chosen, {"slot": slot, "views": views or None}, "sample")
-    _require_needed(chosen, {"score": score}, "suspect")
+    given = {"by_class": by_class, "sort": sort, "limit": limit, "sample": sample, "slot": slot, "views": views}
+    given |= {"uncertain": uncertain, "disagree": disagree, "wrong_and_trusted": wrong_and_trusted}
+    wrong = contradiction({**given, "suspect": suspect, "score": score}, named=lambda name: f"`{name}`")
+    if wrong:
+        raise ArgumentError(wrong)
     with open_cache(cache, teachers) as opened:
         if sample is not None:
             return views_of_sample(opened, sample) if views else summarise_sample(opened, sample, slot=slot or 0)
@@ -390,28 +389,6 @@ def inspect(
         if suspect is not None:
             return suspects(statistics, suspect, score=score or USUAL_SCORE)
         return summarise(statistics)
-
-
-def _require_at_most_one(arguments: Mapping[str, object]) -> None:
-    """Refuse arguments that exclude each other; None is one that is left out.
-
-    Raises:
-        ArgumentError: naming two of them.
-    """
-    first, *others = [name for name, value in arguments.items() if value is not None] or [""]
-    if others:
-        raise ArgumentError(f"`{first}` and `{others[0]}` exclude each other: leave one out")
-
-
-def _require_needed(chosen: Mapping[str, object], arguments: Mapping[str, object], needed: str) -> None:
-    """Refuse arguments that mean nothing without another.
-
-    Raises:
-        ArgumentError: naming both.
-    """
-    for name, value in arguments.items():
-        if value is not None and chosen[needed] is None:
-            raise ArgumentError(f"`{name}` needs `{needed}`: give both, or leave `{name}` out")
 
 
 def verify(

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from demkd.commands.options import (
 )
 from demkd.commands.sections import SectionedCommand, section
 from demkd.commands.values import choose_progress, flag, given, in_options, names, numbers
+from demkd.pipeline.arguments import LISTINGS, NEEDS, contradiction
 
 if TYPE_CHECKING:
     from demkd.cache import Cache
@@ -106,16 +107,9 @@ _inspection_options = section(
     ),
     click.option("--html", type=FILE, help="Write an HTML report."),
 )
-_NEEDS = {
-    "sort": ("by_class",),
-    "limit": ("by_class",),
-    "slot": ("sample",),
-    "views": ("sample",),
-    "data": ("sample", "html"),
-    "score": ("suspect",),
-}
+_NEEDS = {**NEEDS, "data": ("sample", "html")}
 _EXCLUDE = (
-    *itertools.combinations(("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "suspect", "html"), 2),
+    *itertools.combinations((*LISTINGS, "html"), 2),
     *(("html", "json"), ("html", "csv")),
     *(("views", "slot"), ("views", "data"), ("data", "json"), ("data", "csv"), ("json", "csv")),
 )
@@ -128,7 +122,7 @@ _EXCLUDE = (
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Output CSV.")
 def inspect(cache: Path, teachers: Sequence[str] | None, as_json: bool, as_csv: bool, **options: Any) -> None:
-    """Show the cached entropies: how sure, how right and how trusted each teacher is.
+    """Show the cached entropies: entropy, accuracy and weight of each teacher.
 
     \b
     Example:
@@ -140,7 +134,9 @@ def inspect(cache: Path, teachers: Sequence[str] | None, as_json: bool, as_csv: 
     from demkd import api, console
     from demkd.report.rows import flat_rows
 
-    _require_one({**options, "json": as_json, "csv": as_csv})
+    wrong = contradiction({**options, "json": as_json, "csv": as_csv}, named=flag, needs=_NEEDS, exclude=_EXCLUDE)
+    if wrong:
+        raise click.UsageError(wrong)
     html, data = options.pop("html"), options.pop("data")
     if html is not None:
         console.show_written(_write_page(cache, teachers, html, data))
@@ -154,21 +150,6 @@ def inspect(cache: Path, teachers: Sequence[str] | None, as_json: bool, as_csv: 
         with open_cache(cache, teachers) as opened:
             picture = None if data is None else _pictures_of(opened, data)(options["sample"])
         console.show_inspection(found, picture=picture)
-
-
-def _require_one(options: Mapping[str, Any]) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        click.UsageError: naming two of them.
-    """
-    said = {name for name, value in options.items() if value is not None and value is not False}
-    for name, needed in _NEEDS.items():
-        if name in said and not said.intersection(needed):
-            raise click.UsageError(f"{flag(name)} needs {' or '.join(map(flag, needed))}")
-    for one, other in _EXCLUDE:
-        if {one, other} <= said:
-            raise click.UsageError(f"{flag(one)} and {flag(other)} exclude each other: leave one out")
 
 
 def _pictures_of(cache: "Cache", data: str) -> "Picture":

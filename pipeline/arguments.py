@@ -1,6 +1,7 @@
 """What users may give for an argument, and what it stands for."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Union
 
 from demkd.errors import UserError
@@ -126,6 +127,42 @@ class TrainingKeywords(TypedDict, total=False):
 
 class DistillKeywords(TrainingKeywords, MethodOptions, total=False):
     """How a student is trained, and the options of its method."""
+
+
+# What `inspect` lists, of which it takes one; and what is of no use without another argument.
+LISTINGS = ("by_class", "sample", "uncertain", "disagree", "wrong_and_trusted", "suspect")
+NEEDS: Mapping[str, Sequence[str]] = {
+    "sort": ("by_class",),
+    "limit": ("by_class",),
+    "slot": ("sample",),
+    "views": ("sample",),
+    "score": ("suspect",),
+}
+EXCLUDE = (*itertools.combinations(LISTINGS, 2), ("slot", "views"))
+
+
+def contradiction(
+    arguments: Mapping[str, object],
+    *,
+    named: Callable[[str], str],
+    needs: Mapping[str, Sequence[str]] = NEEDS,
+    exclude: Iterable[tuple[str, str]] = EXCLUDE,
+) -> str | None:
+    """A sentence about the first arguments that need or exclude each other; None and False are left out.
+
+    Args:
+        named: what an argument is called in the sentence.
+        needs: by argument, those of which it needs one.
+    """
+    given = {name for name, value in arguments.items() if value is not None and value is not False}
+    for name, needed in needs.items():
+        if name in given and not given.intersection(needed):
+            wanted = " or ".join(map(named, needed))
+            return f"{named(name)} needs {wanted}: give it too, or leave {named(name)} out"
+    for one, other in exclude:
+        if {one, other} <= given:
+            return f"{named(one)} and {named(other)} exclude each other: leave one out"
+    return None
 
 
 def resolve_method(method: str | Method, options: Mapping[str, Any]) -> Method:
