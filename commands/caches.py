@@ -63,7 +63,7 @@ def merge(cache: Path, as_json: bool, **options: Any) -> None:
 @click.option("--features", multiple=True, metavar="LAYER", help="Layer to copy, or none; default all; repeatable.")
 @output_options
 def pack(cache: Path, features: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Copy CACHE, or a part of it, into a folder to upload as it is, with digests and a README; no teacher is asked.
+    """Copy CACHE, or a part of it, into a folder to upload as it is, with digests and a README; no teacher runs.
 
     \b
     Examples:

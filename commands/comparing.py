@@ -52,7 +52,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, **shown: Any) -> None:
     show_default=True,
     metavar="N",
     type=click.IntRange(min=1),
-    help="So many runs in a process, which decode a photo once: those of equal data, views, batch size and order.",
+    help="Runs per process, which decode each photo once; they need equal data, views, batch size and order.",
 )
 @click.option("--leave-one-out", is_flag=True, help="Also train without each teacher.")
 @click.option("--baseline", metavar="NAME", help="Group to compare with, or NAME of a table [runs.NAME].")

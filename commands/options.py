@@ -133,8 +133,8 @@ training_options = section(
         help="Learning rate schedule. step: x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
     ),
     _usual("optimizer", type=click.Choice(["sgd", "adamw"]), help="Optimizer."),
-    _usual("momentum", type=click.FloatRange(0, 1, max_open=True)),
-    _usual("nesterov"),
+    _usual("momentum", type=click.FloatRange(0, 1, max_open=True), help="Only for sgd."),
+    _usual("nesterov", help="Only for sgd."),
     _usual("weight_decay", type=click.FloatRange(min=0)),
     _usual(
         "label_smoothing",
@@ -151,7 +151,7 @@ training_options = section(
     click.option(
         "--order-seed",
         type=int,
-        help="Of which picture shows which view when, instead of --seed: seeds trained together share it.",
+        help="Random seed of the data order (default: --seed); the same for runs that train together.",
     ),
     section(
         STUDY,

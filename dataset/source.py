@@ -146,11 +146,9 @@ class MemoryImages(ImageSource):
     """
 
     pixels: Tensor
+    # Not an argument, so that `dataclasses.replace` does not share it: a copy may have other pixels.
     _renderers: dict[tuple[ViewPolicy, torch.device], Renderer] = field(
-        default_factory=dict,
-        init=False,
-        repr=False,
-        compare=False,  # no argument: a copy has other pixels
+        default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:

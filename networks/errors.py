@@ -1,4 +1,4 @@
-"""What can be wrong with a network's name, its source, its layers or its pictures, that a user can correct."""
+"""Errors of a network's name, source, layers or input that a user can correct."""
 
 from demkd.errors import UserError
 

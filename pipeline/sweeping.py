@@ -1,7 +1,7 @@
 """Many students from one cache: every combination of a sweep's options is a run of `distill`, in a folder of its own.
 
-A sweep is a TOML file: options for all runs, and one table `[runs.NAME]` for each line of the comparison. An option
-that is given a list of values is tried with each of them:
+A sweep is a TOML file: options for all runs, and one table `[runs.NAME]` for each line of the comparison; without
+tables, the options are one line. An option that is given a list of values is tried with each of them:
 
     data = "digits"
     cache = "runs/demo/cache"

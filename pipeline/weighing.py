@@ -26,20 +26,18 @@ DEFAULT_WEIGHTING = "entropy at temperature 1, one_minus_softmax, tau 1"
 # Fields of a method that do not change the weights, or that apply to precomputed ones too. A change in
 # any other field makes the weights be computed: to forget a new field here costs time, and never gives wrong weights.
 NOT_ABOUT_WEIGHTS = (
-    *(
-        "name",
-        "loss",
-        "standardise",
-        "batch_weight",
-        "target_power",
-        "views_per_step",
-        "kd_weight",
-        "temperature",
-        "tckd_weight",
-        "nckd_weight",
-        "warmup",
-        "hint_weight",
-    ),
+    "name",
+    "loss",
+    "standardise",
+    "batch_weight",
+    "target_power",
+    "views_per_step",
+    "kd_weight",
+    "temperature",
+    "tckd_weight",
+    "nckd_weight",
+    "warmup",
+    "hint_weight",
     "feature_weighting",
 )
 
