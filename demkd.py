@@ -4,4 +4,4 @@ from pathlib import Path
 
 __path__ = [str(Path(__file__).resolve().parent)]
 
-from demkd.exports import __dir__, __getattr__  # noqa: F401 - found by the path above
+from demkd.__init__ import __dir__, __getattr__  # noqa: F401 - found by the path above

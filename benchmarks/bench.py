@@ -1,33 +1,33 @@
-"""What the measurements share: pictures, caches of random answers, the real loops, and bare ones to hold them against.
+"""What the measurements share: images, caches of random logits, the real loops, and bare ones to hold them against.
 
-N samples, K teachers, V slots, C classes.
+N samples, K teachers, V views, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
-from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, write_cache
+from demkd.benchmarks.synthetic import NORMALIZATION, random_images, synthetic_provenance, write_cache
 from demkd.benchmarks.timing import Measurement, Work, compare
-from demkd.cache import open_cache
-from demkd.dataset import CropFlip, MemoryImages
+from demkd.cache import CacheShape
+from demkd.config import TrainConfig
+from demkd.dataset import ArrayDataset
 from demkd.losses import entropy
 from demkd.networks import build_network
-from demkd.pipeline.cached_teachers import CachedTeachers
-from demkd.pipeline.compute import Compute
-from demkd.pipeline.methods import METHODS, Method
-from demkd.pipeline.optimizers import OwnTraining
+from demkd.pipeline.distributed import Compute
+from demkd.pipeline.methods import METHODS
+from demkd.pipeline.optim import OptimizerLike
+from demkd.pipeline.preparation import CachingJob, PreparedTeacher
 from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.recipe import Recipe, Teaching, Training
-from demkd.pipeline.target_source import LabelsOnly, TargetSource, independent_views
-from demkd.pipeline.training import Trainer
+from demkd.pipeline.targets import SoftTargetLoader
+from demkd.pipeline.trainer import Trainer
 from demkd.teachers import Teacher
 
 _HINTS: dict[str, tuple[int, ...]] = {"stage3": (256,)}
-_SLOTS = 4  # of the caches that only speed is measured on: an epoch reads one
+_VIEWS = 4  # of the caches that only speed is measured on: an epoch reads one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,46 +45,51 @@ FULL = Scale(samples=50_000, views=162, repetitions=5)
 
 
 class Bench:
-    """The pictures and caches that the measurements share."""
+    """The images and caches that the measurements share: the first samples of the images, or noise."""
 
-    def __init__(self, scale: Scale, folder: Path, compute: Compute, pictures: MemoryImages | None = None) -> None:
-        """Take the first samples of the pictures, or noise where there are none."""
+    def __init__(self, scale: Scale, folder: Path, compute: Compute, images: ArrayDataset | None = None) -> None:
         self.scale, self.folder, self.compute = scale, folder, compute
-        self.pictures = random_pictures(scale.samples) if pictures is None else _first(pictures, scale.samples)
-        self.labels = self.pictures.labels.to(compute.device)
+        whole = random_images(scale.samples) if images is None else images
+        pixels, labels = whole.pixels[: scale.samples], whole.labels[: scale.samples]
+        self.images = replace(whole, pixels=pixels, labels=labels)
 
     def smaller(self, samples: int, *, batch_size: int | None = None) -> Self:
         """The same with fewer samples, for what costs the same per sample at any size."""
         scale = replace(self.scale, samples=samples, batch_size=batch_size or self.scale.batch_size)
-        return type(self)(scale, self.folder / f"first-{samples}", self.compute, self.pictures)
+        return type(self)(scale, self.folder / f"first-{samples}", self.compute, self.images)
 
     def compare(self, number: str, what: str, target: str, one: Work, other: Work) -> Measurement:
         """One work's time by another's."""
         return compare(number, what, target, one, other, repetitions=self.scale.repetitions)
 
-    def cache(self, teachers: int, *, features: bool = False, views: int = _SLOTS) -> Path:
-        """A cache of random answers, made when it is first asked for."""
-        folder = self.folder / f"cache-{teachers}-{views}{'-features' if features else ''}"
+    def cache(self, teachers: int, *, features: bool = False, views: int = _VIEWS, logits: str = "float16") -> Path:
+        """A cache of random logits, made when it is first used."""
+        folder = self.folder / f"cache-{teachers}-{views}-{logits}{'-features' if features else ''}"
         if not folder.exists():
-            write_cache(folder, self.pictures, teachers=teachers, views=views, features=_HINTS if features else None)
+            hints = _HINTS if features else None
+            write_cache(folder, self.images, teachers=teachers, views=views, features=hints, encoding=logits)
         return folder
 
-    def trainer(
-        self,
-        network: str,
-        target_source: TargetSource,
-        method: Method,
-        *,
-        teachers: int,
-        own: OwnTraining | None = None,
-    ) -> Trainer:
-        recipe = _recipe(network, method, teachers=teachers, scale=self.scale, compute=self.compute)
-        return Trainer(recipe, self.pictures, self.pictures.labels, target_source, self.compute, own=own)
+    def trainer(self, network: str, *, optimizer: OptimizerLike | None = None, **source: Any) -> Trainer:
+        """A student as `distill` and `train` make it.
+
+        Args:
+            source: where its targets come from, as `SoftTargetLoader` takes it.
+        """
+        config = TrainConfig(epochs=1_000_000, batch_size=self.scale.batch_size, learning_rate=0.01)
+        loader = SoftTargetLoader(
+            source.pop("cache", None),
+            self.images,
+            batch_size=config.batch_size,
+            normalize=NORMALIZATION,
+            compute=self.compute,
+            **source,
+        )
+        return Trainer(network, loader, config, self.compute, optimizer=optimizer)
 
     def plain(self, network: str) -> Trainer:
         """`train`: labels alone, independent views."""
-        plan = independent_views(self.pictures.default_policy, self.pictures, run_seed=0)
-        return self.trainer(network, LabelsOnly(plan), METHODS["ce"], teachers=0)
+        return self.trainer(network, method="ce")
 
     def cached(
         self,
@@ -92,26 +97,24 @@ class Bench:
         *,
         teachers: int,
         method: str = "de-mkd-logits",
-        views: int = _SLOTS,
-        own: OwnTraining | None = None,
+        views: int = _VIEWS,
+        logits: str = "float16",
+        optimizer: OptimizerLike | None = None,
     ) -> Trainer:
         """`distill` from a cache."""
-        features = METHODS[method].needs_features
-        cache = open_cache(self.cache(teachers, features=features, views=views))
-        target_source = CachedTeachers(
-            cache, self.labels, METHODS[method], views=views, run_seed=0, device=self.compute.device
-        )
-        return self.trainer(network, target_source, METHODS[method], teachers=teachers, own=own)
+        cache = self.cache(teachers, features=METHODS[method].needs_features, views=views, logits=logits)
+        return self.trainer(network, cache=cache, method=method, optimizer=optimizer)
 
-
-def _first(pictures: MemoryImages, samples: int) -> MemoryImages:
-    """The first samples; their classes stay as they are."""
-    return replace(pictures, pixels=pictures.pixels[:samples], labels=pictures.labels[:samples])
+    def live(self, networks: Sequence[str], student: str, *, views: int = _VIEWS) -> Trainer:
+        """`distill` with live teachers of random weights."""
+        torch.manual_seed(0)
+        modules = {f"t{number}": build_network(name, classes=100) for number, name in enumerate(networks)}
+        return self.trainer(student, method="de-mkd-logits", live_teachers=modules, views=views)
 
 
 def epoch_of(trainer: Trainer) -> Callable[[], object]:
     """One epoch after the other."""
-    epochs = iter(range(1, 1_000_000))
+    epochs = iter(range(1_000_000))
     return lambda: trainer.train_epoch(next(epochs), SilentProgress())
 
 
@@ -145,43 +148,54 @@ def bare_step(
 
 def bare_forward(bench: Bench, teachers: list[Teacher], *, steps: int = 20) -> Callable[[], object]:
     """The teachers' forward passes on one batch."""
-    views = bench.pictures.pixels[: bench.scale.batch_size].to(bench.compute.device).permute(0, 3, 1, 2)
+    views = bench.images.pixels[: bench.scale.batch_size].to(bench.compute.device).permute(0, 3, 1, 2)
 
     def run() -> None:
         for _ in range(steps):
             for teacher in teachers:
-                entropy(teacher.answer(views).logits)
+                entropy(teacher.predict(views).logits)
         bench.compute.wait()
 
     return run
 
 
-def random_teacher(network: str, compute: Compute) -> Teacher:
+def random_teacher(network: str, compute: Compute, *, name: str | None = None) -> Teacher:
     torch.manual_seed(0)
-    model = compute.place(build_network(network, classes=100))
-    return Teacher(network, model, prepare=NORMALISATION.apply, autocast=compute.autocast)
+    model = build_network(network, classes=100)
+    compute.place(model)
+    return Teacher(name or network, model, prepare=NORMALIZATION.apply, autocast=compute.autocast)
 
 
-def _recipe(network: str, method: Method, *, teachers: int, scale: Scale, compute: Compute) -> Recipe:
-    return Recipe(
-        training=Training(
-            data="synthetic",
-            network=network,
-            seed=0,
-            epochs=1_000_000,
-            batch_size=scale.batch_size,
-            learning_rate=0.01,
-            schedule="step",
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-            precision=compute.precision,
-            mean=NORMALISATION.mean,
-            std=NORMALISATION.std,
-            view_policy=CropFlip(padding=4, flip=True).facts(),
-        ),
-        teaching=Teaching(
-            method=method, teachers=tuple(f"t{n}" for n in range(teachers)), online=False, views=_SLOTS, view_seed=0
-        ),
-        sources={},
+def caching_job(
+    compute: Compute,
+    images: ArrayDataset,
+    teachers: Sequence[Teacher],
+    folder: Path,
+    *,
+    features: int,
+    views: int,
+    batch_size: int,
+) -> CachingJob:
+    """Stage one with teachers that are loaded already, with features of so many channels."""
+    shape = CacheShape(num_views=views, samples=len(images), classes=100, features={"stage3": (features,)})
+    prepared = [
+        PreparedTeacher(
+            teacher=teacher,
+            network=teacher.name,
+            shape=shape,
+            provenance=synthetic_provenance(number, images),
+            view_size=None,
+            shards=1,
+        )
+        for number, teacher in enumerate(teachers)
+    ]
+    return CachingJob(
+        source=images,
+        policy=images.default_augmentation,
+        view_seed=0,
+        num_views=views,
+        batch_size=batch_size,
+        folder=folder,
+        compute=compute,
+        teachers=tuple(prepared),
     )

@@ -4,6 +4,7 @@ a process of its own: `python -m demkd.benchmarks.imagenet FOLDER inspect|distil
 1.28 million samples, 1,000 classes, 4 views, 3 teachers, the 32 largest logits of each answer: 2.5 GB of noise.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from demkd.benchmarks.memory import PeakMemory
 from demkd.benchmarks.timing import Measurement
-from demkd.pipeline.child_process import child_environment, python_module
+from demkd.pipeline.distributed import child_environment, python_module
+from demkd.pipeline.progress import SilentProgress
 
 SAMPLES, _TEACHERS, _VIEWS, _KEEP = 1_280_000, 3, 4, 32
 _STEPS = 30  # of an epoch, after which its memory grows no more
@@ -24,7 +26,7 @@ def measure_imagenet(*, samples: int, repetitions: int) -> Iterator[Measurement]
     from demkd.benchmarks.synthetic import random_photos, write_cache
 
     with tempfile.TemporaryDirectory(prefix="demkd-imagenet-") as name:
-        write_cache(Path(name), random_photos(samples), teachers=_TEACHERS, views=_VIEWS, keep=_KEEP)
+        write_cache(Path(name), random_photos(samples), teachers=_TEACHERS, views=_VIEWS, top_k=_KEEP)
         for number, what, limits in (("16", "inspect", ("<= 3", "<= 1")), ("17", "distill", ("", "<= 2"))):
             found = [_in_a_process(name, what, samples) for _ in range(repetitions if what == "inspect" else 1)]
             of = f"{what}, {samples:,} samples x {_VIEWS} views, K = {_TEACHERS}, top-{_KEEP}"
@@ -47,11 +49,11 @@ def _in_a_process(folder: str, what: str, samples: int) -> tuple[float, float]:
 def _inspect(folder: Path) -> Callable[[], float]:
     """Look; when that was done."""
     from demkd.cache import open_cache
+    from demkd.report.inspect import overview
     from demkd.report.statistics import read_statistics
-    from demkd.report.summary import summarise
 
     def look() -> float:
-        summarise(read_statistics(open_cache(folder)))
+        overview(read_statistics(open_cache(folder)))
         return time.perf_counter()
 
     return look
@@ -61,28 +63,31 @@ def _distill(folder: Path, samples: int) -> Callable[[], float]:
     """Take the first steps of an epoch from files; when the first was done. The worker's memory is not counted."""
     from demkd.benchmarks.photos import photo_trainer
     from demkd.benchmarks.synthetic import random_photos
-    from demkd.cache import open_cache
-    from demkd.pipeline.cached_teachers import CachedTeachers
-    from demkd.pipeline.compute import choose_compute
-    from demkd.pipeline.methods import METHODS
-    from demkd.pipeline.progress import SilentProgress
+    from demkd.pipeline.distributed import choose_compute
 
-    photos, compute = random_photos(samples, workers=1), choose_compute(device="cpu")
-    method = METHODS["de-mkd-logits"]
-    targets = CachedTeachers(open_cache(folder), photos.labels, method, views=_VIEWS, run_seed=0, device=compute.device)
-    trainer = photo_trainer(photos, targets, method, compute)
-    steps = trainer.epoch_in_steps(1, SilentProgress())
+    photos = random_photos(samples, workers=1)
+    trainer = photo_trainer(photos, choose_compute(device="cpu"), cache=folder, method="de-mkd-logits", views=_VIEWS)
+    watch = _FirstSteps()
 
     def learn() -> float:
-        for _ in range(3):  # the turn, the views asked for, the first step
-            next(steps)
-        begun = time.perf_counter()
-        for _ in range(_STEPS):
-            next(steps)
-        steps.close()
-        return begun
+        with contextlib.suppress(InterruptedError):
+            trainer.train_epoch(0, watch)
+        photos.close_workers()
+        return watch.times[0]
 
     return learn
+
+
+class _FirstSteps(SilentProgress):
+    """Note when each step of an epoch is done, and end it after some."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def advance(self, count: int) -> None:  # noqa: ARG002
+        self.times.append(time.perf_counter())
+        if len(self.times) > _STEPS:
+            raise InterruptedError
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The measurements, one function a line of the table; `docs/performance.md` says what limits each.
 
-N samples, K teachers, V slots, C classes.
+N samples, K teachers, V views, C classes.
 """
 
 import os
@@ -15,21 +15,17 @@ from statistics import median
 import numpy as np
 import torch
 
-from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, epoch_of, random_teacher
-from demkd.benchmarks.synthetic import NORMALISATION, random_pictures, synthetic_provenance, write_cache
+from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, caching_job, epoch_of, random_teacher
+from demkd.benchmarks.synthetic import NORMALIZATION, random_images, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
-from demkd.cache import CacheShape, open_cache
-from demkd.dataset import MemoryImages, records_on, seeded
-from demkd.pipeline import defaults
-from demkd.pipeline.compute import choose_compute
-from demkd.pipeline.live_teachers import LiveTeachers
-from demkd.pipeline.methods import METHODS
-from demkd.pipeline.preparation import CachingJob, PreparedTeacher
+from demkd.cache import open_cache
+from demkd.config import BATCH_SIZE
+from demkd.dataset import ArrayDataset, params_on, seeds
+from demkd.pipeline.distributed import choose_compute
 from demkd.pipeline.progress import SilentProgress
-from demkd.pipeline.stage_one import fill_files
-from demkd.pipeline.target_source import scheduled_views
+from demkd.pipeline.stage_one import fill_shards
+from demkd.report.inspect import overview
 from demkd.report.statistics import read_statistics
-from demkd.report.summary import summarise
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _CIFAR_SAMPLES, _USUAL_VIEWS = 50_000, 16
@@ -63,11 +59,7 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
     networks = ("resnet20", "wrn_16_2", "vgg8")
     small = bench.smaller(20 * bench.scale.batch_size)
     teachers = [random_teacher(name, bench.compute) for name in networks]
-    policy = small.pictures.default_policy
-    table = policy.draw(view_seed=0, slots=range(4), indices=np.arange(small.scale.samples), sizes=small.pictures.sizes)
-    plan = scheduled_views(lambda slot: table[slot], slots=4, run_seed=0)
-    method = METHODS["de-mkd-logits"]
-    live = small.trainer("resnet8", LiveTeachers(teachers, small.labels, method, plan), method, teachers=3)
+    live = small.live(networks, "resnet8", views=4)
     run_live, run_cached = epoch_of(live), epoch_of(small.cached("resnet8", teachers=3))
     student, bare = bare_step(small), bare_forward(small, teachers)
     for work in (run_live, run_cached, student, bare):
@@ -89,37 +81,22 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
 
 def caching_over_bare_forward(bench: Bench) -> Measurement:
     """4: throughput of stage one, with entropies, features, writing, syncing and checking, against forward alone."""
-    pictures = random_pictures(bench.scale.samples)
+    images = random_images(bench.scale.samples)
     teacher = random_teacher("resnet20", bench.compute)
-    prepared = PreparedTeacher(
-        teacher=teacher,
-        network="resnet20",
-        shape=CacheShape(num_views=1, samples=len(pictures), classes=100, features={"stage3": (64,)}),
-        provenance=synthetic_provenance(0, pictures),
-    )
     folders = (bench.folder / f"stage-one-{number}" for number in range(1_000))
-    policy = pictures.default_policy
+    policy = images.default_augmentation
     device = bench.compute.device
-    render = pictures.renderer(policy, device)
-    batches = torch.split(torch.arange(len(pictures), device=device), defaults.BATCH_SIZE)
+    render = images.batch_apply(policy, device)
+    batches = torch.split(torch.arange(len(images), device=device), BATCH_SIZE)
     views = [render(indices, torch.zeros_like(indices)[:, None]) for indices in batches]
 
     def stage_one() -> None:
-        job = CachingJob(
-            source=pictures,
-            policy=policy,
-            view_seed=0,
-            num_views=1,
-            batch_size=defaults.BATCH_SIZE,
-            folder=next(folders),
-            compute=bench.compute,
-            teachers=(prepared,),
-        )
-        fill_files(job, SilentProgress())
+        job = caching_job(bench.compute, images, [teacher], next(folders), features=64, views=1, batch_size=BATCH_SIZE)
+        fill_shards(job, SilentProgress())
 
     def forward() -> None:
         for some in views:
-            teacher.answer(some)
+            teacher.predict(some)
         bench.compute.wait()
 
     measured = bench.compare(
@@ -129,24 +106,26 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
         forward,
         stage_one,
     )
-    return replace(measured, facts={**measured.facts, "views": len(pictures)})
+    return replace(measured, facts={**measured.facts, "views": len(images)})
 
 
 def batch_over_step(bench: Bench) -> Measurement:
-    """5: cutting and normalising a batch of views, as a share of a training step on it."""
+    """5: cutting and normalizing a batch of views, as a share of a training step on it."""
     batch = 128
-    policy, device = bench.pictures.default_policy, bench.compute.device
-    render = bench.pictures.renderer(policy, device)
-    everyone = np.arange(len(bench.pictures))
-    order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=1, samples=len(everyone)))
-    records = records_on(device, policy.draw_epoch(run_seed=0, epoch=1, indices=everyone, sizes=bench.pictures.sizes))
+    policy, device = bench.images.default_augmentation, bench.compute.device
+    render = bench.images.batch_apply(policy, device)
+    everyone = np.arange(len(bench.images))
+    order = torch.from_numpy(seeds.sample_order(run_seed=0, epoch=1, samples=len(everyone)))
+    records = params_on(
+        device, policy.make_epoch_params(run_seed=0, epoch=1, indices=everyone, sizes=bench.images.sizes)
+    )
     chosen = [indices.to(bench.compute.device) for indices in torch.split(order, batch)[:20]]
     step = bare_step(bench.smaller(batch, batch_size=batch), steps=20)
 
     def make() -> None:
         for _ in range(10):
             for indices in chosen:
-                NORMALISATION.apply(render(indices, records[indices]))
+                NORMALIZATION.apply(render(indices, records[indices]))
         bench.compute.wait()
 
     measured = bench.compare("5", "making 128 views / a resnet8 step on them", "<= 0.05 on CPU", make, step)
@@ -175,7 +154,7 @@ def default_precision_over_float32(bench: Bench) -> Measurement:
 def file_over_payload(bench: Bench) -> Measurement:
     """7: what the format adds to the answers, at CIFAR-100's size."""
     folder, views = bench.folder / "one-teacher", max(bench.scale.views, _USUAL_VIEWS)
-    write_cache(folder, random_pictures(_CIFAR_SAMPLES), teachers=1, views=views)
+    write_cache(folder, random_images(_CIFAR_SAMPLES), teachers=1, views=views)
     file = open_cache(folder).teachers[0]
     size = file.path.stat().st_size
     return Measurement(
@@ -188,7 +167,7 @@ def file_over_payload(bench: Bench) -> Measurement:
 
 
 def peak_anonymous_memory(bench: Bench) -> Measurement:
-    """8: the most anonymous memory of a process that distils from three teachers (`memory.py`)."""
+    """8: the most anonymous memory of a process that distills from three teachers (`memory.py`)."""
     cache = bench.cache(3, views=bench.scale.views)
     size = [str(cache.parent), str(bench.scale.samples), str(bench.scale.views)]
     command = [sys.executable, "-m", "demkd.benchmarks.memory", *size]
@@ -225,9 +204,7 @@ def start_of_help(bench: Bench) -> Measurement:
 def inspect_seconds(bench: Bench) -> Measurement:
     """9b: `inspect` of the largest cache, after imports."""
     cache = bench.cache(3, views=bench.scale.views)
-    times = tuple(
-        seconds(lambda: summarise(read_statistics(open_cache(cache)))) for _ in range(bench.scale.repetitions)
-    )
+    times = tuple(seconds(lambda: overview(read_statistics(open_cache(cache)))) for _ in range(bench.scale.repetitions))
     return Measurement(
         number="9b",
         what=f"seconds of inspect, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3, after imports",
@@ -247,6 +224,17 @@ def features_over_none(bench: Bench) -> Measurement:
     )
 
 
+def eight_bits_over_float16(bench: Bench) -> Measurement:
+    """19: what decoding the logits costs an epoch."""
+    return bench.compare(
+        "19",
+        "distill epoch, K = 3, uint8 logits / float16 logits, resnet8",
+        "<= 1.02",
+        epoch_of(bench.cached("resnet8", teachers=3, logits="uint8")),
+        epoch_of(bench.cached("resnet8", teachers=3)),
+    )
+
+
 MEASURES: dict[str, Callable[[Bench], Measurement]] = {
     "1": lambda bench: cached_epoch_over_plain(bench, "resnet8"),
     "1x4": lambda bench: cached_epoch_over_plain(bench.smaller(bench.scale.samples // 5), "resnet8x4"),
@@ -260,16 +248,17 @@ MEASURES: dict[str, Callable[[Bench], Measurement]] = {
     "9a": start_of_help,
     "9b": inspect_seconds,
     "10": features_over_none,
+    "19": eight_bits_over_float16,
 }
 
 
 def measure_all(
-    scale: Scale, device: str, *, pictures: MemoryImages | None = None, only: Collection[str] = ()
+    scale: Scale, device: str, *, images: ArrayDataset | None = None, only: Collection[str] = ()
 ) -> Iterator[Measurement]:
-    """The lines of the table as they are measured, all or `only` some; on noise if no pictures are given."""
+    """The lines of the table as they are measured, all or `only` some; on noise if no images are given."""
     compute = choose_compute(device=device)
     with tempfile.TemporaryDirectory(prefix="demkd-benchmark-") as folder:
-        bench = Bench(scale, Path(folder), compute, pictures)
+        bench = Bench(scale, Path(folder), compute, images)
         for number, measure in MEASURES.items():
             if not only or number in only:
                 yield measure(bench)

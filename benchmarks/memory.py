@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from demkd.benchmarks.bench import Bench, Scale, epoch_of
-from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.distributed import choose_compute
 
 _SAMPLE_S = 0.005
 
@@ -45,7 +45,7 @@ class PeakMemory(threading.Thread):
 
 
 def main() -> None:
-    """Two epochs from three teachers, on noise of the size of CIFAR's pictures."""
+    """Two epochs from three teachers, on noise of the size of CIFAR's images."""
     folder, samples, views = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     peak = PeakMemory()
     peak.start()

@@ -1,4 +1,4 @@
-"""torchdistill's loop (Matsubara, 2021) beside ours: the same pictures, networks, batch size and optimiser.
+"""torchdistill's loop (Matsubara, 2021) beside ours: the same images, networks, batch size and optimiser.
 
 Its public classes (`pip install torchdistill`) are configured as in its own samples: teachers are asked in every step.
 
@@ -17,12 +17,12 @@ from torch.utils.data import Dataset, RandomSampler
 from torchvision import transforms
 
 from demkd.benchmarks.bench import Bench, Scale, epoch_of
-from demkd.benchmarks.synthetic import NORMALISATION
+from demkd.benchmarks.synthetic import NORMALIZATION
 from demkd.benchmarks.timing import Measurement, Work, compare
-from demkd.dataset import MemoryImages
+from demkd.dataset import ArrayDataset
 from demkd.dataset.workers import default_workers
 from demkd.networks import build_network
-from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.distributed import choose_compute
 
 _TEACHERS = ("resnet20", "wrn_16_2", "vgg8")
 
@@ -58,17 +58,17 @@ class _Ensemble(nn.Module):
         return torch.stack([member(views) for member in self.members]).mean(0)
 
 
-class _Pictures(Dataset[tuple[Tensor, int]]):
+class _Images(Dataset[tuple[Tensor, int]]):
     """What torchvision's CIFAR100 gives with the usual transforms."""
 
-    def __init__(self, pictures: MemoryImages) -> None:
-        self.pixels, self.labels = pictures.pixels.numpy(), pictures.labels.tolist()
+    def __init__(self, images: ArrayDataset) -> None:
+        self.pixels, self.labels = images.pixels.numpy(), images.labels.tolist()
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(pictures.pixels.shape[1], padding=4),
+                transforms.RandomCrop(images.pixels.shape[1], padding=4),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(NORMALISATION.mean, NORMALISATION.std),
+                transforms.Normalize(NORMALIZATION.mean, NORMALIZATION.std),
             ]
         )
 
@@ -83,11 +83,11 @@ def _their_epoch(bench: Bench, teachers: tuple[str, ...]) -> Work:
     """One epoch after the other of its `DistillationBox`, as its example scripts call it."""
     from torchdistill.core.distillation import get_distillation_box
 
-    classes, device = bench.pictures.classes, bench.compute.device
+    classes, device = bench.images.classes, bench.compute.device
     box = get_distillation_box(
         _Ensemble(teachers, classes).to(device),
         build_network("resnet8", classes=classes).to(device),
-        {"train": _Pictures(bench.pictures)},
+        {"train": _Images(bench.images)},
         _configuration(bench.scale.batch_size),
         device,
         device_ids=None,

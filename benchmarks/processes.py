@@ -19,11 +19,10 @@ import torch
 
 from demkd import api
 from demkd.benchmarks.bench import Bench, Scale, epoch_of
-from demkd.benchmarks.synthetic import random_pictures
+from demkd.benchmarks.synthetic import random_images
 from demkd.benchmarks.timing import Measurement
 from demkd.networks import build_network
-from demkd.pipeline.compute import Compute, choose_compute
-from demkd.pipeline.processes import joined
+from demkd.pipeline.distributed import Compute, choose_compute, process_group
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _NETWORK, _TEACHER = "resnet8", "resnet20"
@@ -88,11 +87,11 @@ def _stage_one(compute: Compute, samples: int, folder: Path) -> float:
     """Seconds until all processes have answered all samples once."""
     torch.manual_seed(0)
     teacher = build_network(_TEACHER, classes=100)
-    pictures = random_pictures(samples)
-    compute.world.total(torch.zeros(1))  # all begin together
+    images = random_images(samples)
+    compute.world.all_reduce(torch.zeros(1))  # all begin together
     started = time.perf_counter()
-    api.cache_teachers({_TEACHER: teacher}, pictures, out=folder / "cache", views=1, progress=False)
-    compute.world.total(torch.zeros(1))
+    api.cache_teachers({_TEACHER: teacher}, images, out=folder / "cache", views=1, progress=False)
+    compute.world.all_reduce(torch.zeros(1))
     return time.perf_counter() - started
 
 
@@ -103,14 +102,14 @@ def _timed(run: object) -> float:
 
 
 def main(kind: str, samples: int, folder: Path) -> None:
-    with joined(choose_compute(device="cpu")) as compute:
+    with process_group(choose_compute(device="cpu")) as compute:
         if kind == "stage-one":
             took = _stage_one(compute, samples, folder)
         elif kind == "half-batches":
             took = _epoch(compute, samples // 2, folder, batch_size=32)
         else:
             took = _epoch(compute, samples, folder, batch_size=64)
-        if compute.world.is_first:
+        if compute.world.is_rank_zero:
             print(json.dumps(took))
 
 

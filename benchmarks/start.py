@@ -13,7 +13,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
 
 from demkd.benchmarks.timing import Measurement, compare
-from demkd.pipeline.child_process import child_environment, python_module
+from demkd.pipeline.distributed import child_environment, python_module
 from demkd.pipeline.progress import SilentProgress
 
 
@@ -25,15 +25,15 @@ class _FirstStep(SilentProgress):
 
 
 def measure_start(data: str, *, repetitions: int) -> Measurement:
-    """11: the second time that a command reads these pictures, as every time after the first."""
+    """11: the second time that a command reads these images, as every time after the first."""
     from demkd.benchmarks.synthetic import write_cache
-    from demkd.dataset import MemoryImages, load_images
+    from demkd.dataset import ArrayDataset, load_images
 
-    pictures = load_images(data, split="train")
-    if not isinstance(pictures, MemoryImages):
-        raise SystemExit(f"{data} has pictures that are read when they are needed: give small ones (--data)")
+    images = load_images(data, split="train")
+    if not isinstance(images, ArrayDataset):
+        raise SystemExit(f"{data} has images that are read when they are needed: give small ones (--data)")
     with tempfile.TemporaryDirectory(prefix="demkd-start-") as folder:
-        write_cache(Path(folder) / "cache", pictures, teachers=3, views=4)
+        write_cache(Path(folder) / "cache", images, teachers=3, views=4)
 
         processor: dict[str, list[float]] = {}
 
@@ -49,7 +49,7 @@ def measure_start(data: str, *, repetitions: int) -> Measurement:
 
         measured = compare(
             "11",
-            f"seconds from `distill` on {len(pictures):,} pictures to the first step, above import torch, torchvision",
+            f"seconds from `distill` on {len(images):,} images to the first step, above import torch, torchvision",
             "<= 2",
             process("distill", *python_module("demkd.benchmarks.start"), str(Path(data).resolve()), f"{folder}/cache"),
             process("imports", sys.executable, "-c", "import torch, torchvision"),
@@ -62,12 +62,13 @@ def measure_start(data: str, *, repetitions: int) -> Measurement:
 
 
 def main() -> None:
-    """Distil until the first step is done, as the command line does."""
-    from demkd import api, cli
+    """Train until the first step is done, as the command line does."""
+    import cli
+    import demkd
 
     assert "distill" in cli.main.commands  # what the command imports counts too
     with tempfile.TemporaryDirectory() as out:
-        api.distill(
+        demkd.distill(
             "resnet8",
             train=sys.argv[1],
             cache=sys.argv[2],

@@ -1,13 +1,13 @@
 """Teachers for a study of weights: one that is confidently wrong, and some that know different classes.
 
-    python -m benchmarks.teachers --data data/cifar100-half --normalise cifar100 --out runs/study/teachers
+    python -m benchmarks.teachers --data data/cifar100-half --normalize cifar100 --out runs/study/teachers
 
 writes the run folders `wrong` and `specialist-0`, `specialist-1`, ..., which `cache-teachers --teacher` takes. All
 learn from `train/` and are tested on the true labels of `test/`; a run that was interrupted goes on.
 
 - `wrong` learnt the labels of a third of the classes in each other's place: class a is called b wherever it is met, so
   that the teacher is as sure of these answers as of its right ones.
-- A specialist learnt all pictures of half of the classes, and one in twenty of the others. The halves overlap, and
+- A specialist learnt all images of half of the classes, and one in twenty of the others. The halves overlap, and
   every class is of one at least.
 """
 
@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demkd import api
-from demkd.dataset import DataError, MemoryImages, load_images
+import demkd
+from demkd.dataset import ArrayDataset, DataError, load_images
 from demkd.pipeline.results import RunReport
 
 WRONG_SHARE, KNOWN_SHARE, REST_SHARE = 1 / 3, 1 / 2, 1 / 20
@@ -48,7 +48,7 @@ def known_classes(classes: int, *, specialists: int, share: float, seed: int) ->
     return [np.sort(np.roll(circle, -start)[:length]) for start in starts]
 
 
-def pictures_of_specialist(labels: Tensor, known: NDArray[np.int64], *, rest: float, seed: int) -> Tensor:
+def images_of_specialist(labels: Tensor, known: NDArray[np.int64], *, rest: float, seed: int) -> Tensor:
     """The samples that one learns from: all of the classes it knows, and of each other one a drawn share, or one."""
     draw, chosen = np.random.default_rng([seed, 3]), []
     for label in range(int(labels.max()) + 1):
@@ -59,24 +59,24 @@ def pictures_of_specialist(labels: Tensor, known: NDArray[np.int64], *, rest: fl
 
 
 def make_teachers(
-    data: str, out: Path, *, network: str, specialists: int, epochs: int, seed: int, normalise: str | None, device: str
+    data: str, out: Path, *, network: str, specialists: int, epochs: int, seed: int, normalize: str | None, device: str
 ) -> list[RunReport]:
     """Train them all.
 
     Raises:
-        DataError: if the pictures are not of one size and small.
+        DataError: if the images are not of one size and small.
     """
     train, test = (load_images(data, split=split) for split in ("train", "test"))
-    if not isinstance(train, MemoryImages):
-        raise DataError(f"{data} has photos: this study is of small pictures of one size")
+    if not isinstance(train, ArrayDataset):
+        raise DataError(f"{data} has photos: this study is of small images of one size")
     names = misnamed_classes(train.classes, share=WRONG_SHARE, seed=seed)
     sources = {"wrong": _changed(train, "misnamed", torch.arange(len(train)), torch.from_numpy(names)[train.labels])}
     arcs = known_classes(train.classes, specialists=specialists, share=KNOWN_SHARE, seed=seed)
     for number, known in enumerate(arcs):
-        chosen = pictures_of_specialist(train.labels, known, rest=REST_SHARE, seed=seed + number)
+        chosen = images_of_specialist(train.labels, known, rest=REST_SHARE, seed=seed + number)
         sources[f"specialist-{number}"] = _changed(train, f"half {number}", chosen, train.labels[chosen])
     return [
-        api.train(
+        demkd.train(
             network,
             train=source,
             test=test,
@@ -84,23 +84,23 @@ def make_teachers(
             epochs=epochs,
             schedule="one-cycle",
             seed=seed + position,
-            normalise=normalise,
+            normalize=normalize,
             device=device,
         )
         for position, (name, source) in enumerate(sources.items())
     ]
 
 
-def _changed(source: MemoryImages, kind: str, chosen: Tensor, labels: Tensor) -> MemoryImages:
+def _changed(source: ArrayDataset, kind: str, chosen: Tensor, labels: Tensor) -> ArrayDataset:
     """Some samples of a source, with these labels."""
-    return MemoryImages(
+    return ArrayDataset(
         name=f"{source.name}, {kind}",
         split=source.split,
         pixels=source.pixels[chosen],
         labels=labels,
         class_names=source.class_names,
-        normalisation=source.normalisation,
-        policy=source.policy,
+        normalization=source.normalization,
+        augmentation=source.augmentation,
     )
 
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--specialists", default=3, type=int)
     parser.add_argument("--epochs", default=30, type=int)
     parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--normalise")
+    parser.add_argument("--normalize")
     parser.add_argument("--device", default="auto")
     for report in make_teachers(**vars(parser.parse_args(arguments))):
         print(f"{report.folder}: test top-1 {report.test_top1:.2%}")

@@ -1,30 +1,35 @@
-"""What can be wrong with a cache; each error is also the builtin one that a caller would expect."""
+"""Errors of a cache; each is also the builtin error that a caller would expect."""
 
 from demkd.errors import UserError
 
 
 class CacheError(UserError):
-    """Something is wrong with a cache or with what is asked of it."""
+    """Something is wrong with a cache, or with its use."""
 
 
 class CacheMissingError(CacheError, FileNotFoundError):
-    """There is no cache, or no such teacher in it."""
+    """There is no cache, or no such teacher or data set in it."""
 
 
 class CacheDamagedError(CacheError, OSError):
-    """A file is not what its checksums say, or not a cache file at all."""
+    """A file does not match its checksums, or is no cache file."""
+
+
+def unrepairable(what: str) -> CacheDamagedError:
+    """The error of a file with wrong metadata; wrong blocks can be computed again."""
+    return CacheDamagedError(f"{what}: remove the file and make it again")
 
 
 class CacheIncompleteError(CacheError, LookupError):
-    """Answers are asked for that no teacher has given yet."""
+    """Something is read that was not computed yet."""
 
 
 class CacheMismatchError(CacheError, ValueError):
-    """A cache was made from other weights, pixels, labels, views or numbers than those in hand."""
+    """A cache was made from other weights, pixels, labels, views or options than those in hand."""
 
 
 class CacheValueError(CacheError, ValueError):
-    """A teacher's answer that a cache cannot hold: not finite, or too large for float16."""
+    """A value that a cache cannot hold, or an option that cannot be."""
 
 
 class CacheBusyError(CacheError, BlockingIOError):

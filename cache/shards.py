@@ -1,123 +1,156 @@
-"""A teacher's answers in one file or in shards, each a contiguous range of samples: their rows, names and files.
+"""Names of a cache's files: the shards of each teacher, weights.h5, and SHA256SUMS of a packed cache.
 
-    a.h5                         the answers of teacher a, whole
-    a.00003-of-00016.h5          shard 3 of 16, counted from 0
-    ... .partial                 the same before it is whole;  .lock, .creating beside it as for every file
+    a.00001-of-00004.h5     shard 1 of 4 of teacher a, counted from 1; a teacher in one file is shard 1 of 1
+    ... .partial            the same before it is finished;  .creating, .lock beside it
 
-With B blocks of samples, shard k of n has blocks k*B//n to (k+1)*B//n. Where `a.h5` lies, it is the teacher, and shards
-beside it are what a merge left over.
+With B blocks of samples, shard k of n has blocks (k-1)*B//n to k*B//n.
 """
 
-import itertools
+import contextlib
+import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demkd.cache.errors import CacheMismatchError
+from demkd.cache.errors import CacheDamagedError, CacheMismatchError
+from demkd.errors import open_regular, read_regular
 
-WEIGHTS_NAME = "weights"
-_PARTIAL = ".partial"
-_SHARD = re.compile(r"(?P<teacher>.+)\.(?P<number>\d{5,6})-of-(?P<count>\d{5,6})")
+WEIGHTS = "weights.h5"
+FILES = "files.json"
+SUMS = "SHA256SUMS"
+PARTIAL = ".partial"
+_NAME = re.compile(r"(?P<teacher>.+)\.(?P<number>\d{5,6})-of-(?P<count>\d{5,6})\.h5(\.partial)?")
+_SUMS_LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>[^/\\]+\.h5)")
+LARGEST_SUMS = 1 << 24  # bytes
+_MOST_NAMED = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Shard:
-    """Shard `number` (from 0) of `count`."""
+    """Shard `number` of `count`, counted from 1."""
 
+    number: int = 1
     count: int = 1
-    number: int = 0
 
     def __str__(self) -> str:
         return f"shard {self.number} of {self.count}"
 
-    def blocks(self, total: int) -> range:
-        """Which of so many blocks it has."""
-        return range(self.number * total // self.count, (self.number + 1) * total // self.count)
-
     def samples(self, total: int, block_rows: int) -> range:
-        """Which of so many samples it has."""
-        blocks = self.blocks(-(-total // block_rows))
-        return range(blocks.start * block_rows, min(blocks.stop * block_rows, total))
-
-    def rows_table(self, total: int, block_rows: int) -> dict[str, int] | None:
-        """What a file's provenance says of its rows; nothing for a whole file."""
-        if self == WHOLE:
-            return None
-        rows = self.samples(total, block_rows)
-        samples = rows.stop - rows.start  # of a hostile file it may be beyond what `len` can say
-        return {"first": rows.start, "samples": samples, "shard": self.number, "shards": self.count}
-
-
-WHOLE = Shard()
+        """Its part of all samples; in a hostile file `total` may be too large for `len`."""
+        blocks = -(-total // block_rows)
+        first, last = (self.number - 1) * blocks // self.count, self.number * blocks // self.count
+        return range(first * block_rows, min(last * block_rows, total))
 
 
 def all_shards(count: int) -> list[Shard]:
-    return [Shard(count=count, number=number) for number in range(count)]
+    return [Shard(number, count) for number in range(1, count + 1)]
 
 
-def cache_file(folder: Path, teacher: str, shard: Shard = WHOLE) -> Path:
-    """The file of a teacher's answers, or of a range of them."""
-    part = "" if shard == WHOLE else f".{shard.number:05}-of-{shard.count:05}"
-    return folder / f"{teacher}{part}.h5"
+def shard_file(folder: Path, teacher: str, shard: Shard) -> Path:
+    return folder / f"{teacher}.{shard.number:05}-of-{shard.count:05}.h5"
 
 
-def partial_file(folder: Path, teacher: str, shard: Shard = WHOLE) -> Path:
-    """The same file before it is whole."""
-    whole = cache_file(folder, teacher, shard)
-    return whole.with_name(whole.name + _PARTIAL)
+def partial_file(path: Path) -> Path:
+    """The path before the file is finished."""
+    return path.with_name(path.name + PARTIAL)
 
 
-def is_partial(path: Path) -> bool:
-    return path.name.endswith(_PARTIAL)
-
-
-def split_name(name: str) -> tuple[str, Shard]:
-    """A teacher and a shard, of the name of a file."""
-    stem = re.sub(r"\.h5(\.partial|\.creating)?$", "", name)
-    found = _SHARD.fullmatch(stem)
-    if found and int(found["number"]) < int(found["count"]) > 1:
-        return found["teacher"], Shard(count=int(found["count"]), number=int(found["number"]))
-    return stem, WHOLE
+def parse_name(name: str) -> tuple[str, Shard] | None:
+    """Teacher and shard of a file, finished or partial; None for any other name."""
+    found = _NAME.fullmatch(name)
+    if not found or not 1 <= int(found["number"]) <= int(found["count"]):
+        return None
+    return found["teacher"], Shard(int(found["number"]), int(found["count"]))
 
 
 def files_by_teacher(folder: Path) -> Mapping[str, list[Path]]:
-    """The files with answers, finished or not, by teacher; both in the order of their names."""
-    found: dict[str, list[Path]] = {}
+    """The files of each teacher, finished or partial, sorted by name.
+
+    Raises:
+        CacheDamagedError: if there is HDF5 of another name, such as a cache of format 3 or older.
+    """
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.endswith((".h5", ".h5" + _PARTIAL)) and (teacher := split_name(path.name)[0]) != WEIGHTS_NAME:
-            found.setdefault(teacher, []).append(path)
-    return dict(sorted(found.items()))
+        if not path.name.endswith((".h5", ".h5" + PARTIAL)) or path.name in (WEIGHTS, WEIGHTS + PARTIAL):
+            continue
+        parsed = parse_name(path.name)
+        if parsed is None:
+            raise CacheDamagedError(
+                f"{path} is no file of a cache of format 4: if an older version of demkd made it, choose another "
+                "folder (`out`) or remove it, and run `cache_teachers` again"
+            )
+        files.setdefault(parsed[0], []).append(path)
+    return dict(sorted(files.items()))
 
 
 def shard_count(folder: Path, teacher: str) -> int | None:
-    """In how many files a teacher's answers are, or will be; None if there are none yet.
+    """A teacher's number of files, finished or not; None if there are none yet.
 
     Raises:
         CacheMismatchError: if there are shards of two counts.
     """
-    if cache_file(folder, teacher).exists():
-        return 1
-    shards = [split_name(path.name)[1] for path in files_by_teacher(folder).get(teacher, ())]
-    counts = sorted({shard.count for shard in shards} - {1})
+    parsed = (parse_name(path.name) for path in files_by_teacher(folder).get(teacher, ()))
+    counts = sorted({found[1].count for found in parsed if found})
     if len(counts) > 1:
         raise CacheMismatchError(
-            f"teacher {teacher} in {folder} has shards of {' and of '.join(map(str, counts))}, which are no whole: "
-            "remove those that are wrong"
+            f"teacher {teacher} in {folder} has shards of {' and of '.join(map(str, counts))}, which do not fit "
+            "together: remove the wrong ones"
         )
-    return counts[0] if counts else 1 if shards else None
+    return counts[0] if counts else None
 
 
-def left_over(folder: Path, teacher: str) -> list[Path]:
-    """Shards beside the whole file."""
-    if not cache_file(folder, teacher).exists():
-        return []
-    return [path for path in files_by_teacher(folder)[teacher] if split_name(path.name)[1] != WHOLE]
+def is_whole(folder: Path, teacher: str) -> bool:
+    """Whether every shard of a teacher is finished."""
+    count = shard_count(folder, teacher)
+    return count is not None and all(shard_file(folder, teacher, shard).exists() for shard in all_shards(count))
 
 
-def numbers_in_words(numbers: Iterable[int]) -> str:
-    """`shard 3`, `shards 0-2, 7`."""
-    ordered = sorted(numbers)
-    runs = [[n for _, n in run] for _, run in itertools.groupby(enumerate(ordered), lambda pair: pair[1] - pair[0])]
-    words = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"{'shard' if len(ordered) == 1 else 'shards'} {words}"
+def list_shards(numbers: Sequence[int], count: int) -> str:
+    """`shard 3 of 8`, `shards 3, 7 of 8`."""
+    more = ", ..." if len(numbers) > _MOST_NAMED else ""
+    return f"shard{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers[:_MOST_NAMED]))}{more} of {count}"
+
+
+def compute_sums(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> dict[str, str]:
+    """The SHA-256 of every finished file of a cache, by name; "" for one that cannot be read."""
+    files = [path for paths in files_by_teacher(folder).values() for path in paths if path.suffix == ".h5"]
+    files += [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    sums = {path.name: "" for path in files}
+    for path in files:
+        with contextlib.suppress(OSError), open_regular(path) as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            advance(os.fstat(file.fileno()).st_size)
+    return sums
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    """The list in the form of `sha256sum`, which `sha256sum -c` checks."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """The digests of a packed folder, by name.
+
+    Raises:
+        CacheDamagedError: if the list is something else.
+    """
+    path = folder / SUMS
+    small = path.is_file() and path.stat().st_size <= LARGEST_SUMS
+    sums = parse_sums(read_regular(path)) if small else {}
+    if not sums:
+        raise CacheDamagedError(f"{path} is no list of digests: get the folder again, or remove this file")
+    return sums
+
+
+def parse_sums(text: bytes) -> dict[str, str]:
+    """The digests of a list by file name, without folders; none if one line is something else."""
+    lines = [_SUMS_LINE.fullmatch(line) for line in text.decode(errors="replace").splitlines()]
+    found = [line for line in lines if line and line["name"].isprintable()]
+    return {line["name"]: line["digest"] for line in found} if len(found) == len(lines) else {}
+
+
+def forget_sums(folder: Path) -> None:
+    """Remove the list before a file changes."""
+    (folder / SUMS).unlink(missing_ok=True)

@@ -1,48 +1,48 @@
-"""Work done in worker processes and taken in order, by PyTorch's DataLoader: it knows what happens when one is killed.
-
-A worker that meets what a user can repair hands the sentence back; it is raised here without the worker's traceback.
-"""
+"""Work in worker processes whose results come in order, by PyTorch's DataLoader."""
 
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from demkd.dataset.errors import DataError
-from demkd.errors import UserError
+from demkd.errors import DataError, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST = 16
-_AHEAD = 2  # items that every worker is given before they are asked for
+_AHEAD = 2  # items that every worker gets before they are needed
 
 
 def default_workers() -> int:
-    """One for each core that this process may use but one, which computes; at least 1, at most 16.
+    """The cores that this process may use, minus one that computes; at least 1, at most 16.
 
-    The processes that torchrun started on a machine share its cores.
+    The processes that torchrun starts on a machine share its cores.
     """
     # macOS has no affinity of a process.
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = usable // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(1, min(cores - 1, _MOST))
+    return max(1, min(usable // local_processes() - 1, _MOST))
+
+
+def local_processes() -> int:
+    """The processes that torchrun started on this machine; 1 without torchrun, or if its variable is not a number."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(text), 1) if text.isdecimal() else 1
 
 
 class Workers(Generic[Item, Result]):
-    """Calls a function on items, in other processes, which start when they are first needed and stay until `close`.
-
-    A context manager, which closes.
-    """
+    """Calls a function on items, in processes that start when they are first needed and stay until `close`."""
 
     def __init__(self, function: Callable[[Item], Result], workers: int) -> None:
         """Prepare; with 0 workers everything happens in this process.
 
         Args:
-            function: with everything that it needs; results travel, so arrays should be tensors.
+            function: pickled with all that it needs; results travel, so arrays should be tensors.
         """
         self._function, self._workers = function, workers
         self._feed = _Feed()
@@ -55,19 +55,19 @@ class Workers(Generic[Item, Result]):
         self.close()
 
     def close(self) -> None:
-        """End the processes, whatever they are at; the next `map` starts others."""
+        """End the processes, even in the middle of an item; the next `map` starts others."""
         loader, self._loader, self._feed.items = self._loader, None, ()
         if loader is not None and loader._iterator is not None:
             loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # else they last as long as any reference
 
-    def map(self, items: Iterable[Item], *, pin: bool = False) -> Iterator[Result]:
+    def map(self, items: Iterable[Item], *, pin: bool = False) -> Generator[Result, None, None]:
         """The results in the order of the items, which are taken some ahead of their results.
 
         Args:
             pin: put tensors into memory from which a GPU copies faster.
 
         Raises:
-            UserError: that the function raised.
+            UserError: that the function raised, without the worker's traceback.
             DataError: if a worker was killed.
         """
         if not self._workers:
@@ -76,52 +76,50 @@ class Workers(Generic[Item, Result]):
         self._feed.items = items
         if self._loader is None:
             self._loader = DataLoader(
-                _Calls(self._function),
+                _Results(self._function),
                 sampler=self._feed,
                 batch_size=None,
-                collate_fn=_as_it_is,
+                collate_fn=_unchanged,
                 num_workers=self._workers,
                 persistent_workers=True,
                 prefetch_factor=_AHEAD,
                 pin_memory=pin,
-                generator=torch.Generator(),  # its own: to begin draws a number, which a network's dropout would miss
+                generator=torch.Generator(),  # its own: to start draws a number, which a network's dropout would miss
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that this process has threads: workers never touch what those hold
-            results = iter(self._loader)
-        while True:
-            try:
-                result = next(results)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a process that decodes pictures was ended from outside ({error}): is memory short? Give fewer "
-                    "`workers`, and run the same again"
-                ) from None
-            if isinstance(result, UserError):
-                raise result
-            yield result
+        try:
+            # PyTorch's SIGCHLD handler would raise in whatever runs when a worker is killed, the caller's code too;
+            # without it the loader itself notices, within seconds, when it waits for that worker.
+            handler = signal.getsignal(signal.SIGCHLD)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that this process has threads: workers never use what those hold
+                results = iter(self._loader)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+            for result in results:
+                if isinstance(result, UserError):
+                    raise result
+                yield result
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            self.close()
+            raise DataError(
+                f"a process that decodes images was killed ({error}): is memory short? Give fewer `workers`, and run "
+                "the same command to resume"
+            ) from None
 
 
 class _Feed:
-    """What a DataLoader takes as its sampler: whatever items are next."""
+    """The sampler of the DataLoader: whatever items are next."""
 
-    def __init__(self) -> None:
-        self.items: Iterable[Any] = ()
+    items: Iterable[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.items)
 
 
-def _as_it_is(result: Any) -> Any:
-    return result
-
-
-class _Calls(Dataset[Any]):
-    """A data set whose items are results."""
+class _Results(Dataset[Any]):
+    """The results by item; a UserError is returned, because a raised one would get the worker's traceback."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
@@ -131,3 +129,7 @@ class _Calls(Dataset[Any]):
             return self._function(item)
         except UserError as error:
             return error
+
+
+def _unchanged(result: Any) -> Any:
+    return result

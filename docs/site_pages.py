@@ -1,4 +1,4 @@
-"""For mkdocs: pages made when the site is built: the README as its home, the commands, and the public names."""
+"""For mkdocs: the pages that are made when the site is built: home (the README), commands, and public names."""
 
 import re
 import sys
@@ -27,5 +27,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def home_page(readme: str) -> str:
-    """The README's text, seen from docs/."""
+    """The README with links relative to docs/."""
     return re.sub(r"\]\(docs/", "](", readme)

@@ -1,9 +1,7 @@
-"""Writes api.md, every public name of `import demkd`, from signatures and docstrings: `python -m docs.write_api`.
-
-It reads the sources, where signatures stand as people wrote them, whatever the version of Python makes of them.
-"""
+"""The page of public names, from the signatures and docstrings in the sources, the same in every version of Python."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -12,27 +10,26 @@ from importlib import import_module
 from typing import Any
 
 import demkd
-from demkd.exports import EXPORTS
-from demkd.pipeline import arguments, defaults
-from demkd.pipeline.recipe import TrainingOptions
+from demkd import config
+from demkd.__init__ import _MODULES
 
 _WIDTH = 120
-_KEYWORDS = ("CachingOptions", "TrainingKeywords", "MethodOptions")  # what `**options` stands for
-_OWNERS = {"defaults": defaults, "TrainingOptions": TrainingOptions}  # of defaults that have a name
 _HEAD = """\
-# Every public name
+# Public names
 
-`import demkd` imports nothing; each name is imported when it is first used. [library.md](library.md) is where to
-begin, this page is for looking up. B is a batch, N samples, K teachers, V slots of a cache, C classes.
+`import demkd` imports nothing; each name is imported when it is first used. Begin with [library.md](library.md).
+B samples in a batch, N in the data set, K teachers, V views in a cache, C classes.
 """
 _TITLES = {
-    "demkd.api": "Stages",
-    "demkd.cache": "Caches",
-    "demkd.dataset": "Data and views",
-    "demkd.errors": "Errors",
-    "demkd.pipeline.cached_targets": "A loop of your own",
-    "demkd.pipeline.callbacks": "Callbacks",
-    "demkd.pipeline.methods": "Methods",
+    "api": "Stages",
+    "cache": "Caches",
+    "dataset": "Data and views",
+    "errors": "Errors",
+    "losses.criterion": "The loss",
+    "pipeline.results": "Callbacks",
+    "config": "Configurations",
+    "pipeline.stage_two": "Training",
+    "pipeline.targets": "The loader",
 }
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?:(?:    .*)?\n?)*)", re.MULTILINE)
 
@@ -42,11 +39,9 @@ Definition = ast.FunctionDef | ast.ClassDef
 def page() -> str:
     """The whole page."""
     parts = [_HEAD.strip()]
-    for home, names in EXPORTS.items():
+    for home, names in _MODULES.items():
         parts.append(f"## {_TITLES[home]}")
         parts += [part for name in sorted(names) for part in _entry(name, getattr(demkd, name))]
-    parts.append("## Options of the stages")
-    parts += [part for name in _KEYWORDS for part in _entry(name, getattr(arguments, name))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,6 +58,10 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
     if made:
         yield _code(_signature(name, made))
     elif fields:
+        if dataclasses.is_dataclass(thing) and any("help" in entry.metadata for entry in dataclasses.fields(thing)):
+            yield from _prose(ast.get_docstring(definition) or "")
+            yield "\n".join(_option(entry) for entry in dataclasses.fields(thing))
+            return
         yield _code("\n".join([f"class {name}:", *(f"    {_unquoted(ast.unparse(one))}" for one in fields)]))
     yield from _prose(ast.get_docstring(definition) or "")
     if made and (text := ast.get_docstring(made)):
@@ -81,13 +80,21 @@ def _definition(thing: Any) -> Definition:
     raise LookupError(thing)
 
 
+def _option(entry: "dataclasses.Field[Any]") -> str:
+    """A field of a configuration, with its type, default, help text and allowed values."""
+    choices, within = entry.metadata["choices"], entry.metadata["within"]
+    allowed = f" One of {', '.join(map(repr, choices))}." if choices else f" In {within}." if within else ""
+    kind = str(entry.type).replace("<class '", "").replace("'>", "")
+    return f"- `{entry.name}: {kind} = {entry.default!r}`: {entry.metadata['help']}{allowed}"
+
+
 def _hidden(field: ast.AnnAssign) -> bool:
-    """Constants of a class, and what is its own affair."""
+    """Constants of a class, and private fields."""
     return ast.unparse(field.annotation).startswith("ClassVar") or ast.unparse(field.target).startswith("_")
 
 
 def _signature(name: str, function: ast.FunctionDef) -> str:
-    """A call as it may be written, an argument a line where it is long."""
+    """A call; long ones with one argument per line."""
     arguments = list(_each(function.args))
     returns = f" -> {_unquoted(ast.unparse(function.returns))}" if function.returns and name == function.name else ""
     text = f"{name}({', '.join(arguments)}){returns}"
@@ -115,14 +122,15 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def _value(default: ast.expr) -> str:
-    """A default as it stands, or what its name stands for."""
+    """A default, or the value of its name."""
     text = ast.unparse(default)
     owner, _, name = text.partition(".")
-    return repr(getattr(_OWNERS[owner], name)) if owner in _OWNERS else text
+    values = {"METHOD": config.METHOD} if not name else vars(config.TrainConfig) if owner == "TrainConfig" else {}
+    return repr(values[name or owner]) if (name or owner) in values else text
 
 
 def _unquoted(text: str) -> str:
-    """Types whose imports wait stand in quotes, which are of no interest here."""
+    """Remove the quotes around types that are imported late."""
     return re.sub(r"(?<=[\[:>| (])'([A-Za-z_][\w.\[\], |]*)'(?! *=)(?=[],|):]| =|$)", r"\1", f" {text}").strip()
 
 
@@ -135,7 +143,7 @@ def _method(function: ast.FunctionDef) -> str:
 
 
 def _prose(docstring: str) -> Iterator[str]:
-    """A docstring as Markdown: paragraphs and code as they are, its sections as lists."""
+    """A docstring as Markdown, its sections as lists."""
     end = 0
     text = f"{docstring}\n"
     for found in _SECTION.finditer(text):
@@ -156,7 +164,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _list(text: str) -> str:
-    """`name: meaning` a line, and lines that go on are indented."""
+    """Entries `name: meaning`; continued lines are indented."""
     entries = re.split(r"\n(?=\S)", text.strip("\n"))
     return "\n".join(f"- {_emphasised(' '.join(entry.split()))}" for entry in entries)
 
@@ -167,7 +175,7 @@ def _emphasised(entry: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Prose in one line, in which a `<` begins nothing."""
+    """Prose in one line, escaped."""
     parts = " ".join(text.split()).split("`")
     parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*").replace("[", "\\[") for part in parts[::2]]
     return "`".join(parts)

@@ -1,7 +1,4 @@
-"""Writes cli.md from the commands' own texts and options: `python -m docs.write_cli`.
-
-It reads click's parameters rather than its formatted help, whose look differs between versions and terminals.
-"""
+"""The page of commands, from click's parameters: its formatted help differs between versions and terminals."""
 
 import textwrap
 from collections.abc import Iterator
@@ -10,27 +7,27 @@ from inspect import cleandoc
 import click
 
 from demkd.cli import main
-from demkd.commands.sections import FIRST, sections_of
+from demkd.options import Command, help_text, sections
 
 _WIDTH = 120
 _HEAD = """\
 # Commands
 
-`demkd COMMAND` once installed, `python cli.py COMMAND` in a checkout. Every command explains itself with `-h`. Results
-go to stdout, progress and errors to stderr, so that a pipe gets results alone; a program asks for `--json`. Every
-command can be interrupted with Ctrl-C, and goes on when called again.
+`demkd COMMAND` once installed, `python cli.py COMMAND` in a checkout. `-h` shows the help of a command. Results go to
+stdout, progress and errors to stderr; `--json` outputs JSON. You can interrupt every command with Ctrl-C: run it again
+to resume.
 
 | exit code | |
 |---|---|
 | 0 | done |
-| 1 | something to repair, said in one sentence; or `verify` found damage |
+| 1 | an error, in one sentence; or `verify` found damage |
 | 2 | the command line is wrong |
-| 130, 143 | ended by Ctrl-C or SIGTERM; nothing is lost |
+| 130, 143 | ended by Ctrl-C or SIGTERM |
 
-`NO_COLOR=1` switches colours off; `COLUMNS` sets the width of tables where there is no terminal. `DEMKD_DATA` is what
-`--data` is where neither the command line nor a recipe says it (a sweep's runs leave it out: their file says it all).
+`NO_COLOR=1` disables colors; `COLUMNS` sets the width of tables without a terminal. `DEMKD_DATA` is the default of
+`--data` (not in sweeps).
 
-The TAB key completes commands and options once the shell knows how; put the line of your shell where it starts:
+For completion with the TAB key, add the line of your shell to its start-up file:
 
     eval "$(_DEMKD_COMPLETE=bash_source demkd)"            # ~/.bashrc
     eval "$(_DEMKD_COMPLETE=zsh_source demkd)"             # ~/.zshrc
@@ -58,10 +55,13 @@ def _section(name: str, command: click.Command) -> str:
 
 def _tables(command: click.Command) -> Iterator[str]:
     """The options, a table for each of their sections; all but the first with its title."""
-    for title, options in sections_of(command).items():
-        if title != FIRST:
+    for title, options in sections(command).items():
+        if title != "Options":
             yield f"**{title}**"
         yield "\n".join(["| option | meaning | default |", "|---|---|---|", *map(_row, options)])
+    if isinstance(command, Command) and (rest := command.set_only()):
+        yield "**Settings** (`--set NAME=VALUE`, or in a recipe)"
+        yield "\n".join(["| name | meaning |", "|---|---|", *(f"| `{x.name}` | {_cell(help_text(x))} |" for x in rest)])
 
 
 def _paragraphs(command: click.Command) -> list[str]:

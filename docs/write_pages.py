@@ -1,8 +1,8 @@
-"""Runs every command of tutorial.md, then of loops.md, in an empty folder, those of photos.md and of scaling.md in
-others, and writes what they say into the pages: `python -m docs.write_pages`.
+"""Runs the commands of tutorial.md and loops.md, photos.md, and scaling.md, and writes their outputs into the pages:
+`python -m docs.write_pages`.
 
-A block of the language `console` has commands after `$ ` (ending in a backslash where they go on) and what they say. A
-block of Python whose first line is a comment with a file's name is saved under that name.
+A block `console` has commands after `$ ` and their outputs. A block of Python that begins with a comment with a file
+name is saved under that name.
 """
 
 import os
@@ -29,12 +29,12 @@ _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTAL
 
 
 class PageError(RuntimeError):
-    """A command of the page that fails."""
+    """A command of the page failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A command of the page as it stands there, and the output below it."""
+    """A command of the page, and the output below it."""
 
     command: str
     output: str
@@ -47,7 +47,7 @@ def steps(block: str) -> list[Step]:
 
 
 def run_page(text: str, folder: Path) -> str:
-    """Follow a page in a folder, which is the current one; the page, with what its commands say now.
+    """Run a page in the current folder, and return it with the new outputs.
 
     Raises:
         PageError: if one fails.
@@ -66,21 +66,20 @@ def run_page(text: str, folder: Path) -> str:
 
 
 def run_command(command: str, folder: Path) -> str:
-    """Run `demkd ...` in this process, which has PyTorch already, and anything else in others; its stdout.
+    """Run `demkd ...` in this process, which has PyTorch already, and others in new ones; return stdout.
 
     Raises:
         PageError: if it fails.
     """
     program, *arguments = shlex.split(command.replace("\\\n", " "))
     if program == "demkd":
-        # What is no terminal is 80 columns wide if nobody says otherwise.
         result = CliRunner(env={"COLUMNS": COLUMNS}).invoke(main, arguments)
         code, output, errors = result.exit_code, result.stdout, result.stderr
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
     else:
         words = [sys.executable, *_PROGRAMS[program], *arguments]
-        # The same threads as here: sums are rounded in another order with others, which training amplifies.
+        # The same threads as here: with others, sums are rounded in another order, which training amplifies.
         found = {
             **os.environ,
             "COLUMNS": COLUMNS,

@@ -1,72 +1,115 @@
-"""The formulas: tensors in, tensors out, one value per sample; per-sample losses are not reduced over the batch.
+"""The losses, one file each, and the weights of the teachers.
 
-`entropy.py` measures how unsure a teacher is, `weights.py` turns that into trust, `targets.py` fuses K teachers into
-one set of soft targets, `distillation.py` and `relations.py` compare a student with them, `hint.py` compares features;
-`standardising.py` may come before.
+To add a loss, write its file (formula, targets of K fused teachers, terms, factors: see `kd.py`) and add one line to
+`LOSSES`. `weights.py` turns a teacher's uncertainty into its weight; `criterion.py` puts labels, logits and features
+together.
 
-Shapes: K teachers, B samples, C classes. Everything is computed in float32, or in float64 for float64 logits.
+K teachers, B samples, C classes; losses are (B,), not reduced over the batch.
 """
 
-from demkd.losses.distillation import decoupled_kd_loss, kd_loss, label_loss
-from demkd.losses.entropy import entropy, non_target_class_entropy, target_class_entropy
-from demkd.losses.hint import hint_loss
-from demkd.losses.relations import (
-    gram_losses,
-    inter_class_loss,
-    intra_class_loss,
-    level_kd_loss,
+import torch
+from torch import Tensor
+
+from demkd.config import MethodConfig
+from demkd.losses.base import (
+    Loss,
+    PartnerLabels,
+    SoftTargets,
+    Targets,
+    TeacherLogits,
+    label_loss,
+    standardized,
 )
-from demkd.losses.standardising import standardised
-from demkd.losses.targets import (
-    CoupledTargets,
-    DecoupledTargets,
-    LevelTargets,
-    RelationTargets,
-    fuse_coupled,
-    fuse_decoupled,
-    fuse_enhanced,
-    fuse_levels,
-    fuse_relations,
-    power_sums,
-)
+from demkd.losses.crld import CRLD
+from demkd.losses.dist import DIST
+from demkd.losses.dkd import DKD, decoupled_kd_loss, fuse_decoupled, non_target_class_entropy, target_class_entropy
+from demkd.losses.feature import hint_loss
+from demkd.losses.kd import KD, CoupledTargets, fuse_coupled, kd_loss
+from demkd.losses.mlkd import MLKD
+from demkd.losses.ofa import OFA
+from demkd.losses.rank import RANK
+from demkd.losses.ttm import TTM, WTTM
 from demkd.losses.weights import (
     UNCERTAINTIES,
     WEIGHT_FORMS,
-    effective_teachers,
+    TeacherWeights,
+    entropy,
     entropy_weights,
     mask_wrong_teachers,
+    measure_teachers,
+    measure_uncertainty,
     uniform_weights,
-    wrong_and_trusted,
+    weigh,
+    wrong_above_uniform,
 )
 
+LOSSES: dict[str, Loss] = {
+    "kd": KD,
+    "dkd": DKD,
+    "ttm": TTM,
+    "wttm": WTTM,
+    "dist": DIST,
+    "rank": RANK,
+    "mlkd": MLKD,
+    "crld": CRLD,
+    "ofa": OFA,
+}
+
+
+def fuse(logits: TeacherLogits, labels: Tensor, method: MethodConfig, weights: TeacherWeights) -> SoftTargets:
+    """Soft targets of B samples from the logits of K teachers."""
+    return LOSSES[method.loss].fuse(logits, labels, weights.logits, method)
+
+
+def loss_temperatures(method: MethodConfig) -> tuple[float, ...]:
+    """The temperatures at which a method's loss reads the teachers' logits."""
+    return LOSSES[method.loss].temperatures(method) if method.needs_teachers else ()
+
+
+def logit_terms(logits: Tensor, labels: Tensor, targets: SoftTargets, method: MethodConfig) -> dict[str, Tensor]:
+    """The terms of the student's logits (B, C), without their factors: (B,) each, or a scalar for the batch.
+
+    With S views a step, B is S times the samples, view by view: each term is then (S,), a mean for each view, and what
+    compares samples compares those of one view, unless the loss compares views.
+    """
+    loss, views = LOSSES[method.loss], method.views_per_step
+    if views == 1 or loss.compares_views:
+        return loss.terms(logits, labels, targets, method)
+    size = len(labels) // views
+    rows = [slice(view * size, (view + 1) * size) for view in range(views)]
+    by_view = [loss.terms(logits[part], labels[part], targets.rows(part), method) for part in rows]
+    return {name: torch.stack([of_view[name].mean() for of_view in by_view]) for name in by_view[0]}
+
+
 __all__ = [
+    "LOSSES",
     "UNCERTAINTIES",
     "WEIGHT_FORMS",
     "CoupledTargets",
-    "DecoupledTargets",
-    "LevelTargets",
-    "RelationTargets",
+    "Loss",
+    "PartnerLabels",
+    "SoftTargets",
+    "Targets",
+    "TeacherLogits",
+    "TeacherWeights",
     "decoupled_kd_loss",
-    "effective_teachers",
     "entropy",
     "entropy_weights",
+    "fuse",
     "fuse_coupled",
     "fuse_decoupled",
-    "fuse_enhanced",
-    "fuse_levels",
-    "fuse_relations",
-    "gram_losses",
     "hint_loss",
-    "inter_class_loss",
-    "intra_class_loss",
     "kd_loss",
     "label_loss",
-    "level_kd_loss",
+    "logit_terms",
+    "loss_temperatures",
     "mask_wrong_teachers",
+    "measure_teachers",
+    "measure_uncertainty",
     "non_target_class_entropy",
-    "power_sums",
-    "standardised",
+    "standardized",
     "target_class_entropy",
     "uniform_weights",
-    "wrong_and_trusted",
+    "weigh",
+    "wrong_above_uniform",
 ]

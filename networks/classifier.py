@@ -1,6 +1,6 @@
-"""What every network here is: views in, logits out, and the features on the way by name.
+"""The interface of every network here: views in, logits and named features out.
 
-B views, H and W their pixels, C classes; D entries of the pooled vector, h and w the size of the map it is the mean of.
+B views of H x W pixels, C classes; D entries of the pooled vector, which is the mean of a map of h x w.
 """
 
 from abc import ABC, abstractmethod
@@ -9,20 +9,32 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from demkd.networks.errors import PictureSizeError, UnknownLayerError
+from demkd.errors import UserError
+
+
+class UnknownNetworkError(UserError, ValueError):
+    """A name that no network has."""
+
+
+class NetworkSourceError(UserError, ValueError):
+    """A network of another library that cannot be built, or cannot be used."""
+
+
+class UnknownLayerError(UserError, LookupError):
+    """There is no such layer, or it has no features."""
+
+
+class ImageSizeError(UserError, ValueError):
+    """Images that are too small for a network's poolings, or of unknown size."""
 
 
 class Classifier(nn.Module, ABC):
-    """A stem, stages, global average pooling and one linear layer.
-
-    An architecture says how views become maps (`forward_maps`), what happens to the last map before it is pooled
-    (`before_pooling`), and which layer classifies (`head`). Its attributes are named so that the state dict is
-    that of the published checkpoints: same names, same shapes, same order.
+    """A stem, stages, global average pooling and one linear layer, named as in the published checkpoints.
 
     Attributes:
-        hint_layer: the name of the last map that a student may be asked to match.
-        head: the attribute that classifies.
-        least_side: the fewest pixels a view's height and width may have.
+        hint_layer: the last map, which a student may have to match.
+        head: the name of the linear layer's attribute.
+        least_side: the smallest height and width of a view in pixels.
     """
 
     hint_layer: str
@@ -35,12 +47,10 @@ class Classifier(nn.Module, ABC):
 
     @property
     def last_layer(self) -> nn.Module:
-        """The linear layer, D to C."""
-        found: nn.Module = getattr(self, self.head)
-        return found
+        return self.get_submodule(self.head)
 
     def before_pooling(self, maps: Tensor) -> Tensor:
-        """What global average pooling sees of the last stage's map: (B, D, h, w)."""
+        """The input (B, D, h, w) of global average pooling from the last stage's map."""
         return maps
 
     def forward_features(
@@ -52,50 +62,35 @@ class Classifier(nn.Module, ABC):
         entropies 1.3 to 1.5 times as large (measured on resnet20, wrn_16_2 and vgg8).
 
         Args:
-            layers: hand out only these; all if None.
+            layers: return only these features; all if None.
 
         Raises:
-            PictureSizeError: if the views are smaller than `least_side`.
+            ImageSizeError: if the views are smaller than `least_side`.
             UnknownLayerError: if there is no such layer.
         """
-        self._check_size(views)
+        height, width = views.shape[-2:]
+        if min(height, width) < self.least_side:
+            raise ImageSizeError(
+                f"{type(self).__name__} needs images of at least {self.least_side} x {self.least_side} pixels, these "
+                f"have {height} x {width}: enlarge them or choose another network"
+            )
         maps = self.forward_maps(views)
-        pooled, logits = self._classify(self.before_pooling(maps[-1]))
-        names = ["stem", *(f"stage{number}" for number in range(1, len(maps)))]
-        features = {**dict(zip(names, maps, strict=True)), "pooled": pooled}
-        return logits, features if layers is None else _chosen(features, layers)
+        last, device = self.before_pooling(maps[-1]), views.device.type
+        # The "meta" device has no autocast, and torch 2.6 cannot export the question whether a device has one.
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                pooled = last.mean(dim=(2, 3), dtype=torch.float32)
+                logits: Tensor = self.last_layer(pooled)
+        else:
+            pooled = last.mean(dim=(2, 3))
+            logits = self.last_layer(pooled)
+        names = ["stem", *(f"stage{number}" for number in range(1, len(maps))), "pooled"]
+        features = dict(zip(names, [*maps, pooled], strict=True))
+        for layer in layers or ():
+            if layer not in features:
+                raise UnknownLayerError(f"there is no layer {layer!r}; name one of {', '.join(features)}")
+        return logits, features if layers is None else {layer: features[layer] for layer in layers}
 
     def forward(self, views: Tensor) -> Tensor:
         """Logits (B, C) of views (B, 3, H, W)."""
-        logits, _ = self.forward_features(views)
-        return logits
-
-    def _classify(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled vector (B, D) and logits (B, C) of maps (B, D, h, w)."""
-        device = maps.device.type
-        if not _under_autocast(device):
-            pooled = maps.mean(dim=(2, 3))
-            return pooled, self.last_layer(pooled)
-        with torch.autocast(device, enabled=False):
-            pooled = maps.mean(dim=(2, 3), dtype=torch.float32)
-            return pooled, self.last_layer(pooled)
-
-    def _check_size(self, views: Tensor) -> None:
-        height, width = views.shape[-2:]
-        if min(height, width) < self.least_side:
-            raise PictureSizeError(
-                f"{type(self).__name__} needs pictures of at least {self.least_side} x {self.least_side} pixels, these "
-                f"have {height} x {width}: enlarge them or choose another network"
-            )
-
-
-def _chosen(features: dict[str, Tensor], layers: Collection[str]) -> dict[str, Tensor]:
-    for layer in layers:
-        if layer not in features:
-            raise UnknownLayerError(f"there is no layer {layer!r}; name one of {', '.join(features)}")
-    return {layer: features[layer] for layer in layers}
-
-
-def _under_autocast(device: str) -> bool:
-    """Whether autocast is on; the "meta" device has none, and torch 2.6 cannot export the question whether one has."""
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+        return self.forward_features(views)[0]

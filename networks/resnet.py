@@ -1,28 +1,30 @@
-"""Residual networks: CIFAR's resnet8 to resnet110 with their wide x4 kin, and ResNet18 and ResNet50 on a CIFAR stem.
+"""Residual networks: CIFAR's resnet8 to resnet110 and their x4 variants, ResNet18 and ResNet50 on a CIFAR stem.
 
 He et al. 2016, "Deep residual learning for image recognition", arXiv:1512.03385. The shortcut is added before a block's
-last ReLU, so no map handed out is negative. The two families differ in the names of their layers: `downsample` and `fc`
-in the first, `shortcut` and `linear` in the second.
-
-B views of H x W pixels.
+last ReLU, so no map is negative. The two families differ in the names of their layers: `downsample` and `fc` in the
+first, `shortcut` and `linear` in the second.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demkd.networks.classifier import Classifier
-from demkd.networks.layers import Block, conv1x1, conv3x3, initialise_convolutions, normalised, stage, through
+from demkd.networks.layers import Block, conv1x1, conv3x3, conv_bn, init_convolutions, maps_of, stage
 
 
-def projection(inputs: int, outputs: int, *, stride: int) -> nn.Module:
-    """A shortcut: the identity where the shapes agree, else a 1x1 convolution (option B of section 4.1)."""
+def _projection(inputs: int, outputs: int, *, stride: int) -> nn.Module:
+    """A shortcut: the identity if the shapes agree, else a 1x1 convolution (option B of section 4.1)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(*normalised(conv1x1(inputs, outputs, stride=stride)))
+    return nn.Sequential(*conv_bn(conv1x1(inputs, outputs, stride=stride)))
 
 
-class TwoConvolutions(nn.Module):
-    """What a basic block adds to its shortcut (figure 5, left)."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (figure 5, left)."""
+
+    shortcut_name = "shortcut"
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
@@ -30,36 +32,19 @@ class TwoConvolutions(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = conv3x3(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.add_module(self.shortcut_name, _projection(inputs, outputs, stride=stride))
 
-    def residual(self, maps: Tensor) -> Tensor:
-        """The maps to add, normalised but not rectified."""
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps in, maps out: both (B, channels, height, width)."""
         hidden = F.relu(self.bn1(self.conv1(maps)))
-        added: Tensor = self.bn2(self.conv2(hidden))
-        return added
+        shortcut: Tensor = self.get_submodule(self.shortcut_name)(maps)
+        return F.relu(self.bn2(self.conv2(hidden)) + shortcut)
 
 
-class CifarBlock(TwoConvolutions):
+class CifarBlock(BasicBlock):
     """A basic block as the CIFAR family names it."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__(inputs, outputs, stride=stride)
-        self.downsample = projection(inputs, outputs, stride=stride)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps in, maps out: both (B, channels, height, width)."""
-        return F.relu(self.residual(maps) + self.downsample(maps))
-
-
-class BasicBlock(TwoConvolutions):
-    """A basic block as ResNet18 names it."""
-
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__(inputs, outputs, stride=stride)
-        self.shortcut = projection(inputs, outputs, stride=stride)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps in, maps out: both (B, channels, height, width)."""
-        return F.relu(self.residual(maps) + self.shortcut(maps))
+    shortcut_name = "downsample"
 
 
 class Bottleneck(nn.Module):
@@ -74,7 +59,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = conv1x1(hidden, outputs)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.shortcut = projection(inputs, outputs, stride=stride)
+        self.shortcut = _projection(inputs, outputs, stride=stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps in, maps out: both (B, channels, height, width)."""
@@ -83,63 +68,41 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(hidden)) + self.shortcut(maps))
 
 
-class CifarResNet(Classifier):
-    """Three stages of n basic blocks, depth 6n + 2 (section 4.2).
+class ResNet(Classifier):
+    """A stem of one 3x3 convolution at full size and three or four stages, of which all but the first halve the size.
 
     Args:
         classes: C.
-        depth: the number of layers with weights; shortcuts do not count.
-        channels: of the stem and of the three stages.
+        block: `CifarBlock`, `BasicBlock` or `Bottleneck`.
+        blocks: how many in each stage.
+        channels: of the stem and of the stages.
     """
 
-    hint_layer = "stage3"
-    head = "fc"
+    head = "linear"
 
-    def __init__(self, classes: int, *, depth: int, channels: tuple[int, int, int, int] = (16, 16, 32, 64)) -> None:
+    def __init__(self, classes: int, *, block: Block, blocks: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
-        assert depth % 6 == 2
-        blocks = depth // 6
-        stem, first, second, third = channels
-        self.conv1 = conv3x3(3, stem)
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.layer1 = stage(CifarBlock, stem, first, blocks=blocks, stride=1)
-        self.layer2 = stage(CifarBlock, first, second, blocks=blocks, stride=2)
-        self.layer3 = stage(CifarBlock, second, third, blocks=blocks, stride=2)
-        self.fc = nn.Linear(third, classes)
-        initialise_convolutions(self)
+        self.conv1 = conv3x3(3, channels[0])
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        for number, count in enumerate(blocks, start=1):
+            stride = 1 if number == 1 else 2
+            layer = stage(block, channels[number - 1], channels[number], blocks=count, stride=stride)
+            self.add_module(f"layer{number}", layer)
+        self.hint_layer = f"stage{len(blocks)}"
+        self.add_module(self.head, nn.Linear(channels[-1], classes))
+        init_convolutions(self)
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, channels, H, W)
-        return through([self.layer1, self.layer2, self.layer3], stem)  # H, H/2, H/4
+        stages = [self.get_submodule(f"layer{number}") for number in range(1, 1 + int(self.hint_layer[5:]))]
+        return maps_of(stages, stem)  # H, H/2, H/4, ...
 
 
-class ResNet(Classifier):
-    """ImageNet's four stages (table 1) on CIFAR's stem: 3x3, stride 1, no pooling.
+class CifarResNet(ResNet):
+    """Three stages of n basic blocks, depth 6n + 2 (section 4.2): the layers with weights, without shortcuts."""
 
-    Args:
-        classes: C.
-        block: `BasicBlock` or `Bottleneck`.
-        blocks: how many in each stage.
-        channels: of the four stages.
-    """
+    head = "fc"
 
-    hint_layer = "stage4"
-    head = "linear"
-
-    def __init__(
-        self, classes: int, *, block: Block, blocks: tuple[int, int, int, int], channels: tuple[int, int, int, int]
-    ) -> None:
-        super().__init__()
-        first, second, third, fourth = channels
-        self.conv1 = conv3x3(3, 64)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = stage(block, 64, first, blocks=blocks[0], stride=1)
-        self.layer2 = stage(block, first, second, blocks=blocks[1], stride=2)
-        self.layer3 = stage(block, second, third, blocks=blocks[2], stride=2)
-        self.layer4 = stage(block, third, fourth, blocks=blocks[3], stride=2)
-        self.linear = nn.Linear(fourth, classes)
-        initialise_convolutions(self)
-
-    def forward_maps(self, views: Tensor) -> list[Tensor]:
-        stem = F.relu(self.bn1(self.conv1(views)))  # (B, 64, H, W)
-        return through([self.layer1, self.layer2, self.layer3, self.layer4], stem)  # H, H/2, H/4, H/8
+    def __init__(self, classes: int, *, depth: int, channels: Sequence[int] = (16, 16, 32, 64)) -> None:
+        assert depth % 6 == 2
+        super().__init__(classes, block=CifarBlock, blocks=[depth // 6] * 3, channels=channels)

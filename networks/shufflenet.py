@@ -1,10 +1,8 @@
-"""ShuffleV1 and ShuffleV2 for small pictures: the stem is a 1x1 convolution at full size.
+"""ShuffleV1 and ShuffleV2 for small images: the stem is a 1x1 convolution at full size.
 
 Zhang et al. 2018, "ShuffleNet: an extremely efficient convolutional neural network for mobile devices",
 arXiv:1707.01083; Ma et al. 2018, "ShuffleNet V2: practical guidelines for efficient CNN architecture design",
 arXiv:1807.11164. As in the published distillation code, the first has a ReLU after its depthwise convolutions too.
-
-B views of H x W pixels.
 """
 
 import torch
@@ -12,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demkd.networks.classifier import Classifier
-from demkd.networks.layers import conv1x1, conv3x3, stage, through
+from demkd.networks.layers import conv1x1, conv3x3, maps_of, stage
 
 _STEM = 24
 _GROUPS = 3
 
 
 def shuffle(maps: Tensor, *, groups: int) -> Tensor:
-    """Deal the channels of (B, groups * n, h, w) out in turns: the first of each group, the second of each, ..."""
+    """Interleave the channels of (B, groups * n, h, w): the first of each group, the second of each, ..."""
     batch, channels, height, width = maps.shape
     return maps.reshape(batch, groups, channels // groups, height, width).transpose(1, 2).flatten(1, 2)
 
@@ -27,13 +25,13 @@ def shuffle(maps: Tensor, *, groups: int) -> Tensor:
 class GroupedUnit(nn.Module):
     """A bottleneck of grouped convolutions with a shuffle between them (figure 2b of the first paper).
 
-    A strided unit (figure 2c) appends its average-pooled input to the channels it makes instead of adding it.
+    A strided unit (figure 2c) appends its average-pooled input to its channels instead of adding it.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
-        made = outputs if stride == 1 else outputs - inputs
-        hidden = made // 4
+        added = outputs if stride == 1 else outputs - inputs
+        hidden = added // 4
         self.stride = stride
         # The stem has too few channels to be worth grouping.
         self.groups = 1 if inputs == _STEM else _GROUPS
@@ -41,25 +39,21 @@ class GroupedUnit(nn.Module):
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = conv3x3(hidden, hidden, stride=stride, groups=hidden)
         self.bn2 = nn.BatchNorm2d(hidden)
-        self.conv3 = conv1x1(hidden, made, groups=_GROUPS)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3 = conv1x1(hidden, added, groups=_GROUPS)
+        self.bn3 = nn.BatchNorm2d(added)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps in, maps out: both (B, channels, height, width)."""
         hidden = shuffle(F.relu(self.bn1(self.conv1(maps))), groups=self.groups)
         hidden = F.relu(self.bn2(self.conv2(hidden)))
-        made = self.bn3(self.conv3(hidden))
+        added = self.bn3(self.conv3(hidden))
         if self.stride == 1:
-            return F.relu(made + maps)
-        return F.relu(torch.cat([made, F.avg_pool2d(maps, 3, stride=2, padding=1)], dim=1))
+            return F.relu(added + maps)
+        return F.relu(torch.cat([added, F.avg_pool2d(maps, 3, stride=2, padding=1)], dim=1))
 
 
 class ShuffleV1(Classifier):
-    """Three stages of 4, 8 and 4 grouped units (table 1 of the first paper, 3 groups).
-
-    Args:
-        classes: C.
-    """
+    """Three stages of 4, 8 and 4 grouped units (table 1 of the first paper, 3 groups)."""
 
     hint_layer = "stage3"
     head = "linear"
@@ -75,11 +69,11 @@ class ShuffleV1(Classifier):
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, 24, H, W)
-        return through([self.layer1, self.layer2, self.layer3], stem)  # H/2, H/4, H/8
+        return maps_of([self.layer1, self.layer2, self.layer3], stem)  # H/2, H/4, H/8
 
 
 class SplitUnit(nn.Module):
-    """Half of the channels pass untouched, half through three convolutions (figure 3c of the second paper)."""
+    """Half of the channels pass unchanged, half through three convolutions (figure 3c of the second paper)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,15 +87,15 @@ class SplitUnit(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps in, maps out: both (B, channels, height, width)."""
-        untouched, worked = maps.chunk(2, dim=1)
-        worked = F.relu(self.bn1(self.conv1(worked)))
-        worked = self.bn2(self.conv2(worked))
-        worked = F.relu(self.bn3(self.conv3(worked)))
-        return shuffle(torch.cat([untouched, worked], dim=1), groups=2)
+        unchanged, hidden = maps.chunk(2, dim=1)
+        hidden = F.relu(self.bn1(self.conv1(hidden)))
+        hidden = self.bn2(self.conv2(hidden))
+        hidden = F.relu(self.bn3(self.conv3(hidden)))
+        return shuffle(torch.cat([unchanged, hidden], dim=1), groups=2)
 
 
 class HalvingUnit(nn.Module):
-    """Two strided branches, each of which makes half of the channels (figure 3d of the second paper)."""
+    """Two strided branches with half of the channels each (figure 3d of the second paper)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -128,11 +122,7 @@ class HalvingUnit(nn.Module):
 
 
 class ShuffleV2(Classifier):
-    """Three stages of 4, 8 and 4 units, then a 1x1 convolution (table 5 of the second paper, width 1).
-
-    Args:
-        classes: C.
-    """
+    """Three stages of 4, 8 and 4 units, then a 1x1 convolution (table 5 of the second paper, width 1)."""
 
     hint_layer = "stage3"
     head = "linear"
@@ -150,7 +140,7 @@ class ShuffleV2(Classifier):
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = F.relu(self.bn1(self.conv1(views)))  # (B, 24, H, W)
-        return through([self.layer1, self.layer2, self.layer3], stem)  # H/2, H/4, H/8
+        return maps_of([self.layer1, self.layer2, self.layer3], stem)  # H/2, H/4, H/8
 
     def before_pooling(self, maps: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(maps)))  # (B, 1024, H/8, W/8)

@@ -1,10 +1,8 @@
 """Wide residual networks: wrn_16_1 to wrn_40_2, named by depth and width.
 
 Zagoruyko and Komodakis 2016, "Wide residual networks", arXiv:1605.07146. Blocks are pre-activated (He et al. 2016,
-arXiv:1603.05027): normalisation and ReLU come before a convolution, and sums leave a block as they are. So unlike a
-plain residual network's, the maps handed out may be negative, and the last one is rectified only before pooling.
-
-B views of H x W pixels.
+arXiv:1603.05027): normalization and ReLU come before a convolution. So, unlike a plain residual network's, the maps may
+be negative, and the last one is rectified only before pooling.
 """
 
 from collections import OrderedDict
@@ -13,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demkd.networks.classifier import Classifier
-from demkd.networks.layers import conv1x1, conv3x3, initialise_convolutions, stage, through
+from demkd.networks.layers import conv1x1, conv3x3, init_convolutions, maps_of, stage
 
 
 class WideBlock(nn.Module):
     """Two pre-activated 3x3 convolutions and a shortcut, without dropout.
 
-    Where the channels change, the shortcut is a 1x1 convolution of the *activated* input; else it is the input itself.
+    If the channels change, the shortcut is a 1x1 convolution of the *activated* input; else it is the input itself.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -52,24 +50,20 @@ class WideResNet(Classifier):
     def __init__(self, classes: int, *, depth: int, width: int) -> None:
         super().__init__()
         assert depth % 6 == 4
-        blocks = depth // 6
         self.conv1 = conv3x3(3, 16)
-        self.block1 = _named_stage(16, 16 * width, blocks=blocks, stride=1)
-        self.block2 = _named_stage(16 * width, 32 * width, blocks=blocks, stride=2)
-        self.block3 = _named_stage(32 * width, 64 * width, blocks=blocks, stride=2)
+        channels = [16, 16 * width, 32 * width, 64 * width]
+        for number, stride in ((1, 1), (2, 2), (3, 2)):
+            layer = stage(WideBlock, channels[number - 1], channels[number], blocks=depth // 6, stride=stride)
+            # The published checkpoints call the blocks `block1.layer.0`, ...
+            self.add_module(f"block{number}", nn.Sequential(OrderedDict(layer=layer)))
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.fc = nn.Linear(64 * width, classes)
-        initialise_convolutions(self)
+        init_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward_maps(self, views: Tensor) -> list[Tensor]:
         stem = self.conv1(views)  # (B, 16, H, W)
-        return through([self.block1, self.block2, self.block3], stem)  # H, H/2, H/4
+        return maps_of([self.get_submodule(f"block{number}") for number in (1, 2, 3)], stem)  # H, H/2, H/4
 
     def before_pooling(self, maps: Tensor) -> Tensor:
         return F.relu(self.bn1(maps))
-
-
-def _named_stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
-    """A stage whose blocks the published checkpoints call `layer.0`, `layer.1`, ..."""
-    return nn.Sequential(OrderedDict(layer=stage(WideBlock, inputs, outputs, blocks=blocks, stride=stride)))

@@ -1,6 +1,5 @@
 """What happens, in order: the two stages and what surrounds them.
 
-`stage_one.py` is stage one, `stage_two.py` stage two; `training.py` is the loop that every student and teacher is
-trained by, `target_source.py` says where its soft targets come from. Import the module of the stage that you want; this
-package imports nothing, so that the command line starts without PyTorch.
+`stage_one.py` is stage one, `stage_two.py` stage two: `targets.py` is its data loader, `trainer.py` its loop. Import
+the module that you need; this package imports nothing, so that the command line starts without PyTorch.
 """

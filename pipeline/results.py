@@ -1,10 +1,17 @@
-"""What the stages report: values for the console, for `--json` and for metrics.jsonl."""
+"""What the stages return, print with `--json`, write to metrics.jsonl and give to callbacks. Accuracies are in 0..1."""
 
+import hashlib
+import json
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from demkd.cache.integrity import FileVerdict
+from demkd.errors import read_regular
+
+if TYPE_CHECKING:
+    from demkd.cache.verify import FileVerdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +20,7 @@ class TeacherStatistics:
 
     Attributes:
         mean_entropy: nats.
-        wrong_and_trusted: share of samples where the teacher is wrong and weighs more than 1 / K.
+        wrong_above_uniform: fraction of samples where the teacher is wrong and weighs more than 1 / K.
         effective_teachers: exp of the weights' entropy, mean over samples, from 1 to K.
     """
 
@@ -21,7 +28,7 @@ class TeacherStatistics:
     top1: tuple[float, ...]
     mean_entropy: tuple[float, ...]
     mean_weight: tuple[float, ...]
-    wrong_and_trusted: tuple[float, ...]
+    wrong_above_uniform: tuple[float, ...]
     effective_teachers: float
 
 
@@ -31,9 +38,10 @@ class EpochReport:
 
     Attributes:
         losses: mean over the epoch's samples of every term, unweighted, and of their weighted sum, "loss".
-        train_top1, test_top1: shares, in 0..1; the former over the epoch's views while the student was learning.
-        seconds: training alone; `test_seconds` for the test split.
-        data_seconds: of `seconds`, what starting the epoch took: reading by_slot, weighing, fusing.
+        train_top1: over the epoch's views, while the student was learning.
+        test_top1, test_top5: None before the last epoch of a run with validation images.
+        validation_top1, validation_top5: None in a run without.
+        seconds: training only; data_seconds: the part of it before the first step (reading, weighting, fusing).
     """
 
     epoch: int
@@ -41,18 +49,31 @@ class EpochReport:
     learning_rate: float
     losses: Mapping[str, float]
     train_top1: float
-    test_top1: float
-    test_top5: float
+    test_top1: float | None
+    test_top5: float | None
     seconds: float
     data_seconds: float
     test_seconds: float
-    slot: int | None = None
+    validation_top1: float | None = None
+    validation_top5: float | None = None
+    view_index: int | None = None
     teachers: TeacherStatistics | None = None
+
+    @property
+    def accuracy(self) -> str:
+        """The top-1 of the validation or test images, with its name."""
+        name, value = ("validation", self.validation_top1) if self.test_top1 is None else ("test", self.test_top1)
+        return f"{name} top-1 {value:.2%}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
-    """What `train` and `distill` return."""
+    """What `train` and `distill` return.
+
+    Attributes:
+        test_top1, test_top5: after the last epoch.
+        best_split: the images of which `best_top1` and `best_epoch` are: "validation", or "test" in a run without.
+    """
 
     folder: Path
     network: str
@@ -64,16 +85,35 @@ class RunReport:
     test_top5: float
     best_top1: float
     best_epoch: int
+    best_split: str
     seconds: float
     resumed_after: int
 
 
+class Callback(Protocol):
+    """Called during `train` and `distill`: any object with these three methods. Steps are epochs.
+
+    Under torchrun only rank 0 calls them. An exception of a callback ends the run, and the same call resumes it.
+    docs/library.md has a callback for Weights & Biases.
+    """
+
+    def on_start(self, recipe: Mapping[str, Any]) -> None:
+        """Called when a run starts or resumes, with every option by name."""
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Called after an epoch, when it is in the run's files; not again for epochs before a resume."""
+
+    def on_end(self, report: RunReport) -> None:
+        """Called when the run is finished."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationReport:
-    """What `evaluate` returns; shares in 0..1."""
+    """What `evaluate` returns."""
 
     folder: Path
     network: str
+    split: str
     samples: int
     top1: float
     top5: float
@@ -84,12 +124,10 @@ class TeacherCachingReport:
     """What stage one did for one teacher.
 
     Attributes:
-        answered: views answered now, by this process; the others were there already.
-        top1, mean_entropy: over all slots; the share of right predictions, and nats. None where other processes still
-            answer, or rank 0 tells it.
-        file_bytes: of all its files; likewise.
-        seconds: of answering and writing.
-        shards: in how many files the answers are.
+        answered: views that this process computed; the others existed.
+        top1, mean_entropy: over all views, entropy in nats. None where other processes still compute, or rank 0
+            reports it; likewise file_bytes, of all its files.
+        shards: number of files.
     """
 
     name: str
@@ -110,10 +148,10 @@ class CachingReport:
     """What `cache_teachers` returns.
 
     Attributes:
-        views: V, of a sample.
-        num_distinct_views: that the policy has; None where there is no end to them.
-        seconds: of everything but the weights.
-        held: what is not whole yet, and who writes it, in words.
+        views: V, of each sample.
+        num_distinct_views: of the augmentation; None where it is unlimited.
+        seconds: without the weights.
+        held: sentences about what other processes still write.
     """
 
     folder: Path
@@ -127,7 +165,7 @@ class CachingReport:
     held: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
-        """The cache's folder: the report stands for the cache wherever one is wanted."""
+        """The cache's folder: the report can be passed as the cache."""
         return str(self.folder)
 
 
@@ -136,10 +174,10 @@ class TeacherPlan:
     """What stage one would do for one teacher.
 
     Attributes:
-        file_bytes: of the finished file, at most.
-        new_bytes: that the disk must have free for it.
-        pending: (sample, slot) pairs that lack an answer.
-        seconds: for answering them, as a short probe says; writing is not in it.
+        file_bytes: of the finished file, at most; feature_bytes: of the features in it.
+        new_bytes: free disk space that it needs.
+        pending: (sample, view) pairs to compute.
+        seconds: to compute them, by a short probe, without writing.
     """
 
     name: str
@@ -147,6 +185,7 @@ class TeacherPlan:
     parameters: int
     views: int
     file_bytes: int
+    feature_bytes: int
     new_bytes: int
     pending: int
     seconds: float
@@ -157,9 +196,9 @@ class CachingPlan:
     """What a dry run of `cache_teachers` returns.
 
     Attributes:
-        break_even_epochs: epochs of one online student that cost as many teacher passes as this run of stage one.
-        student_epochs: of the online run that `break_even_runs` counts.
-        picture_seconds: of decoding, by all workers; `seconds` counts them, and what the teachers take.
+        break_even_epochs: epochs of one online student with as many teacher passes as this run of stage one.
+        student_epochs: of the online runs that `break_even_runs` counts.
+        decode_seconds: of decoding, by all workers; a part of `seconds`.
     """
 
     folder: Path
@@ -169,7 +208,7 @@ class CachingPlan:
     precision: str
     teachers: tuple[TeacherPlan, ...]
     free_bytes: int
-    picture_seconds: float
+    decode_seconds: float
     seconds: float
     break_even_epochs: float
     student_epochs: int
@@ -178,12 +217,12 @@ class CachingPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecomputeReport:
-    """How a teacher's answers of today compare with its cached ones, on some (sample, slot) pairs.
+    """How a teacher's logits of today differ from its cached ones, on some (sample, view) pairs.
 
     Attributes:
-        largest_difference: of a logit, at `sample` in `slot`.
-        tolerance: what rounding may come to; `agrees` if the largest difference is within it.
-        top1_agreement: share of pairs whose first answer is the same.
+        largest_difference: of a logit, at `sample` and `view_index`.
+        tolerance: the largest effect of rounding; `agrees` if the difference is within it.
+        top1_agreement: fraction of pairs with the same prediction.
     """
 
     teacher: str
@@ -191,24 +230,10 @@ class RecomputeReport:
     precision: str
     largest_difference: float
     sample: int
-    slot: int
+    view_index: int
     tolerance: float
     agrees: bool
     top1_agreement: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RepairReport:
-    """What `repair` redid of a file.
-
-    Attributes:
-        answered: (sample, slot) pairs that the teacher answered again.
-        redone: the places, in words.
-    """
-
-    name: str
-    answered: int
-    redone: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,8 +242,7 @@ class VerificationReport:
 
     folder: Path
     sound: bool
-    files: tuple[FileVerdict, ...]
-    repaired: tuple[RepairReport, ...] = ()
+    files: "tuple[FileVerdict, ...]"
     recomputed: tuple[RecomputeReport, ...] = ()
 
     def translated(self, translate: Callable[[str], str]) -> "VerificationReport":
@@ -236,49 +260,13 @@ class VerificationReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoReport:
-    """What the demo came to.
-
-    Attributes:
-        teachers: test top-1 by name.
-        students: one run a method.
-        cached_passes: teacher forward passes over the training set that stage one took, all teachers together.
-        live_passes: those that the distilled students would have taken with live teachers.
-        caching_seconds: of stage one.
-        cache_bytes: of all files.
-    """
+    """What the demo returns: the runs of the teachers, and one run of the student per method."""
 
     folder: Path
     caching: CachingReport
-    teachers: Mapping[str, float]
+    teachers: tuple[RunReport, ...]
     students: tuple[RunReport, ...]
-    test_samples: int
-    cached_passes: int
-    live_passes: int
-    caching_seconds: float
-    cache_bytes: int
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkReport:
-    """A network: its parameters, and the shapes of its features by name."""
-
-    name: str
-    parameters: int
-    features: Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkListing:
-    """What `networks` returns.
-
-    Attributes:
-        picture: channels, height and width of the pictures that the figures are for.
-    """
-
-    picture: tuple[int, int, int]
-    classes: int
-    networks: tuple[NetworkReport, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,8 +274,8 @@ class ExportReport:
     """What `export` returns.
 
     Attributes:
-        input_shape: channels, height and width; the batch is free.
-        pictures: how many test pictures the file was compared on.
+        input_shape: (C, H, W); the batch size is free.
+        images: number of test images on which the file was compared.
         largest_difference: of any logit, between the run's student and the file loaded in a fresh process.
     """
 
@@ -297,35 +285,28 @@ class ExportReport:
     network: str
     classes: int
     input_shape: tuple[int, ...]
-    pictures: int
+    images: int
     largest_difference: float
     file_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MergedTeacher:
-    """A teacher that is in one file now; `shards` is how many were put together, 0 if it was already."""
+class ParquetReport:
+    """What `export` returns of a cache: the number of files and rows in a folder."""
 
-    name: str
-    shards: int
+    folder: Path
+    files: int
+    rows: int
     file_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MergeReport:
-    """What `merge` returns."""
-
-    folder: Path
-    teachers: tuple[MergedTeacher, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PackedTeacher:
-    """A teacher of a copy; `keep` is None where it has all logits, `features` are layers."""
+    """A teacher of a copy; `top_k` is None for all logits, `features` are layers."""
 
     name: str
     views: int
-    keep: int | None
+    top_k: int | None
     features: tuple[str, ...]
     file_bytes: int
     shards: int
@@ -336,7 +317,7 @@ class PackReport:
     """What `pack` returns.
 
     Attributes:
-        source_bytes: of the same teachers in the cache that was copied.
+        source_bytes: of the same teachers in the original.
         file_bytes: of the copy, with its weights.
     """
 
@@ -346,5 +327,51 @@ class PackReport:
     teachers: tuple[PackedTeacher, ...]
 
     def __fspath__(self) -> str:
-        """The copy's folder: the report stands for the cache wherever one is wanted."""
+        """The copy's folder: the report can be passed as the cache."""
         return str(self.folder)
+
+
+_SEAL = b', "sha256": "%s"}'  # of the recipe, all earlier lines, and the line itself
+
+
+def sealed_line(line: Mapping[str, Any], run: Path) -> bytes:
+    """The next line of a run's metrics.jsonl, with a digest."""
+    metrics, text = run / "metrics.jsonl", json.dumps(line).encode()[:-1]
+    before = read_regular(metrics) if metrics.exists() else b""
+    return text + _SEAL % hashlib.sha256(_recipe(run) + before + text).hexdigest().encode() + b"\n"
+
+
+def read_lines(run: Path, limit: int | None = None) -> list[Any]:
+    """The lines of a run's metrics.jsonl, or its first ones; a line that a kill cut short is left out.
+
+    Raises:
+        OSError, ValueError: if a line or the recipe is not what was written; earlier versions wrote no digests.
+    """
+    lines, sealed, digest = [], False, hashlib.sha256(_recipe(run))
+    for number, line in enumerate(read_regular(run / "metrics.jsonl").split(b"\n")[:-1][:limit], start=1):
+        text, mark, seal = line.rpartition(_SEAL[:12])
+        digest.update(text)
+        sealed = sealed or bool(mark)
+        if sealed and mark + seal != _SEAL % digest.hexdigest().encode():
+            raise ValueError(f"line {number}, or recipe.toml, was changed after it was written")
+        digest.update(mark + seal + b"\n")
+        lines.append(json.loads(line))
+    return lines
+
+
+def _recipe(run: Path) -> bytes:
+    """The options of a run; comments may change."""
+    file = run / "recipe.toml"
+    options = tomllib.loads(read_regular(file).decode()) if file.exists() else {}
+    return json.dumps(options, sort_keys=True, default=str).encode()
+
+
+def best_split(line: Mapping[str, Any]) -> str:
+    """The images that a run chooses its best epoch on, from a line of metrics.jsonl: "validation" or "test"."""
+    return "validation" if "validation_top1" in line and line["validation_top1"] is not None else "test"
+
+
+def is_near_chance(top1: float, classes: int) -> bool:
+    """Whether a teacher's top-1 is below twice that of chance, or with few classes a fifth of the way from it to 1."""
+    chance = 1 / classes
+    return top1 < min(2 * chance, chance + 0.2 * (1 - chance))

@@ -1,39 +1,58 @@
-"""A run folder: its recipe, its metrics line by line, its checkpoint to go on from, and the finished student.
+"""A run folder: its recipe, its metrics line by line, its checkpoint, and the finished student.
 
 recipe.toml          every choice, resolved; written first
-metrics.jsonl        one line an epoch
+metrics.jsonl        one line an epoch, each with a digest of the recipe and of the lines so far
 checkpoint.pt        to resume; sealed by a digest, and replaced as a whole after every epoch
-student.safetensors  the finished network, with its name, classes and normalisation
-events.out.tfevents* the metrics again, for TensorBoard, where it is installed (`events.py`)
+student.safetensors  the finished network, with its name, classes, normalization and a digest
+events.out.tfevents* the metrics again, for TensorBoard, where it is installed
 
 docs/runs.md explains every field.
 """
 
 import hashlib
+import importlib.util
 import io
-import json
 import os
-from collections.abc import Iterator, Mapping
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from demkd.cache import exclusive
-from demkd.cache.disk import disk_errors_in_words, replace_durably, write_fully
-from demkd.errors import UserError
-from demkd.pipeline.recipe import Recipe, require_same_recipe
-from demkd.pipeline.results import EpochReport
-from demkd.teachers.checkpoint import STUDENT_FILE
-from demkd.untrusted import read_regular
+from demkd.cache.disk import disk_errors_in_words, write_durably, write_fully
+from demkd.config import ConfigError, read_recipe, recipe_options
+from demkd.errors import UserError, read_regular
+from demkd.pipeline.results import EpochReport, best_split, read_lines, sealed_line
+from demkd.teachers.checkpoint import STUDENT_FILE, sealed_facts
 
 _MAGIC = b"demkd checkpoint, sealed by SHA-256\n"
 _SEAL_BYTES = len(_MAGIC) + 64 + 1
-_UNSEALED = b"PK\x03\x04"  # the archive itself
+EVENTS_FILE = "events.out.tfevents.demkd"
+TAGS = {
+    "train_top1": "accuracy/train top-1",
+    "validation_top1": "accuracy/validation top-1",
+    "validation_top5": "accuracy/validation top-5",
+    "test_top1": "accuracy/test top-1",
+    "test_top5": "accuracy/test top-5",
+    "learning_rate": "training/learning rate",
+    "seconds": "speed/seconds",
+    "data_seconds": "speed/data seconds",
+    "test_seconds": "speed/test seconds",
+}
+TEACHER_TAGS = {
+    "top1": "teachers/top-1",
+    "mean_entropy": "teachers/mean entropy",
+    "mean_weight": "teachers/mean weight",
+    "wrong_above_uniform": "teachers/wrong above uniform",
+}
 
 
 class RunError(UserError, RuntimeError):
@@ -57,13 +76,13 @@ class RunFolder:
         torch.save(dict(state), buffer)
         data = buffer.getbuffer()
         data[:_SEAL_BYTES] = _seal(data[_SEAL_BYTES:])
-        self._replace(self.checkpoint, data)
+        write_durably(self.checkpoint, [data])
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, if there is one.
+        """The checkpoint, if there is one.
 
         Raises:
-            RunError: if it is damaged, or was written before checkpoints had seals.
+            RunError: if it is damaged.
         """
         if not self.checkpoint.exists():
             return None
@@ -73,11 +92,6 @@ class RunFolder:
             state = torch.load(io.BytesIO(data[_SEAL_BYTES:]), map_location="cpu", weights_only=True) if sound else None
         except Exception as error:  # the unpickler raises many kinds, all of them for the same reason
             raise self.damaged_checkpoint() from error
-        if data[: len(_UNSEALED)] == _UNSEALED:
-            raise RunError(
-                f"{self.checkpoint} has no seal, which an older version did not write: finish the run with that "
-                "version, or remove the file to start the run anew"
-            )
         if not isinstance(state, dict) or type(state.get("epoch")) is not int or state["epoch"] < 1:
             raise self.damaged_checkpoint()
         return state
@@ -89,12 +103,12 @@ class RunFolder:
     def save_student(self, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write the finished network and what it needs to be used."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        data = save(plain, metadata={"demkd": json.dumps(facts)})
-        self._replace(self.student, data)
+        data = save(plain, metadata={"demkd": sealed_facts(facts, plain)})
+        write_durably(self.student, [data])
 
     def add_metrics(self, report: EpochReport) -> None:
         """Append an epoch's line, wholly or not at all, and bring it to the disk before the checkpoint comes there."""
-        line = (json.dumps(asdict(report)) + "\n").encode()
+        line = sealed_line(asdict(report), self.path)
         with disk_errors_in_words(self.metrics), self.metrics.open("ab", buffering=0) as file:
             end = os.fstat(file.fileno()).st_size
             try:
@@ -104,22 +118,22 @@ class RunFolder:
                 os.ftruncate(file.fileno(), end)
                 raise
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The epochs so far; a line that a kill cut short is left out.
+    def read_metrics(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """The epochs so far, or the first ones; a line that a kill cut short is left out.
 
         Raises:
-            RunError: if a line is none of ours.
+            RunError: if a line is none of ours, or not what was written.
         """
         if not self.metrics.exists():
             return []
-        lines = read_regular(self.metrics).split(b"\n")[:-1]
         try:
-            epochs: list[dict[str, Any]] = [dict(json.loads(line)) for line in lines]
-            sound = all(_is_metrics(line, epoch) for epoch, line in enumerate(epochs, start=1))
-        except (ValueError, TypeError, RecursionError):
-            sound = False
-        if not sound:
-            raise RunError(f"{self.metrics} is damaged: remove it and {self.checkpoint.name} to start the run anew")
+            epochs: list[dict[str, Any]] = [dict(line) for line in read_lines(self.path, limit)]
+            if not all(_is_metrics(line, epoch) for epoch, line in enumerate(epochs, start=1)):
+                raise ValueError("a line has no metrics")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunError(
+                f"{self.metrics} is damaged ({error}): remove it and {self.checkpoint.name} to start the run anew"
+            ) from error
         return epochs
 
     def cut_metrics(self, epochs: int) -> None:
@@ -128,27 +142,18 @@ class RunFolder:
         Raises:
             RunError: if an epoch of the checkpoint has no line.
         """
-        kept = self.read_metrics()[:epochs]
+        kept = self.read_metrics(epochs)
         if len(kept) < epochs:
             raise RunError(
                 f"{self.metrics} ends before the checkpoint, which is of epoch {epochs}: put it back, or remove "
                 f"{self.checkpoint.name} to start the run anew"
             )
-        self._replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        lines = read_regular(self.metrics).split(b"\n")[:epochs] if kept else []
+        write_durably(self.metrics, [b"".join(line + b"\n" for line in lines)])
 
-    def save_recipe(self, recipe: Recipe) -> None:
+    def save_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Write the run's choices, which `--recipe` reads."""
-        self._replace(self.recipe, recipe.to_toml().encode())
-
-    def _replace(self, target: Path, data: bytes | memoryview) -> None:
-        """Write beside the file, sync, then rename over it; a failing write leaves the file as it was."""
-        creating = target.with_name(target.name + ".creating")
-        with disk_errors_in_words(creating, remove=True):
-            creating.unlink(missing_ok=True)  # a pipe of that name would keep us waiting
-            with creating.open("wb", buffering=0) as file:
-                write_fully(file.fileno(), data, 0)
-                os.fsync(file.fileno())
-            replace_durably(creating, target)
+        write_durably(self.recipe, [recipe_text(recipe).encode()])
 
 
 def _seal(archive: memoryview) -> bytes:
@@ -157,16 +162,17 @@ def _seal(archive: memoryview) -> bytes:
 
 
 def _is_metrics(line: Mapping[str, Any], epoch: int) -> bool:
-    figures = [line.get(name) for name in ("test_top1", "test_top5", "seconds")]
+    split = best_split(line)
+    figures = [line.get(name) for name in (f"{split}_top1", f"{split}_top5", "seconds")]
     return line.get("epoch") == epoch and all(isinstance(figure, int | float) for figure in figures)
 
 
 @contextmanager
-def open_run(path: Path, recipe: Recipe) -> Iterator[RunFolder]:
-    """Create a run folder, or go on with one that was started with the same recipe; one process at a time.
+def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """Create a run folder, or resume one that was started with the same recipe; one process at a time.
 
     Raises:
-        RecipeError: if it was started with another recipe.
+        ConfigError: if it was started with another recipe.
         CacheBusyError: if another process is at it.
         CacheSpaceError: if the disk is full.
     """
@@ -175,9 +181,109 @@ def open_run(path: Path, recipe: Recipe) -> Iterator[RunFolder]:
     with exclusive(path / "run"):
         folder = RunFolder(path)
         if folder.recipe.exists():
-            require_same_recipe(recipe, folder.recipe)
+            check_same_recipe(recipe, folder.recipe)
         elif (path / "metrics.jsonl").exists():
             raise RunError(f"{path} has metrics but no recipe: choose another folder (`out`)")
         else:
             folder.save_recipe(recipe)
         yield folder
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as TOML; what is None is left out."""
+    return tomli_w.dumps({name: value for name, value in recipe.items() if value is not None})
+
+
+def flat_recipe(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Every choice by name; those of the augmentation by dotted names."""
+    views = {f"augmentation.{name}": value for name, value in dict(tables.get("augmentation", {})).items()}
+    return {**recipe_options({**tables, "online": False}), **views, **dict(tables.get("sources", {}))}
+
+
+def check_same_recipe(recipe: Mapping[str, Any], path: Path) -> None:
+    """Refuse to resume a run that was started with other choices.
+
+    Raises:
+        ConfigError: naming every choice that differs, with both values.
+    """
+    started, now = flat_recipe(read_recipe(path)), flat_recipe(tomllib.loads(recipe_text(recipe)))
+    different = [
+        f"{name} was {started.get(name, '(absent)')} and is {now.get(name, '(absent)')}"
+        for name in sorted(started.keys() | now.keys())
+        if started.get(name) != now.get(name)
+    ]
+    if len(different) == 1 and started.get("epochs") != now.get("epochs"):
+        raise ConfigError(
+            f"the run in {path.parent} has {started.get('epochs')} epochs, and its learning rates follow from that: to "
+            "train longer, start a run in another folder (`out`)"
+        )
+    if different:
+        raise ConfigError(
+            f"the run in {path.parent} was started differently: {'; '.join(different)}. "
+            "Choose another folder (`out`), or repeat what it was started with"
+        )
+
+
+class EventLog:
+    """TensorBoard's events: the metrics again. The first failure is one warning, and nothing is written after it.
+
+    With the package's record writer, and not its `SummaryWriter`, whose thread ends in tracebacks.
+    """
+
+    def __init__(self, folder: Path, *, warn: Callable[[str], None]) -> None:
+        self._file, self._recipe, self._warn = folder / EVENTS_FILE, folder / "recipe.toml", warn
+        found = importlib.util.find_spec("tensorboard")
+        self._writes = found is not None and found.origin is not None  # a folder of that name has no origin
+
+    def restart(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write the file anew, from the lines of metrics.jsonl."""
+        self._attempt(lines, anew=True)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Append an epoch that is in metrics.jsonl and in the checkpoint."""
+        self._attempt([line], anew=False)
+
+    def _attempt(self, lines: Sequence[Mapping[str, Any]], *, anew: bool) -> None:
+        if not self._writes:
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):  # some versions warn of their own imports
+                self._write(lines, anew=anew)
+        except Exception as error:  # whatever the package or the disk raises
+            self._writes = False
+            reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+            self._warn(
+                f"TensorBoard's events end here, in {self._file} ({reason}); the run goes on, metrics.jsonl has all "
+                "values, and calling the same command again writes the events anew"
+            )
+
+    def _write(self, lines: Sequence[Mapping[str, Any]], *, anew: bool) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        events: list[dict[str, Any]] = []
+        if anew:
+            # The recipe is written once, so the same epochs give the same bytes, and a running TensorBoard can read on.
+            self._clock = self._recipe.stat().st_mtime
+            if not self._file.is_file():
+                self._file.unlink(missing_ok=True)  # to open a pipe of that name would wait
+            events = [{"wall_time": self._clock, "file_version": "brain.Event:2"}]
+        for line in lines:
+            self._clock += line["seconds"] + line["test_seconds"]  # as of a run without pauses
+            values = [{"tag": tag, "simple_value": value} for tag, value in scalars(line).items()]
+            events.append({"wall_time": self._clock, "step": line["epoch"], "summary": {"value": values}})
+        with self._file.open("wb" if anew else "ab") as file:
+            for event in events:
+                RecordWriter(file).write(Event(**event).SerializeToString())
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The values of a line of metrics.jsonl by TensorBoard's tags."""
+    found = {tag: line.get(field) for field, tag in TAGS.items()}
+    found |= {f"loss/{term}": value for term, value in line["losses"].items()}
+    teachers = line.get("teachers")
+    if teachers:
+        found["teachers/effective number"] = teachers["effective_teachers"]
+        for field, tag in TEACHER_TAGS.items():
+            found |= {f"{tag}/{name}": value for name, value in zip(teachers["names"], teachers[field], strict=True)}
+    return {tag: float(value) for tag, value in found.items() if value is not None}

@@ -1,176 +1,305 @@
-"""Stage two: a student learns from cached teachers. Also its two relatives, live teachers and no teachers at all.
+"""Stage two: train a student from a cache; and its relatives, live teachers and labels alone.
 
-    cache     slot              -> K teachers' logits (N, C), memory-mapped; weights (K, N); records (N, R) of the views
-    losses    logits, weights   -> fused targets of the epoch
-    pipeline  a batch of indices -> views, labels, targets; the student's step; an epoch report
-
-N samples, C classes, K teachers, R integers of a view's record.
+SoftTargetLoader   the images of a batch, and what the teachers predict for them     targets.py
+Trainer            one epoch, one step                                               trainer.py
+fit                epochs, evaluation, checkpoints, the finished student             trainer.py
 """
 
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from demkd.cache import open_cache
-from demkd.dataset import ImageSource, ViewPolicy, ViewsError, resting_after, seeded
-from demkd.pipeline import defaults
-from demkd.pipeline.compute import Compute
-from demkd.pipeline.progress import Progress
-from demkd.pipeline.recipe import Recipe, Teaching, Training, TrainingOptions
-from demkd.pipeline.requests import DistillRequest, StudentRequest
-from demkd.pipeline.results import RunReport
-from demkd.pipeline.running import fit
-from demkd.pipeline.runs import open_run
-from demkd.pipeline.several_views import in_every_view, views_together
-from demkd.pipeline.target_source import (
-    LabelsOnly,
-    TargetSource,
-    independent_views,
+from demkd.config import (
+    CROP_PCT,
+    METHOD,
+    ConfigError,
+    ImageConfig,
+    MethodConfig,
+    TrainConfig,
+    check_names,
+    of_options,
+    recipe_options,
 )
-from demkd.pipeline.taught import TaughtBy, by_cache, by_live_teachers
-from demkd.pipeline.training import Trainer
-from demkd.pipeline.turns import Steps, to_the_end
+from demkd.dataset import (
+    AugmentationLike,
+    Data,
+    DataError,
+    ImageDataset,
+    as_dataset,
+    closing_workers,
+    has_validation,
+    seeds,
+    with_classes_of,
+)
+from demkd.pipeline.distributed import Compute, choose_compute, process_group
+from demkd.pipeline.methods import METHODS, choose_method, method_options
+from demkd.pipeline.optim import OptimizerLike, SchedulerLike
+from demkd.pipeline.progress import ConsoleProgress, Progress, SilentProgress
+from demkd.pipeline.results import Callback, RunReport
+from demkd.pipeline.runs import flat_recipe
+from demkd.pipeline.targets import SoftTargetLoader
+from demkd.pipeline.trainer import Trainer, fit
+from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers, class_name
+
+Folder = str | os.PathLike[str]
 
 
-def train(request: StudentRequest, compute: Compute, progress: Progress) -> RunReport:
-    """Supervised training on labels; see `train_in_steps`."""
-    with resting_after(request.train, request.test):
-        return to_the_end(train_in_steps(request, compute, progress))
+def train(network: str | nn.Module, *, train: Data, out: Folder, **options: Any) -> RunReport:
+    """Train a network on labels: a teacher, or a student's baseline. Arguments as `distill`'s, without a method."""
+    check_names(options, TrainConfig, also=_OTHERS)
+    return distill(network, train=train, out=out, method="ce", **options)
 
 
-def distill(request: DistillRequest, compute: Compute, progress: Progress) -> RunReport:
-    """Train a student as the method says; see `distill_in_steps`."""
-    with resting_after(request.train, request.test):
-        return to_the_end(distill_in_steps(request, compute, progress))
+def distill(
+    student: str | nn.Module,
+    *,
+    train: Data,
+    out: Folder,
+    test: Data | None = None,
+    validation: Data | None = None,
+    cache: Folder | None = None,
+    teachers: Sequence[str] = (),
+    live_teachers: Teachers = (),
+    method: str | MethodConfig = METHOD,
+    views: int | str | None = None,
+    view_seed: int | None = None,
+    hint_layer: ByTeacher[str] = None,
+    student_layer: str = "",
+    optimizer: str | OptimizerLike = TrainConfig.optimizer,
+    scheduler: SchedulerLike | None = None,
+    normalize: ByTeacher[NormalizeLike] = None,
+    input_size: ByTeacher[int] = None,
+    augment: AugmentationLike = None,
+    images: ImageConfig | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    callbacks: Sequence[Callback] = (),
+    progress: bool | Progress = True,
+    **options: Any,
+) -> RunReport:
+    """Train a student from a cache; no teacher is loaded.
 
-
-def train_in_steps(request: StudentRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
-    """Supervised training on labels, every epoch with independent views.
+    Args:
+        student: a network's name, or a module of your own, which is trained in place.
+        train: the images that the teachers were cached with.
+        out: the run folder; an unfinished run there is resumed.
+        test: evaluated after every epoch, or once at the end if there is validation; the test split of the same data
+            if `train` is a name.
+        validation: evaluated after every epoch; the validation split if `train` is a folder with one. The option
+            `validation_fraction` holds out a part of the training images instead.
+        cache: what `cache_teachers` wrote, or the URL of a folder that `pack` wrote.
+        teachers: some of the cache's, by name; all by default.
+        live_teachers: run these in every step instead of reading a cache.
+        method: a preset by name, or a configuration.
+        views: train on the first N views; "random" for independent views of live teachers.
+        view_seed: with live teachers, which views come first.
+        hint_layer: whose features a student matches, of all teachers or by name; their last maps by default.
+        student_layer: whose features are adapted to them; the last map by default.
+        optimizer: "sgd", "adamw", or a function of the parameters, whose learning rate is its own.
+        scheduler: a function of the optimizer, in place of `schedule`; it is stepped once an epoch.
+        normalize: mean and deviation of the student's input (and, by name, of live teachers); the data's by default.
+        input_size: of live teachers, of all or by name.
+        augment: the views: a name, an `AugmentConfig`, or an augmentation; the cache's, or the data's default.
+        images: how files are decoded.
+        callbacks: objects with the methods of `Callback`.
+        options: fields of `TrainConfig` and `MethodConfig`.
 
     Raises:
-        UserError: of any room; the run goes on when called again.
+        UserError: the same call resumes the run.
     """
-    policy = request.policy or request.train.default_policy
-    policy.require_pictures(request.train.sizes)
-    together = views_together(request.options)
-    run_seed = request.options.ordered_by
-    plans = [
-        independent_views(policy, request.train, run_seed=run_seed, place=place, together=together)
-        for place in range(together)
-    ]
-    recipe = Recipe(training=_training(request, policy, compute), teaching=None, sources=_digests(request.train))
-    source = in_every_view(lambda place: LabelsOnly(plans[place]), together)
-    return (yield from _run(request, recipe, _training_labels(request), source, compute, progress))
-
-
-def distill_in_steps(request: DistillRequest, compute: Compute, progress: Progress) -> Steps[RunReport]:
-    """Train a student as the method says.
-
-    Raises:
-        UserError: of any room; the run goes on when called again.
-    """
-    if request.method.loss == "dkd" and request.train.classes == 2:
-        progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
-    if request.method.standardise and request.train.classes == 2:
-        progress.warn(
-            "with two classes standardised logits say which is larger, and nothing else: the loss has no slope"
+    check_names(options, TrainConfig, MethodConfig)
+    chosen = choose_method(method, **method_options(options))
+    named = optimizer if isinstance(optimizer, str) else TrainConfig.optimizer
+    config = of_options(TrainConfig, {**options, "optimizer": named})
+    if test is None and not isinstance(train, str | Path):
+        raise ConfigError("`test` is missing: give the images that the student is evaluated on")
+    with _processes(device, precision, progress) as (compute, progress):
+        held = indices = None
+        if test is None and validation is None and isinstance(train, str | Path) and has_validation(str(train)):
+            validation = train
+        if config.validation_fraction:
+            if validation is not None:
+                raise ConfigError("`validation_fraction` is given, and there are validation images: leave it out")
+            source = as_dataset(train, split="train", called="train", images=images, progress=progress)
+            labels = source.labels.numpy()
+            held = seeds.validation_samples(labels, fraction=config.validation_fraction, seed=config.seed)
+            indices = np.delete(np.arange(len(labels)), held)
+        loader = SoftTargetLoader(
+            cache,
+            train if held is None else source,
+            method=chosen,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            teachers=teachers,
+            views=views,
+            hint_layer=hint_layer,
+            normalize=normalize,
+            size=config.size,
+            label_noise=config.label_noise,
+            rank=compute.world.rank,
+            world_size=compute.world.size,
+            indices=indices,
+            images=images,
+            live_teachers=live_teachers,
+            input_size=input_size,
+            augment=augment,
+            view_seed=view_seed,
+            compute=compute,
+            progress=progress,
         )
-    if request.cache is None:
-        return (yield from _distill(request, by_live_teachers(request, compute), compute, progress))
-    with open_cache(request.cache, request.teachers or None) as cache:
-        return (yield from _distill(request, by_cache(request, cache, compute), compute, progress))
-
-
-def _distill(request: DistillRequest, taught: TaughtBy, compute: Compute, progress: Progress) -> Steps[RunReport]:
-    """What cached and live teachers have in common."""
-    labels = _training_labels(request)
-    on_device = labels.to(compute.device)
-
-    def source_of(place: int) -> TargetSource:
-        if request.method.needs_teachers:
-            return taught.answers(on_device, place)
-        return LabelsOnly(taught.plan(place))
-
-    source = in_every_view(source_of, taught.together)
-    return (yield from _run(request, _recipe(request, taught, compute), labels, source, compute, progress))
-
-
-def _recipe(request: DistillRequest, taught: TaughtBy, compute: Compute) -> Recipe:
-    return Recipe(
-        training=_training(request, taught.policy, compute),
-        teaching=Teaching(
-            method=request.method,
-            teachers=taught.names if request.method.needs_teachers else (),
-            online=bool(request.live_teachers),
-            views=taught.views,
-            view_seed=taught.view_seed,
-            hint_layer=tuple(f"{name}={layer}" for name, layer in taught.hint_layers.items()),
-            student_layer=request.student_layer,
-        ),
-        sources={**_digests(request.train), **taught.digests},
-    )
-
-
-def _training(request: StudentRequest, policy: ViewPolicy, compute: Compute) -> Training:
-    """The options with everything resolved that depends on the data and the machine."""
-    normalisation = request.normalise.get("") or request.train.usual_normalisation()
-    size, crop_ratio = _input_of(request.options, policy)
-    return Training(
-        **{**asdict(request.options), "size": size, "crop_ratio": crop_ratio},
-        precision=compute.precision,
-        mean=normalisation.mean,
-        std=normalisation.std,
-        view_policy=policy.facts(),
-    )
-
-
-def _input_of(options: TrainingOptions, policy: ViewPolicy) -> tuple[int | None, float | None]:
-    """The side of the student's input and its evaluation's crop; none where views keep the pictures' size."""
-    size = policy.side_for(options.size)
-    if size is None and (options.size or options.crop_ratio):
-        option = "size" if options.size else "crop_ratio"
-        raise ViewsError(
-            f"`{option}` is of `view=resized-crop`, and these views keep the pictures' own size: leave it out"
+        called = "train" if test is None else "test"
+        tested = as_dataset(
+            train if test is None else test, split="test", called=called, images=images, progress=progress
         )
-    return size, None if size is None else options.crop_ratio or defaults.CROP_RATIO
+        tested = with_classes_of(loader.dataset, tested)
+        validated: tuple[ImageDataset, Tensor] | None = None
+        if held is not None:
+            if loader.augmentation.mixes:
+                raise ConfigError("`validation_fraction` with `mix` would train on held-out images: leave one out")
+            validated = loader.dataset, torch.from_numpy(held)
+        elif validation is not None:
+            other = as_dataset(validation, split="validation", called="validation", images=images, progress=progress)
+            other = with_classes_of(loader.dataset, other)
+            validated = other, torch.arange(len(other))
+        if loader.size is None and config.crop_pct:
+            raise DataError("`crop_pct` needs `view=resized-crop`: these views keep the images' own size")
+        if loader.size is not None:
+            config = of_options(TrainConfig, {**asdict(config), "crop_pct": config.crop_pct or CROP_PCT})
+        _warn_of_two_classes(chosen, loader.dataset.classes, progress)
+        trainer = Trainer(
+            student,
+            loader,
+            config,
+            compute,
+            name=student if isinstance(student, str) else class_name(student),
+            student_layer=student_layer,
+            optimizer=None if isinstance(optimizer, str) else optimizer,
+            scheduler=scheduler,
+        )
+        recipe = _recipe(
+            train, loader, config, trainer, compute, student_layer=student_layer, online=bool(live_teachers)
+        )
+        if validated and held is None:  # other validation images would choose another best epoch
+            recipe["sources"] |= {f"validation_{name}": value for name, value in _digests(validated[0]).items()}
+        shown = {**recipe_options(recipe), "device": compute.device}
+        usual = {**asdict(TrainConfig()), **asdict(METHODS.get(chosen.name, chosen)), "online": False, "view_seed": 0}
+        always = ("seed", "epochs", "batch_size", "learning_rate")
+        progress.settings(
+            {
+                name: value
+                for name, value in shown.items()
+                if value not in (None, "", (), []) and (name in always or value != usual.get(name))
+            }
+        )
+        choices = {name: str(value) for name, value in flat_recipe(recipe).items()}
+        compute.world.check_same({**choices, **{f"test_{name}": value for name, value in _digests(tested).items()}})
+        with closing_workers(loader.dataset, tested, *(validated or ())[:1]):
+            return fit(trainer, tested, validated, Path(out), recipe, compute, progress, callbacks)
 
 
-def _training_labels(request: StudentRequest) -> Tensor:
-    """What the student, and whatever looks at labels, is told: (N,). The cached answers never saw a label."""
-    noisy = seeded.noisy_labels(
-        request.train.labels.numpy(),
-        share=request.options.label_noise,
-        classes=request.train.classes,
-        seed=request.options.seed,
-    )
-    return torch.from_numpy(noisy)
+_OTHERS = (
+    "test", "validation", "optimizer", "scheduler", "normalize", "augment", "images", "device", "precision",
+    "callbacks", "progress",
+)  # fmt: skip
 
 
-def _digests(source: ImageSource) -> dict[str, str]:
-    return {name: str(value) for name, value in source.facts().items() if name.endswith("_sha256")}
-
-
-def _run(
-    request: StudentRequest,
-    recipe: Recipe,
-    labels: Tensor,
-    target_source: TargetSource,
+def _recipe(
+    train: Data,
+    loader: SoftTargetLoader,
+    config: TrainConfig,
+    trainer: Trainer,
     compute: Compute,
-    progress: Progress,
-) -> Steps[RunReport]:
-    trainer = Trainer(
-        recipe,
-        request.train,
-        labels,
-        target_source,
-        compute,
-        student=request.student,
-        own=request.own,
-    )
-    test = request.test
-    choices = {name: str(value) for name, value in trainer.recipe.choices().items()}
-    compute.world.require_same({**choices, **{f"test_{name}": value for name, value in _digests(test).items()}})
-    with open_run(request.folder, trainer.recipe) if compute.world.is_first else nullcontext() as run:
-        return (yield from fit(trainer, run, test, compute, progress, request.callbacks if run else ()))
+    *,
+    student_layer: str,
+    online: bool,
+) -> dict[str, Any]:
+    """Everything that decides the numbers of a run: what `--recipe` repeats, and a resumed run compares."""
+    method, normalization, facts = loader.method, loader.normalization, loader.augmentation.to_dict()
+    teaching = {
+        "method": method.name,
+        **{name: value for name, value in asdict(method).items() if name != "name"},
+        "teachers": list(loader.teachers) if method.needs_teachers else [],
+        "online": online,
+        "views": loader.num_views,
+        "view_seed": loader.view_seed,
+        "hint_layer": [f"{name}={layer}" for name, layer in loader.hint_layers.items()],
+        "student_layer": student_layer,
+    }
+    taught = online or loader.cache is not None
+    return {
+        "data": str(train) if isinstance(train, str | Path) else f"a {type(train).__name__}",
+        "student" if taught else "network": trainer.name,
+        **asdict(config),
+        "size": loader.size,
+        **trainer.resolved,
+        "precision": compute.precision,
+        "normalize": [f"{_joined(normalization.mean)}/{_joined(normalization.std)}"],
+        **(teaching if taught else {}),
+        **augment_options(facts),
+        "augmentation": facts,
+        "sources": {**_digests(loader.dataset), **loader.fingerprints},
+    }
+
+
+def augment_options(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `AugmentConfig` that choose an augmentation; none for crop and flip."""
+    name, base = str(facts.get("policy")), facts.get("base")
+    if name in ("mixup", "cutmix") and isinstance(base, Mapping):
+        return {**augment_options(base), "mix": name, "mix_alpha": facts.get("alpha")}
+    if name == "randaugment" and isinstance(base, Mapping):
+        numbers = {
+            "randaugment_ops": facts.get("num_ops"),
+            "magnitude": facts.get("magnitude"),
+            "strong_every": facts.get("strong_every", 1),
+        }
+        return {**augment_options(base), "view": f"{base.get('policy')}+{name}", **numbers}
+    if name == "resized-crop":
+        return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}}
+    return {}
+
+
+def _joined(values: Sequence[float]) -> str:
+    return ",".join(map(str, values))
+
+
+def _digests(source: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in source.provenance().items() if name.endswith("_sha256")}
+
+
+def _warn_of_two_classes(method: MethodConfig, classes: int, progress: Progress) -> None:
+    if method.loss == "dkd" and classes == 2:
+        progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
+    if method.standardize and classes == 2:
+        progress.warn(
+            "with two classes, standardized logits say which is larger, and nothing else: no gradient is left"
+        )
+    if method.loss in ("dist", "rank") and classes == 2:
+        progress.warn(
+            "with two classes, the correlation over the classes is 1 or -1: that part of the loss has no gradient"
+        )
+
+
+@contextmanager
+def _processes(device: str, precision: str, progress: bool | Progress) -> Iterator[tuple[Compute, Progress]]:
+    """The device, with the other processes that torchrun started; the user's random state is restored at the end.
+
+    Training seeds PyTorch's generators in every epoch; the user's own random numbers must not depend on that.
+    """
+    cpu, benchmark = torch.get_rng_state(), torch.backends.cudnn.benchmark
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        with process_group(choose_compute(device=device, precision=precision)) as compute:
+            shown = ConsoleProgress(quiet=not progress) if isinstance(progress, bool) else progress
+            yield compute, shown if compute.world.is_rank_zero else SilentProgress()
+    finally:
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,39 +1,45 @@
-"""One pass over a cache: every entropy, prediction and weight is read once, checked, and added up by sample.
+"""Statistics of a cache and of paired runs, with NumPy and SciPy; no network, no training.
 
-Summaries, classes and listings are made from what the pass found. NumPy only; logits are not read here.
-K teachers, V slots, N samples, C classes.
+K teachers, V views, N samples, C classes.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache import Cache, CacheDamagedError
+from demkd.report.table import ReportError
 
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 
-_ROUNDING = 1e-6  # equal weights are 1 / K up to this, and nobody is trusted more than another
+LEVEL = 0.05
+POINT = 0.01  # of top-1
+_POWER = 0.8
+_MOST_PAIRS = 8192
+_ROUNDING = 1e-6  # equal weights are 1 / K up to this
+_ROWS = 4096  # in memory at once
+SCORES = ("cross-entropy", "margin", "certainty", "disagreement", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheStatistics:
-    """What all teachers said about all samples; entropies in nats, shares in 0..1.
+    """Means by sample over the views; entropies in nats, accuracies as fractions.
 
     Attributes:
-        entropy, prediction: for each teacher its V by_slot (N,), mapped and checked.
-        weights: (K, V, N), or None where none were precomputed for these teachers; so are the others made from it.
-        mean_entropy: (K, N), over the slots.
-        top1: (K, N), the share of slots in which the teacher is right.
-        mean_weight: (K, N), over the slots.
-        wrong_and_trusted: (K, N), the share of slots in which the teacher is wrong and weighs more than 1 / K.
-        misplaced_trust: (K, N), how far the teacher weighs above 1 / K where it is wrong (else 0), over the slots.
-        same_top1: (K, K), the share of all views in which two teachers predict the same class.
-        disagreement: (N,), the share of slots and pairs of teachers with different predictions; None for one teacher.
+        entropy, prediction: for each teacher V arrays (N,), mapped and checked.
+        weights: (K, V, N), or None where none were computed for these teachers; then all made from it are NaN.
+        mean_entropy, top1, mean_weight: (K, N).
+        wrong_above_uniform: (K, N), the fraction of views in which the teacher is wrong and weighs more than 1 / K.
+        excess_weight: (K, N), by how much the teacher weighs more than 1 / K where it is wrong, else 0.
+        same_top1: (K, K), the fraction of all views in which two teachers predict the same class.
+        disagreement: (N,), the fraction of views and pairs of teachers with different predictions; NaN for K = 1.
     """
 
     cache: Cache
@@ -42,86 +48,226 @@ class CacheStatistics:
     weights: NDArray[np.float32] | None
     mean_entropy: Numbers
     top1: Numbers
-    mean_weight: Numbers | None
-    wrong_and_trusted: Numbers | None
-    misplaced_trust: Numbers | None
+    mean_weight: Numbers
+    wrong_above_uniform: Numbers
+    excess_weight: Numbers
     same_top1: Numbers
-    disagreement: Numbers | None
+    disagreement: Numbers
 
 
 def read_statistics(cache: Cache) -> CacheStatistics:
-    """Read all entropies, predictions and weights of a cache.
-
-    Memory is a few arrays (K, N): by_slot are mapped, and added up one after the other.
+    """Read all entropies, predictions and weights of a cache once; memory is a few arrays (K, N).
 
     Raises:
-        CacheDamagedError: if a block is not what its checksum says, or predicts a class that there is not.
+        CacheDamagedError: if a checksum does not match, or a predicted class does not exist.
     """
-    entropy = _by_slot(cache, "entropy")
-    prediction = _by_slot(cache, "prediction")
-    for teacher, by_slot in zip(cache.teachers, prediction, strict=True):
-        if max(int(answers.max()) for answers in by_slot) >= cache.classes:
+    entropy, prediction = (
+        [[teacher.read(name, view) for view in range(cache.num_views)] for teacher in cache.teachers]
+        for name in ("entropy", "prediction")
+    )
+    for teacher, views in zip(cache.teachers, prediction, strict=True):
+        if max(int(classes.max()) for classes in views) >= cache.classes:
             raise CacheDamagedError(
                 f"{teacher.path} predicts classes above {cache.classes - 1}: remove it and make it again"
             )
-    labels = cache.labels
+    count = len(cache.teachers)
     weights = None if cache.teacher_weights is None else cache.teacher_weights.values[:, : cache.num_views]
-    trusted, misplaced = (None, None) if weights is None else _trust_in_wrong(prediction, labels, weights)
-    same_top1, disagreement = _compare(prediction)
+    mean_entropy, top1, mean_weight, often, excess = np.zeros((5, count, cache.samples))
+    same_top1 = np.eye(count) * cache.num_views * cache.samples
+    agreement = np.zeros(cache.samples, np.int64)  # counts, so that equals are equal whatever the order of the pairs
+    pairs = list(itertools.combinations(range(count), 2))
+    for view in range(cache.num_views):
+        predicted = np.stack([views[view] for views in prediction])
+        wrong = predicted != cache.labels
+        mean_entropy += np.stack([views[view] for views in entropy])
+        top1 += ~wrong
+        if weights is not None:
+            weight = weights[:, view]
+            above = wrong & (weight > 1 / count + _ROUNDING)
+            mean_weight += weight
+            often += above
+            excess += above * (weight - 1 / count)
+        for i, j in pairs:
+            same = predicted[i] == predicted[j]
+            same_top1[[i, j], [j, i]] += same.sum()
+            agreement += same
+    for total in (mean_entropy, top1, mean_weight, often, excess):
+        total /= cache.num_views
+    if weights is None:
+        mean_weight = often = excess = np.full((count, cache.samples), np.nan)
     return CacheStatistics(
         cache=cache,
         entropy=entropy,
         prediction=prediction,
         weights=weights,
-        mean_entropy=np.stack([_mean(by_slot) for by_slot in entropy]),
-        top1=np.stack([_mean(answers == labels for answers in by_slot) for by_slot in prediction]),
-        mean_weight=None if weights is None else np.stack([_mean(of_teacher) for of_teacher in weights]),
-        wrong_and_trusted=trusted,
-        misplaced_trust=misplaced,
-        same_top1=same_top1,
-        disagreement=disagreement,
+        mean_entropy=mean_entropy,
+        top1=top1,
+        mean_weight=mean_weight,
+        wrong_above_uniform=often,
+        excess_weight=excess,
+        same_top1=same_top1 / (cache.num_views * cache.samples),
+        disagreement=1 - agreement / (cache.num_views * len(pairs)) if pairs else np.full(cache.samples, np.nan),
     )
 
 
-def _by_slot(cache: Cache, name: str) -> list[list[Array]]:
-    return [[teacher.read(name, slot) for slot in range(cache.num_views)] for teacher in cache.teachers]
+def by_class(statistics: CacheStatistics, values: Numbers) -> Numbers:
+    """Means (K, C) over the samples of each class of values (K, N); NaN for a class without samples."""
+    labels, classes = statistics.cache.labels, statistics.cache.classes
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.stack([np.bincount(labels, weights=row, minlength=classes) for row in values])
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _mean(by_slot: Iterable[Array]) -> Numbers:
-    """The mean (N,) of by_slot (N,), added up in float64."""
-    total: Any = 0.0
-    count = 0
-    for answers in by_slot:
-        total = np.add(total, answers, dtype=np.float64)
-        count += 1
-    return np.asarray(total / count)
+def rank_correlation(values: Numbers) -> Numbers:
+    """Spearman's correlation (K, K) of values (K, N); NaN where all values of a row are equal.
+
+    As `scipy.stats.spearmanr`: `inspect` does not need SciPy, which takes a second to import.
+    """
+    ranks = []
+    for row in values:
+        _, places, counts = np.unique(row, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])  # equal values share the mean of their ranks
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.atleast_2d(np.corrcoef(np.stack(ranks)))
 
 
-def _trust_in_wrong(
-    prediction: Sequence[Sequence[Array]], labels: NDArray[np.int64], weights: NDArray[np.float32]
-) -> tuple[Numbers, Numbers]:
-    """How often, and how far, a teacher weighs above 1 / K where it is wrong: (K, N) each."""
-    share = 1 / len(weights)
-    often, far = [], []
-    for by_slot, of_teacher in zip(prediction, weights, strict=True):
-        trusted = [
-            (said != labels) & (weight > share + _ROUNDING) for said, weight in zip(by_slot, of_teacher, strict=True)
-        ]
-        often.append(_mean(trusted))
-        far.append(_mean(flags * (weight - share) for flags, weight in zip(trusted, of_teacher, strict=True)))
-    return np.stack(often), np.stack(far)
+def histogram(views: Iterable[Array], bins: int, highest: float) -> Array:
+    """Counts of the values of all views in equal bins from 0 to `highest`."""
+    counts = np.zeros(bins, np.int64)
+    for values in views:
+        inside = np.minimum(values.astype(np.float64), highest)  # float32's ln C may be above ln C
+        counts += np.histogram(inside, bins, (0.0, highest))[0]
+    return counts
 
 
-def _compare(prediction: Sequence[Sequence[Array]]) -> tuple[Numbers, Numbers | None]:
-    """How often teachers predict the same: by pair (K, K), and how often they do not, by sample (N,)."""
-    teachers, slots, samples = len(prediction), len(prediction[0]), len(prediction[0][0])
-    by_pair = np.eye(teachers)
-    by_sample = np.zeros(samples, np.int64)  # counts, so that equals are equal whatever the order of the pairs
-    pairs = list(itertools.combinations(range(teachers), 2))
-    for one, other in pairs:
-        same = np.zeros(samples, np.int64)
-        for mine, theirs in zip(prediction[one], prediction[other], strict=True):
-            same += mine == theirs
-        by_pair[one, other] = by_pair[other, one] = same.sum() / (slots * samples)
-        by_sample += same
-    return by_pair, 1 - by_sample / (slots * len(pairs)) if pairs else None
+def label_scores(cache: Cache, score: str = "cross-entropy", *, labels: NDArray[np.int64] | None = None) -> Numbers:
+    """A score (N,) of every label, the mean over all teachers and views; higher for a less likely label y.
+
+    Args:
+        score: "cross-entropy" is -ln p_y, in nats; "margin" is p_c - p_y of the most probable other class c, in -1..1,
+            confident learning's margin (Northcutt et al. 2021); "certainty" is the largest probability where it is
+            another class's, else 0; "disagreement" is 1 where another class is predicted, else 0; "entropy", in nats,
+            is for comparison, because it does not use the label.
+        labels: (N,), instead of the cache's own.
+
+    Raises:
+        ReportError: if there is no such score.
+        CacheMissingError: if the cache does not give probabilities at temperature 1.
+    """
+    if score not in SCORES:
+        raise ReportError(f"there is no `score={score}`: choose {', '.join(SCORES)}")
+    for teacher in cache.teachers:
+        teacher.check_softmax()
+    judged = cache.labels if labels is None else labels
+    total = np.zeros(cache.samples)
+    for view in range(cache.num_views):
+        cache.check_logits(view, temperatures=())
+        for start in range(0, cache.samples, _ROWS):
+            rows = slice(start, min(start + _ROWS, cache.samples))
+            for teacher in cache.teachers:
+                logits = teacher.logits(view, rows, temperature=1.0)
+                total[rows] += _score(score, log_softmax(logits), judged[rows, None])
+    return total / (cache.num_views * len(cache.teachers))
+
+
+def _score(score: str, log_p: Numbers, labels: NDArray[np.int64]) -> Array:
+    """A score (B,) of labels (B, 1) by log-probabilities (B, C)."""
+    of_label = np.take_along_axis(log_p, labels, axis=1)[:, 0]
+    wrong = log_p.argmax(1) != labels[:, 0]
+    if score == "cross-entropy":
+        return np.asarray(-of_label)
+    if score == "margin":
+        others = log_p.copy()
+        np.put_along_axis(others, labels, -np.inf, axis=1)
+        return np.asarray(np.exp(others.max(1)) - np.exp(of_label))
+    if score == "certainty":
+        return np.asarray(wrong * np.exp(log_p.max(1)))
+    return np.asarray(wrong if score == "disagreement" else -(np.exp(log_p) * log_p).sum(1))
+
+
+def log_softmax(logits: Array) -> Numbers:
+    """Log-probabilities (B, C), float64."""
+    shifted: Numbers = logits.astype(np.float64) - logits.max(1, keepdims=True).astype(np.float64)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
+    """The difference of two groups of runs over the seeds that both have: the two-sided paired t-test.
+
+    Returns:
+        pairs: n; difference: their mean; and with two pairs or more low, high: its 95 % interval; p; detectable: half
+        of the interval, the smallest difference that n pairs can detect; seeds_for_a_point: see `pairs_needed`;
+        deviation: the sample standard deviation of the differences.
+
+    Raises:
+        ReportError: if SciPy is missing.
+    """
+    differences = np.array([value - baseline[seed] for seed, value in values.items() if seed in baseline])
+    found: dict[str, Any] = {"pairs": len(differences)}
+    if len(differences):
+        found["difference"] = float(differences.mean())
+    if len(differences) > 1:
+        deviation = float(differences.std(ddof=1))
+        low, high = interval(found["difference"], deviation, len(differences), LEVEL)
+        p = 1.0 if found["difference"] == 0 else 0.0
+        if deviation > 0:
+            p = float(_scipy_stats().ttest_1samp(differences, 0).pvalue)
+        found |= {"low": low, "high": high, "p": p, "detectable": (high - low) / 2}
+        found |= {"seeds_for_a_point": pairs_needed(deviation), "deviation": deviation}
+    return found
+
+
+def interval(mean: float, deviation: float, count: int, level: float) -> tuple[float, float]:
+    """The two-sided 1 - level confidence interval of a mean of `count` differences; SciPy's is NaN for deviation 0."""
+    half = float(_scipy_stats().t.ppf(1 - level / 2, count - 1)) * deviation / sqrt(count)
+    return mean - half, mean + half
+
+
+def holm(differences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add p-values and intervals that are corrected for all comparisons (Holm 1979): holm_p, holm_low, holm_high.
+
+    The interval excludes 0 exactly where Holm's procedure at 5 % finds a difference. The family is all differences
+    that have a p-value.
+    """
+    found = [dict(difference) for difference in differences]
+    family = sorted((difference for difference in found if "p" in difference), key=lambda difference: difference["p"])
+    largest, level, rejects = 0.0, LEVEL, True
+    for rank, difference in enumerate(family):
+        left = len(family) - rank
+        largest = max(largest, min(1.0, left * difference["p"]))
+        if rejects:  # from the first that is not rejected on, the level stays
+            level = LEVEL / left
+            rejects = difference["p"] <= level
+        low, high = interval(difference["difference"], difference["deviation"], difference["pairs"], level)
+        difference |= {"holm_p": largest, "holm_low": low, "holm_high": high}
+    return found
+
+
+def pairs_needed(deviation: float, *, difference: float = POINT) -> int | None:
+    """The least n >= 2 whose two-sided paired t-test at 5 % has power 80 % for a difference; None above 8,192."""
+    if deviation == 0:
+        return 2
+    counts = range(2, _MOST_PAIRS + 1)
+    place = bisect_left(counts, _POWER, key=lambda count: power(count, deviation, difference))
+    return counts[place] if place < len(counts) else None
+
+
+def power(count: int, deviation: float, difference: float) -> float:
+    """Power of the two-sided paired t-test with `count` pairs.
+
+    The mean of the normal tails over the sample deviation, whose distribution is chi, at 10,000 quantiles: SciPy's
+    noncentral t distribution gives the same number, but NaN at small deviations in some releases.
+    """
+    stats = _scipy_stats()
+    freedom, shift = count - 1, difference * sqrt(count) / deviation
+    critical = stats.t.ppf(1 - LEVEL / 2, freedom) / sqrt(freedom)
+    chi = stats.chi.ppf((np.arange(10_000) + 0.5) / 10_000, freedom)
+    return float(np.mean(stats.norm.cdf(shift - critical * chi) + stats.norm.cdf(-shift - critical * chi)))
+
+
+def _scipy_stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError:
+        raise ReportError("intervals need scipy: pip install 'demkd[report]' installs it") from None
+    return stats

@@ -2,11 +2,10 @@
 
 Known layouts: a bare state dict; one under `model`, `state_dict` or `net`, with whatever else the training code put
 beside it (RepDistiller, mdistiller, CA-MKD); names with `module.` in front, from data-parallel training; safetensors;
-and the run folders of this project, whose weights also know their network, classes and normalisation. A checkpoint is
-always read whole or not at all, by PyTorch's restricted unpickler, which builds tensors and plain containers only.
+and the run folders of this project, whose weights are stored with network, classes and normalization. A checkpoint is
+read whole or not at all, by PyTorch's restricted unpickler, which builds tensors and plain containers only.
 """
 
-import contextlib
 import hashlib
 import json
 import pickle
@@ -14,7 +13,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from demkd.teachers.errors import CheckpointError
+from demkd.errors import UserError
 
 STUDENT_FILE = "student.safetensors"
+_RUN_STATE_FILE = "checkpoint.pt"
 _WRAPPERS = ("model", "state_dict", "net")
-_CLASS_NAMES = ("class_names", "classes")
-_COUNTER = ".num_batches_tracked"
 _LARGEST_FIGURE = 1_000_000  # of a mean or a standard deviation; no NaN is below it
 _SHOWN = 4
 _SHOWN_LENGTH = 80
@@ -37,19 +35,22 @@ _LEGACY_PICKLES = 5  # a file of PyTorch before 1.6 is so many pickles, then the
 _NUMPY_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 
 
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be read safely, or is of another network."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A network's weights and what their file says of them.
+    """A network's weights by name, and what their file says of them.
 
     Attributes:
-        state: tensor by name.
-        facts: what a file of this project knows: network, class_names, mean, std. Of other files, class_names
-            if they have them.
+        metadata: of a file of this project: network, class_names, mean, std, input_size, crop_pct, interpolation. Of
+            other files, class_names if they have them.
     """
 
     path: Path
     state: Mapping[str, Tensor]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -62,9 +63,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not file.is_file():
         what = f"{path} has no {STUDENT_FILE}: the run is not finished" if path.is_dir() else f"there is no file {path}"
         raise CheckpointError(f"{what}; give a checkpoint file or a finished run folder")
+    if file.name == _RUN_STATE_FILE and (file.parent / "metrics.jsonl").is_file():
+        raise CheckpointError(f"{file} holds the state to resume a run: give the run folder, {file.parent}")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
-    return _checkpoint(file, _unpickle_weights(file))
+    content, metadata = _unpickle(file), {}
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            names = _class_names(content)
+            metadata = {"class_names": names} if names else {}
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"{file} holds no state dict, neither bare nor under {', '.join(_WRAPPERS)}: give a checkpoint with one"
+        )
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{file} holds no state dict, because {_short(str(name))} is a {type(value).__name__} and no tensor: "
+                f"put the tensors alone under one of {', '.join(_WRAPPERS)}"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "quantized" if value.is_quantized else "without numbers (meta)" if value.is_meta else "sparse"
+            raise CheckpointError(f"the tensor {_short(str(name))} of {file} is {kind}: save dense tensors")
+    return Checkpoint(path=file, state=_without_prefix(content), metadata=metadata)
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
@@ -75,88 +98,89 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
     """
     expected = network.state_dict()
     # PyTorch before 0.4.1 did not count batches, and nothing here depends on the count.
-    counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
-    found = {**counters, **checkpoint.state}
-    differences = list(_differences(expected, found))
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith(".num_batches_tracked")}
+    state = {**counters, **checkpoint.state}
+    # Other shapes first, because they are the best hint; in the network's order.
+    differences = [
+        f"{name} is {_shape(state[name])} instead of {_shape(tensor)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    differences += [f"{name} is missing" for name in expected if name not in state]
+    differences += [f"{_short(name)} is left over" for name in state if name not in expected]
     if differences:
-        shown = "; ".join(differences[:_SHOWN])
         more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise CheckpointError(
-            f"{checkpoint.path} does not fit the network: {shown}{more}: "
+            f"{checkpoint.path} does not fit the network: {'; '.join(differences[:_SHOWN])}{more}: "
             "name the network and the data set that it was trained with"
         )
-    network.load_state_dict(found)
+    network.load_state_dict(state)
 
 
 def trained_classes(network: nn.Module, checkpoint: Checkpoint, *, classes: int) -> int:
-    """For how many classes a checkpoint was trained, read off its tensors; `classes`, the network's, if they agree.
+    """The number of classes that a checkpoint was trained for; `classes`, the network's, if its tensors do not show it.
 
-    They disagree in nothing but the classes if every tensor of another shape is as long as there are classes, there
-    and here, and equal in all other dimensions.
+    They do if all tensors with another shape differ in their first dimension only, from C to one other number.
     """
-    expected, found = network.state_dict(), checkpoint.state
-    pairs = [(expected[name].shape, found[name].shape) for name in expected.keys() & found.keys()]
+    expected, state = network.state_dict(), checkpoint.state
+    pairs = [(expected[name].shape, state[name].shape) for name in expected.keys() & state.keys()]
     different = [(own, other) for own, other in pairs if own != other]
-    if any(len(own) == 0 or own[:1] != (classes,) or own[1:] != other[1:] for own, other in different):
+    counts = {other[:1] for _, other in different}
+    if len(counts) != 1 or () in counts or any((classes, *other[1:]) != own for own, other in different):
         return classes
-    counts = {other[0] for _, other in different}
-    return counts.pop() if len(counts) == 1 else classes
+    return int(counts.pop()[0])
 
 
 def state_sha256(network: nn.Module) -> str:
     """Digest of a network's tensors: names, types, shapes and bytes, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    return _digest(network.state_dict())
+
+
+def sealed_facts(facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """The metadata of a file of safetensors as JSON: facts, and a digest of them and of the tensors."""
+    return json.dumps({**facts, "sha256": _digest(state, json.dumps(facts, sort_keys=True))})
+
+
+def _digest(state: Mapping[str, Tensor], facts: str = "") -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    """Other shapes first, because they tell the most; in the network's order."""
-    for name in expected:
-        if name in found and found[name].shape != expected[name].shape:
-            yield f"{name} is {_shape_text(found[name])} instead of {_shape_text(expected[name])}"
-    for name in expected:
-        if name not in found:
-            yield f"{name} is missing"
-    for name in found:
-        if name not in expected:
-            yield f"{_short(name)} is left over"
-
-
 def _read_safetensors(file: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as tensors:
-            metadata = tensors.metadata() or {}
+            text = (tensors.metadata() or {}).get("demkd", "{}")
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): get it again") from error
-    return Checkpoint(path=file, state=_without_prefix(state), facts=_facts(file, metadata.get("demkd", "{}")))
-
-
-def _facts(file: Path, text: str) -> dict[str, Any]:
-    """What a file of this project says of its network."""
     checks: dict[str, Callable[[Any], bool]] = {
         "network": lambda value: isinstance(value, str),
         "class_names": _are_names,
         "mean": _are_figures,
         "std": lambda value: _are_figures(value) and min(value) > 0,
         "input_size": lambda value: value is None or (type(value) is int and 1 <= value <= 4096),
-        "crop_ratio": lambda value: value is None or (isinstance(value, int | float) and 0 < value <= 1),
+        "crop_pct": lambda value: value is None or (isinstance(value, int | float) and 0 < value <= 1),
         "interpolation": lambda value: isinstance(value, str),
     }
     try:
-        facts = dict(json.loads(text))
+        metadata = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"the metadata of {file} cannot be read ({error}): get it again") from error
-    for name, is_right in checks.items():
-        if name in facts and not is_right(facts[name]):
+    sha256 = metadata.pop("sha256", None)  # earlier versions, and other software, write none
+    if sha256 is not None and sha256 != _digest(state, json.dumps(metadata, sort_keys=True)):
+        raise CheckpointError(f"{file} was changed after it was written, its digest says: get it again")
+    if "crop_ratio" in metadata:  # its name in earlier versions
+        metadata.setdefault("crop_pct", metadata.pop("crop_ratio"))
+    for name, is_valid in checks.items():
+        if name in metadata and not is_valid(metadata[name]):
             raise CheckpointError(f"the metadata of {file} has a strange {name}: get it again")
-    if ("mean" in facts) != ("std" in facts):
-        raise CheckpointError(f"the metadata of {file} have half a normalisation: get it again")
-    return facts
+    if ("mean" in metadata) != ("std" in metadata):
+        raise CheckpointError(f"the metadata of {file} has half a normalization: get it again")
+    return Checkpoint(path=file, state=_without_prefix(state), metadata=metadata)
 
 
 def _are_names(value: Any) -> bool:
@@ -171,33 +195,31 @@ def _are_figures(value: Any) -> bool:
     )
 
 
-def _unpickle_weights(file: Path) -> Any:
-    """PyTorch's restricted unpickler: tensors and plain containers, and the NumPy scalars that `best_acc` may be."""
+def _unpickle(file: Path) -> Any:
+    """By PyTorch's restricted unpickler: tensors and plain containers, and the NumPy scalars that `best_acc` may be."""
+    rebuild: Any = np.float64(0).__reduce__()[0]
+    # NumPy 2 renamed its core, and with it the function that makes a scalar.
+    names: list[Any] = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    dtypes = [type(np.dtype(kind)) for kind in _NUMPY_KINDS]
     try:
-        with _numpy_scalars(), warnings.catch_warnings():
+        with torch.serialization.safe_globals([*names, np.dtype, *dtypes]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old protocols and storages, which concern its author
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _holds_whole_pickles(file):
-            raise _not_a_checkpoint(file) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror or error}): check the file") from error
+    except Exception as error:  # a cut or random file makes the unpickler raise nearly anything
+        if not isinstance(error, pickle.UnpicklingError) or not _is_whole(file):
+            raise CheckpointError(f"{file} is truncated or no checkpoint: get it again") from error
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({_short(culprit.group(1))})" if culprit else ""
         raise CheckpointError(
             f"{file} holds more than tensors{what}, and reading it could run code: where you trust it, load it and "
             "save its state dict with safetensors.torch.save_file(state_dict, 'FILE.safetensors'), then give that file"
         ) from error
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror or error}): check the file") from error
-    except Exception as error:  # a cut or random file makes the unpickler raise nearly anything
-        raise _not_a_checkpoint(file) from error
 
 
-def _not_a_checkpoint(file: Path) -> CheckpointError:
-    return CheckpointError(f"{file} is truncated or no checkpoint: get it again")
-
-
-def _holds_whole_pickles(file: Path) -> bool:
-    """Whether a file that the unpickler refused is whole, so that what it holds is to blame; nothing is built."""
+def _is_whole(file: Path) -> bool:
+    """Whether a file that the unpickler refused is not truncated, so that its content is the reason."""
     if zipfile.is_zipfile(file):
         return True
     try:
@@ -212,41 +234,9 @@ def _holds_whole_pickles(file: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _numpy_scalars() -> Iterator[None]:
-    """Let the restricted unpickler build NumPy's number types, under both names of NumPy's core."""
-    rebuild: Any = np.float64(0).__reduce__()[0]
-    names: list[Any] = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    dtypes = [type(np.dtype(kind)) for kind in _NUMPY_KINDS]
-    with torch.serialization.safe_globals([*names, np.dtype, *dtypes]):
-        yield
-
-
-def _checkpoint(file: Path, content: Any) -> Checkpoint:
-    """Find the tensors, bare or wrapped, and the class names beside them."""
-    facts: dict[str, Any] = {}
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            names = _class_names(content)
-            facts = {"class_names": names} if names else {}
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{file} holds no state dict, neither bare nor under {', '.join(_WRAPPERS)}: give a checkpoint with one"
-        )
-    strange = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
-    if strange is not None:
-        raise CheckpointError(
-            f"{file} holds no state dict, because {_short(str(strange))} is a {type(content[strange]).__name__} and "
-            f"no tensor: put the tensors alone under one of {', '.join(_WRAPPERS)}"
-        )
-    return Checkpoint(path=file, state=_without_prefix(content), facts=facts)
-
-
 def _class_names(content: Mapping[Any, Any]) -> list[str] | None:
     """The names in the order of their labels, if a checkpoint has them: a list, or torchvision's `class_to_idx`."""
-    for key in _CLASS_NAMES:
+    for key in ("class_names", "classes"):
         value = content.get(key)
         if isinstance(value, list | tuple) and value and _are_names(list(value)):
             return list(value)
@@ -257,11 +247,10 @@ def _class_names(content: Mapping[Any, Any]) -> list[str] | None:
 
 
 def _without_prefix(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
-    """Take the data-parallel prefix off the names."""
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _shape_text(tensor: Tensor) -> str:
+def _shape(tensor: Tensor) -> str:
     return "x".join(str(n) for n in tensor.shape) or "a scalar"
 
 

@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
+
+from demkd.cli import main
+from tests.pipeline.stages import Workshop
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHARED = CHECKOUT.parent / "shared"
@@ -53,13 +57,15 @@ def shared() -> Path:
 def cli() -> Cli:
     """Run the command line as a user does: a process of its own."""
 
-    def run(*arguments: object, cwd: Path | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    def run(
+        *arguments: object, cwd: Path | None = None, check: bool = True, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         result = subprocess.run(
             [sys.executable, str(CHECKOUT / "cli.py"), *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **(environment or {})},
             timeout=900,
         )
         if check:
@@ -72,7 +78,34 @@ def cli() -> Cli:
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder data set of 3 classes, 60 + 12 pictures of 16 x 16, each pixel telling its picture and its place."""
-    folder = tmp_path_factory.mktemp("pictures")
+    return write_picture_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def workshop(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Three teachers and their cache, which tests only read."""
+    made = Workshop(data=picture_folder, folder=tmp_path_factory.mktemp("workshop"))
+    made.make()
+    return made
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two digit teachers of one epoch, and their cache of 2 views, made by the command line."""
+    folder = tmp_path_factory.mktemp("digits")
+    teachers = ("--teacher", folder / "resnet8", "--teacher", f"big=vgg8@{folder / 'vgg8' / 'student.safetensors'}")
+    for arguments in (
+        ("train", "resnet8", "--epochs", 1, "--seed", 1, "--out", folder / "resnet8"),
+        ("train", "vgg8", "--epochs", 1, "--seed", 2, "--out", folder / "vgg8"),
+        ("cache-teachers", "--views", 2, "--out", folder / "cache", *teachers),
+    ):
+        done = CliRunner().invoke(main, [*map(str, arguments), "--data", "digits", "--quiet"])
+        assert done.exit_code == 0, done.output
+        assert all(line.startswith("warning: ") for line in done.stderr.splitlines()), "--quiet"
+    return folder
+
+
+def write_picture_folder(folder: Path) -> Path:
     for split, count in (("train", 20), ("test", 4)):
         for label, name in enumerate(("ant", "bee", "cat")):
             (folder / split / name).mkdir(parents=True)

@@ -1,33 +1,30 @@
 """The stages as functions of Python objects: modules, tensors, own optimisers, and errors in Python's words."""
 
+import importlib
 import json
 import os
 import shutil
 import tomllib
 from dataclasses import fields
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import demkd
-from demkd import api
 from demkd.cache import CacheMismatchError
 from demkd.cli import main
-from demkd.dataset import Reading, ViewChoice
-from demkd.exports import EXPORTS
-from demkd.pipeline.arguments import ArgumentError, CachingOptions, MethodOptions, TrainingKeywords
-from demkd.pipeline.methods import Method
-from demkd.pipeline.preparation import CachingRequest
-from demkd.pipeline.recipe import RecipeError, TrainingOptions
-from tests.conftest import CHECKOUT
+from demkd.config import AugmentConfig, CacheConfig, ConfigError, ImageConfig, MethodConfig, TrainConfig
+from demkd.options import Command
+from demkd.pipeline.progress import SilentProgress
+from demkd.report.stages import blocks_of
+from tests.pipeline.stages import Recorder
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
 
@@ -39,7 +36,7 @@ def module(*, classes: int = 3, width: int = 8, seed: int = 0) -> nn.Module:
     )
 
 
-def pictures(count: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def images(count: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Three classes of 16-pixel pictures, each brightest in a channel of its own."""
     labels = torch.arange(count) % 3
     pixels = torch.randint(0, 150, (count, 16, 16, 3), dtype=torch.uint8, generator=torch.manual_seed(seed))
@@ -47,7 +44,7 @@ def pictures(count: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, labels
 
 
-TRAIN, TEST = pictures(60), pictures(12, seed=1)
+TRAIN, TEST = images(60), images(12, seed=1)
 TEACHERS = {"a": module(seed=1), "b": module(seed=2)}
 
 
@@ -69,21 +66,18 @@ def test_the_users_modules_stay_as_they_are(cache: Path, tmp_path: Path) -> None
     assert os.fspath(report) == str(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"sample": 1, "uncertain": 3}, "`sample` and `uncertain` exclude each other"),
-        ({"by_class": True, "suspect": 3}, "`by_class` and `suspect` exclude each other"),
-        ({"sample": 1, "slot": 0, "views": True}, "`slot` and `views` exclude each other"),
-        ({"slot": 1}, "`slot` needs `sample`"),
-        ({"score": "margin", "uncertain": 3}, "`score` needs `suspect`"),
-    ],
-)
-def test_inspect_refuses_arguments_that_contradict_each_other(
-    cache: Path, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        demkd.inspect(cache, **arguments)
+def test_a_run_of_the_users_module_is_evaluated_with_a_module(tmp_path: Path) -> None:
+    """The weights and the normalization are the run's; the module that is given stays as it is."""
+    report = demkd.train(module(seed=4), train=TRAIN, test=TEST, out=tmp_path / "run", epochs=3, **QUIET)
+    other = module(seed=5)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    found = demkd.evaluate(tmp_path / "run", TEST, network=other, **QUIET)
+    assert (found.top1, found.top5) == (report.test_top1, report.test_top5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    with pytest.raises(
+        demkd.UserError, match=r"is of a module of your own, torch.*Sequential: give the module \(`netw"
+    ):
+        demkd.evaluate(tmp_path / "run", TEST, **QUIET)
 
 
 def test_training_leaves_the_random_numbers_of_the_process_as_they_are(tmp_path: Path) -> None:
@@ -115,34 +109,13 @@ def test_one_image_is_enough_for_a_cache(tmp_path: Path) -> None:
             logits: torch.Tensor = self.network(images - images.mean(0))
             return logits
 
-    with pytest.raises(demkd.UserError, match="differently in other company"):
+    with pytest.raises(demkd.UserError, match="other logits for an image in another batch"):
         demkd.cache_teachers({"d": Centered()}, one, out=tmp_path / "other", views=1, **QUIET)
 
 
-def test_a_cached_module_answers_as_the_module(cache: Path) -> None:
-    opened = demkd.open_cache(cache)
-    source = demkd.MemoryImages(name="x", split="train", pixels=TRAIN[0], labels=TRAIN[1], class_names=("0", "1", "2"))
-    answers = opened.read_slot(2)
-    render = source.renderer(source.default_policy, torch.device("cpu"))
-    views = render(torch.arange(60), torch.from_numpy(answers.view.astype(np.int64)))
-    with torch.no_grad():
-        live = TEACHERS["b"].eval()(source.usual_normalisation().apply(views))
-    torch.testing.assert_close(
-        torch.from_numpy(opened.logits(2, slice(None), temperature=1.0)[1].astype(np.float32)),
-        live,
-        rtol=1e-3,
-        atol=1e-3,
-    )
-    assert opened.teachers[0].provenance.identity["teacher"]["network"] == "torch.nn.modules.container.Sequential"
-
-
-def test_another_module_or_other_pictures_are_another_cache(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(CacheMismatchError, match=r"teacher\.state_sha256 is"):
-        demkd.cache_teachers({"a": module(seed=9)}, TRAIN, out=cache, views=1, **QUIET)
+def test_other_images_are_another_cache(cache: Path) -> None:
     with pytest.raises(CacheMismatchError, match=r"data\.pixels_sha256 is .*\(`train`\)"):
-        demkd.distill("resnet8", cache=cache, train=pictures(60, seed=5), test=TEST, out=tmp_path, epochs=1, **QUIET)
-    with pytest.raises(CacheMismatchError, match=r"data\.pixels_sha256 is"):
-        demkd.CachedTargets(cache, pictures(60, seed=5), method="kd")
+        demkd.SoftTargetLoader(cache, images(60, seed=5), method="kd")
 
 
 def test_a_student_of_ones_own_is_trained_in_place_and_goes_on(cache: Path, tmp_path: Path) -> None:
@@ -151,14 +124,9 @@ def test_a_student_of_ones_own_is_trained_in_place_and_goes_on(cache: Path, tmp_
                                "batch_size": 16, **QUIET}  # fmt: skip
     whole = module(seed=7)
     demkd.distill(whole, out=tmp_path / "whole", epochs=4, **options)
-
-    class Stop(demkd.pipeline.progress.SilentProgress):  # type: ignore[name-defined,misc]
-        def epoch(self, report: Any) -> None:
-            if report.epoch == 2:
-                raise KeyboardInterrupt
-
+    stopped = {**options, "progress": Recorder(interrupt_after=2)}
     with pytest.raises(KeyboardInterrupt):
-        demkd.distill(module(seed=7), out=tmp_path / "parts", epochs=4, **{**options, "progress": Stop()})
+        demkd.distill(module(seed=7), out=tmp_path / "parts", epochs=4, **stopped)
     resumed = module(seed=8)  # what it was before does not matter: the checkpoint knows
     report = demkd.distill(resumed, out=tmp_path / "parts", epochs=4, **options)
     assert report.resumed_after == 2
@@ -168,7 +136,8 @@ def test_a_student_of_ones_own_is_trained_in_place_and_goes_on(cache: Path, tmp_
     again = demkd.distill(fresh, out=tmp_path / "whole", epochs=4, **options)
     assert again.resumed_after == 4
     assert torch.equal(fresh.state_dict()["0.weight"], whole.state_dict()["0.weight"])
-    found = demkd.evaluate(fresh, TEST, normalise=read_recipe(tmp_path / "whole"), **QUIET)
+    (normalize,) = tomllib.loads((tmp_path / "whole" / "recipe.toml").read_text())["normalize"]
+    found = demkd.evaluate(fresh, TEST, normalize=normalize, **QUIET)
     assert found.top1 == again.test_top1
 
 
@@ -192,7 +161,7 @@ def test_an_optimizer_and_a_scheduler_of_ones_own(cache: Path, tmp_path: Path) -
         "own ExponentialLR",
         0.004,
     )
-    with pytest.raises(RecipeError, match="optimizer was own AdamW and is sgd"):
+    with pytest.raises(ConfigError, match="optimizer was own AdamW and is sgd"):
         demkd.distill("resnet8", out=tmp_path / "run", **options)
 
 
@@ -206,8 +175,8 @@ def test_the_named_optimizers_are_pytorchs(tmp_path: Path, optimizer: str) -> No
         "schedule": "constant",
         "optimizer": optimizer,
     }
-    demkd.train(start, train=TRAIN, test=TEST, out=tmp_path, epochs=1, batch_size=60, normalise="none",
-                policy=demkd.CropFlip(padding=0, flip=False), label_smoothing=0.2, **options, **QUIET)  # fmt: skip
+    demkd.train(start, train=TRAIN, test=TEST, out=tmp_path, epochs=1, batch_size=60, normalize="none",
+                augment=demkd.CropFlip(padding=0, flip=False), label_smoothing=0.2, **options, **QUIET)  # fmt: skip
     made = {
         "sgd": lambda: torch.optim.SGD(mine.parameters(), 0.02, momentum=0.9, nesterov=True, weight_decay=0.1),
         "adamw": lambda: torch.optim.AdamW(mine.parameters(), 0.02, weight_decay=0.1),
@@ -220,37 +189,39 @@ def test_the_named_optimizers_are_pytorchs(tmp_path: Path, optimizer: str) -> No
 
 
 @pytest.mark.parametrize("method", ["kd", "de-mkd-logits", "de-mkd"])
-def test_cached_targets_have_the_losses_of_distill(cache: Path, tmp_path: Path, method: str) -> None:
+def test_a_user_s_loop_has_the_losses_of_distill(cache: Path, tmp_path: Path, method: str) -> None:
     """The same batches in the same order, and the same loss of the same student on each."""
     demkd.distill("resnet8", cache=cache, train=TRAIN, test=TEST, method=method, epochs=2, batch_size=16, out=tmp_path,
                   learning_rate=1e-9, weight_decay=0.0, seed=3, **QUIET)  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    targets = demkd.CachedTargets(cache, TRAIN, method=method, epochs=2, seed=3, device="cpu")
-    assert targets.hint_shapes == ([(8,), (8,)] if method == "de-mkd" else [])
+    loader = demkd.SoftTargetLoader(cache, TRAIN, method=method, batch_size=16, seed=3, device="cpu")
+    criterion = demkd.DistillationLoss(method, epochs=2)
+    assert loader.hint_shapes == ([(8,), (8,)] if method == "de-mkd" else [])
     torch.manual_seed(3)
     student = demkd.networks.build_network("resnet8", classes=3, size=(16, 16)).train()
-    adapters = [demkd.networks.Adapter((64, 4, 4), shape) for shape in targets.hint_shapes]
+    adapters = [demkd.networks.Adapter((64, 4, 4), shape) for shape in loader.hint_shapes]
     student.to(memory_format=torch.channels_last)
-    for line in lines:
-        total, count, seen = 0.0, 0, []
-        for batch in targets.epoch(line["epoch"], batch_size=16):
-            logits, features = student.forward_features(batch.views)
-            guesses = [adapter(features["stage3"]) for adapter in adapters]
-            total += float(targets.loss(logits, batch, guesses).detach()) * len(batch.labels)
-            count += len(batch.labels)
+    for epoch, line in enumerate(lines):
+        total, seen = 0.0, []
+        loader.set_epoch(epoch)
+        for batch in loader:
+            logits, features = student.forward_features(batch.images)
+            adapted = [adapter(features["stage3"]) for adapter in adapters]
+            total += float(criterion(logits, batch, adapted).detach()) * len(batch.labels)
             seen += batch.indices.tolist()
             assert torch.equal(batch.labels, TRAIN[1][batch.indices])
-        assert total / count == pytest.approx(line["losses"]["loss"], rel=1e-4)
+        assert total / len(seen) == pytest.approx(line["losses"]["loss"], rel=1e-4)
         assert sorted(seen) == list(range(60))
 
 
 def test_two_epochs_cannot_be_mixed(cache: Path) -> None:
-    """The targets are those of the slot that was read last, and the views of the first epoch would be others."""
-    targets = demkd.CachedTargets(cache, TRAIN, method="kd", device="cpu")
-    first = targets.epoch(1, batch_size=16)
+    """The targets are those of the view that was read last, and the images of the first epoch show another."""
+    loader = demkd.SoftTargetLoader(cache, TRAIN, method="kd", batch_size=16, device="cpu")
+    first = iter(loader)
     next(first)
-    next(targets.epoch(2, batch_size=16))
-    with pytest.raises(RuntimeError, match="epoch 1 cannot go on, because another one was begun"):
+    loader.set_epoch(1)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="epoch 0 cannot continue: another one was started"):
         next(first)
 
 
@@ -270,7 +241,7 @@ def test_features_are_chosen_by_name_or_refused(cache: Path, tmp_path: Path) -> 
     demkd.distill("resnet8", out=tmp_path / "run", hint_layer="0@2x2", student_layer="stage1", **options)
     recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
     assert (recipe["hint_layer"], recipe["student_layer"]) == (["a=0@2x2", "b=0@2x2"], "stage1")
-    with pytest.raises(RecipeError, match="student_layer was stage1 and is stage2"):
+    with pytest.raises(ConfigError, match="student_layer was stage1 and is stage2"):
         demkd.distill("resnet8", out=tmp_path / "run", hint_layer="0@2x2", student_layer="stage2", **options)
     options["learning_rate"] = 1e-4
     demkd.distill("resnet8", out=tmp_path / "slow", hint_layer="0@2x2", student_layer="stage1", **options)
@@ -284,26 +255,106 @@ def test_features_are_chosen_by_name_or_refused(cache: Path, tmp_path: Path) -> 
         demkd.distill("resnet8", out=tmp_path / "many", **options)
 
 
+class Calls:
+    """A callback that keeps what it gets, and may press Ctrl-C."""
+
+    def __init__(self, run: Path, *, stop_after: int = 0) -> None:
+        self.recipes: list[Any] = []
+        self.epochs: list[Any] = []
+        self.ends: list[Any] = []
+        self._metrics, self._stop_after = run / "metrics.jsonl", stop_after
+
+    def on_start(self, recipe: Any) -> None:
+        self.recipes.append(recipe)
+
+    def on_epoch(self, report: Any) -> None:
+        assert report.epoch == len(self._metrics.read_text().splitlines()), "it is in the file"
+        self.epochs.append(report)
+        if report.epoch == self._stop_after:
+            raise KeyboardInterrupt
+
+    def on_end(self, report: Any) -> None:
+        self.ends.append(report)
+
+
+def test_callbacks_get_every_epoch_once_also_of_a_resumed_run(tmp_path: Path) -> None:
+    """One that raises ends the run; the next call reports the epochs that are left."""
+    options: dict[str, Any] = {"train": TRAIN, "test": TEST, "out": tmp_path, "epochs": 4, "batch_size": 20, **QUIET}
+    first, second, third = Calls(tmp_path, stop_after=2), Calls(tmp_path), Calls(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        demkd.train(module(seed=1), callbacks=[first], **options)
+    report = demkd.train(module(seed=1), callbacks=[second, third], **options)
+    assert report.resumed_after == 2
+    epochs = [*first.epochs, *second.epochs]
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch.test_top1 for epoch in epochs] == [line["test_top1"] for line in lines]
+    assert (first.ends, second.ends) == ([], [report])
+    assert [calls.recipes[0]["epochs"] for calls in (first, second)] == [4, 4]
+    assert (third.epochs, third.ends) == (second.epochs, second.ends)
+
+
 def test_every_stage_answers_in_python(cache: Path, tmp_path: Path) -> None:
-    summary = demkd.inspect(cache)
-    assert [teacher.name for teacher in summary.teachers] == ["a", "b"]
-    assert demkd.inspect(cache, sample=7).index == 7
-    assert len(demkd.inspect(cache, uncertain=3).rows) == 3
+    assert [row["teacher"] for row in demkd.inspect(cache)["teachers"]] == ["a", "b"]
+    assert demkd.inspect(cache, sample=7)["sample"] == 7
+    assert len(demkd.inspect(cache, uncertain=3)) == 3
     assert demkd.verify(cache, progress=False).sound
     assert demkd.recompute(cache, TEACHERS, TRAIN, pairs=30, **QUIET).recomputed[1].agrees
-    assert demkd.repair(cache, TEACHERS, TRAIN, **QUIET).sound
     plan = demkd.plan_caching(TEACHERS, TRAIN, out=tmp_path / "none", views=3, **QUIET)
     assert (plan.teachers[0].pending, (tmp_path / "none").exists()) == (180, False)
+
+
+def test_the_dry_run_says_where_features_take_most_of_the_bytes(tmp_path: Path) -> None:
+    wide = {"wide": module(width=256, classes=3)}
+    plan = demkd.plan_caching(wide, TRAIN, out=tmp_path / "none", views=50, features=("1",), top_k=1, **QUIET)
+    assert plan.teachers[0].feature_bytes == 60 * 50 * 256 * 2
+    said = [block for block in blocks_of(plan) if isinstance(block, str)]
+    share = f"{plan.teachers[0].feature_bytes / plan.teachers[0].file_bytes:.0%}"
+    assert any(line.startswith(f"features are {share} of these bytes; ") for line in said)
+    plan = demkd.plan_caching(wide, TRAIN, out=tmp_path / "none", views=50, features=(), **QUIET)
+    assert plan.teachers[0].feature_bytes == 0
+    assert not any("features" in block for block in blocks_of(plan) if isinstance(block, str))
+
+
+class Notes(SilentProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_teacher_with_fewer_views_is_named(cache: Path, tmp_path: Path) -> None:
+    """Where it is cached, and where students then train on its views."""
+    few = Path(shutil.copytree(cache, tmp_path / "cache"))
+    quiet = {"precision": "float32"}
+    demkd.cache_teachers({"c": module(seed=3)}, TRAIN, out=few, views=2, progress=(notes := Notes()), **quiet)
+    said = [text for text in notes.texts if text.startswith("students train on 2 views, because c has no more")]
+    assert len(said) == 1
+    for views, count in ((None, 1), (2, 0)):
+        notes = Notes()
+        loader = demkd.SoftTargetLoader(few, TRAIN, method="kd", views=views, progress=notes)
+        assert (loader.num_views, sum(text in said for text in notes.texts)) == (2, count)
+    demkd.SoftTargetLoader(cache, TRAIN, method="kd", progress=(notes := Notes()))
+    assert not any("views" in text for text in notes.texts)
+
+
+def test_a_run_of_images_in_memory_is_exported_with_data(picture_folder: Path, tmp_path: Path) -> None:
+    demkd.train("resnet8", train=TRAIN, test=TEST, out=tmp_path / "run", epochs=1, **QUIET)
+    export = partial(demkd.export, tmp_path / "run", out=tmp_path / "x", file_format="safetensors", progress=False)
+    with pytest.raises(demkd.UserError, match=r"run has no recipe that names its data, .*: give `data`"):
+        export()
+    with pytest.raises(demkd.UserError, match="was trained with other classes"):
+        export(data=str(picture_folder))
+    assert export(data=TEST).images == 12
 
 
 @pytest.mark.parametrize(
     ("call", "python", "command"),
     [
         ({"views": 9}, "`views` is 9, but the cache", ["--views", "9"]),
-        ({"view_seed": 5}, "`view_seed` is 5, but the views", ["--view-seed", "5"]),
         ({"teachers": ["x"]}, "there is no teacher 'x'", ["--teachers", "x"]),
-        ({"normalise": {"a": "imagenet"}}, "`normalise=a=...` is for live teachers", ["--normalise", "a=imagenet"]),
-        ({"normalise": "0,0,0/1,nan,1"}, "cannot be: give finite", ["--normalise", "0,0,0/1,nan,1"]),
+        ({"normalize": {"a": "imagenet"}}, "`normalize=a=...` is for live teachers", ["--normalize", "a=imagenet"]),
     ],
 )
 def test_errors_speak_of_arguments_here_and_of_options_there(
@@ -317,17 +368,7 @@ def test_errors_speak_of_arguments_here_and_of_options_there(
     with pytest.raises(demkd.UserError) as caught:
         demkd.distill("resnet8", cache=folder, train=data, out=tmp_path / "run", **call, **QUIET)
     assert python in str(caught.value)
-    arguments = [
-        "distill",
-        "--student",
-        "resnet8",
-        "--data",
-        data,
-        "--cache",
-        str(folder),
-        "--out",
-        str(tmp_path / "r"),
-    ]
+    arguments = ["distill", "--student", "resnet8", "--data", data, "--cache", str(folder), "--out", str(tmp_path)]
     result = CliRunner().invoke(main, [*arguments, "--quiet", *command])
     assert (result.exit_code, result.stdout) == (1, "")
     said = result.stderr.strip()
@@ -336,77 +377,71 @@ def test_errors_speak_of_arguments_here_and_of_options_there(
     assert python.partition("`")[2].partition("`")[0].partition("=")[0].replace("_", "-") in said
 
 
-def test_stage_one_batches_fit_into_a_block(tmp_path: Path) -> None:
-    """They never cross one; a larger batch size was cut to a block's without a word."""
-    with pytest.raises(demkd.UserError, match="`batch_size` is 1025: choose 1 to 1024"):
-        demkd.cache_teachers(TEACHERS, TRAIN, out=tmp_path / "cache", batch_size=1025, **QUIET)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_changed_pictures_are_seen_by_the_next_call(picture_folder: Path, tmp_path: Path) -> None:
-    """A folder is not remembered by its name: a notebook must see what has changed."""
-    data = Path(shutil.copytree(picture_folder, tmp_path / "data"))
-    demkd.cache_teachers({"a": module()}, data, out=tmp_path / "cache", views=1, **QUIET)
-    Image.new("RGB", (16, 16)).save(data / "train" / "ant" / "000.png")
-    with pytest.raises(CacheMismatchError, match=r"data\.pixels_sha256"):
-        demkd.cache_teachers({"a": module()}, data, out=tmp_path / "cache", views=1, **QUIET)
-
-
-def test_large_equal_pictures_have_views_that_fit_a_record(tmp_path: Path) -> None:
-    """736 pixels high, which had more views than 16 bits can number."""
-    data = tmp_path / "high"
-    for split in ("train", "test"):
-        for number, name in enumerate("aabb"):
-            (data / split / name).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 736), (number, 0, 0)).save(data / split / name / f"{number}.png")
-    options = {"policy": "crop-flip", **QUIET}
-    report = demkd.cache_teachers({"a": module(classes=2)}, data, out=tmp_path / "cache", views=2, **options)
+def test_large_equal_images_have_views_that_16_bits_number(tmp_path: Path) -> None:
+    data = torch.zeros(2, 736, 8, 3, dtype=torch.uint8), torch.arange(2)
+    options = {"out": tmp_path, "views": 2, "augment": "crop-flip", **QUIET}
+    report = demkd.cache_teachers({"a": module(classes=2)}, data, **options)
     assert report.num_distinct_views is not None
     assert report.num_distinct_views <= 65_536
-    demkd.train(module(classes=2), train=data, out=tmp_path / "run", epochs=1, batch_size=2, **options)
 
 
-def test_python_has_every_option_of_the_command_line_and_its_defaults() -> None:
-    """The command line is a layer above these functions, with nothing of its own."""
-    view_words = {field.name: "policy" for field in fields(ViewChoice) if field.name != "size"}
-    reading_words = {field.name: "reading" for field in fields(Reading)}
-    renamed = {"data": "train", "online": "live_teachers", **view_words, **reading_words}
-    own = {"recipe", "json", "as_json", "quiet"}
-    hints = get_type_hints(TrainingKeywords), get_type_hints(MethodOptions)
-    parameters = set(signature(api.distill).parameters) | set(hints[0]) | set(hints[1])
-    for option in main.commands["distill"].params:
-        name = renamed.get(option.name or "", option.name or "")
-        if name in own:
-            continue
-        assert name in parameters, name
-    assert set(hints[0]) == set(TrainingOptions.__dataclass_fields__) - {"data", "network", "optimizer"}
-    assert set(hints[1]) == set(Method.__dataclass_fields__) - {"name"}
-    assert set(CachingOptions.__annotations__) - {"device", "precision", "progress", "reading"} == set(
-        CachingRequest.__dataclass_fields__
-    ) - {"source", "teachers", "folder"}
+def test_python_has_every_option_of_the_command_line() -> None:
+    """Flags, `--set` and recipes give fields of the configurations, or arguments of these functions."""
+    shared = {"recipe", "settings", "as_json", "quiet", "dry_run"}
+    for name, function, renamed in (
+        ("distill", demkd.distill, {"data": "train", "online": "live_teachers"}),
+        ("train", demkd.train, {"data": "train"}),
+        ("cache-teachers", demkd.cache_teachers, {}),
+    ):
+        command = main.commands[name]
+        assert isinstance(command, Command)
+        fields_of = {field.name for config in command.configs for field in fields(config)}
+        known = {*signature(function).parameters, *signature(demkd.distill).parameters, *fields_of, *shared}
+        for option in command.params:
+            assert renamed.get(option.name or "", option.name) in known, option.name
+    command = main.commands["distill"]
+    assert isinstance(command, Command)
+    assert set(command.configs) == {TrainConfig, MethodConfig, AugmentConfig, ImageConfig}
+    assert command.settings.keys() >= {field.name for field in fields(CacheConfig)} & {"batch_size"}
 
 
-def test_the_defaults_of_the_command_line_are_those_of_python() -> None:
-    """Options that are typed in are passed on; the others have one default, wherever it is read."""
-    for name, owner in (("distill", TrainingOptions), ("cache-teachers", CachingRequest)):
-        known = owner.__dataclass_fields__
-        for option in main.commands[name].params:
-            if option.name in known and isinstance(option.default, str | int | float):
-                usual = known[option.name].default
-                shown = ",".join(f"{one:g}" for one in usual) if isinstance(usual, tuple) else usual
-                assert option.default == shown, option.name
+@pytest.mark.parametrize(
+    ("config", "values", "why"),
+    [
+        (
+            MethodConfig,
+            {"loss": "typo"},
+            "`loss` is 'typo': give one of none, dkd, kd, ttm, wttm, dist, rank, mlkd, crld, ofa",
+        ),
+        (TrainConfig, {"epochs": 0}, "`epochs` is 0: give a whole number of at least 1 and at most 1,000,000"),
+        (MethodConfig, {"views_per_step": 1.5}, "`views_per_step` is 1.5: give a whole number of at least 1"),
+        (TrainConfig, {"epochs": 10**25}, "at least 1 and at most 1,000,000"),
+        (TrainConfig, {"seed": 10**25}, "`seed` is 10{25}: give a whole number of at least 0 and at most 1e.18"),
+        (CacheConfig, {"view_seed": 2**64}, "at least 0 and at most 1e.18"),
+        (TrainConfig, {"batch_size": 10**25}, "at least 2 and at most 1,000,000"),
+        (MethodConfig, {"temperature": 1e-300}, "`temperature` is 1e-300: give a number of at least 0.01 and at most"),
+        (TrainConfig, {"nesterov": 1}, "`nesterov` is 1: give true or false"),
+        (CacheConfig, {"batch_size": 1025}, "`batch_size` is 1025: give .* at most 1,024"),  # a block of the cache
+        (CacheConfig, {"tail_temperatures": ("1",)}, "`tail_temperatures` is .*: give a list of numbers"),
+        (AugmentConfig, {"mix": "mixdown"}, "`mix` is 'mixdown': give one of mixup, cutmix"),
+    ],
+)
+def test_a_configuration_refuses_what_is_not_allowed_at_once(config: Any, values: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        config(**values)
 
 
 def test_every_public_name_is_exported_once() -> None:
-    names = [name for names in EXPORTS.values() for name in names]
-    assert sorted(names) == dir(demkd)
+    names = dir(demkd)
     for name in names:
         assert getattr(demkd, name).__doc__, name
-    init = (CHECKOUT / "__init__.py").read_text()
-    for name in names:
-        assert f'    "{name}",\n' in init, name
+    assert names == importlib.import_module("demkd.__init__").__all__
 
 
-def read_recipe(run: Path) -> Any:
-    recipe = tomllib.loads((run / "recipe.toml").read_text())
-    return recipe["mean"], recipe["std"]
+@pytest.mark.parametrize("config", [AugmentConfig, CacheConfig, ImageConfig, MethodConfig, TrainConfig])
+def test_every_default_is_an_allowed_value_with_a_help_text(config: Any) -> None:
+    """The check of a value accepts a default unseen."""
+    for field in fields(config):
+        choices = field.metadata["choices"]
+        assert field.metadata["help"], field.name
+        assert not choices or field.default is None or field.default in choices, field.name

@@ -13,7 +13,7 @@ from demkd.benchmarks.measures import MEASURES, measure_all
 from demkd.benchmarks.peer import measure_peer
 from demkd.benchmarks.photos import measure_photos
 from demkd.benchmarks.processes import measure_processes
-from demkd.benchmarks.teachers import known_classes, make_teachers, misnamed_classes, pictures_of_specialist
+from demkd.benchmarks.teachers import images_of_specialist, known_classes, make_teachers, misnamed_classes
 from tests.dataset.photos import write_photos
 
 TINY = Scale(samples=256, views=2, repetitions=1)
@@ -45,7 +45,7 @@ def test_a_peer_is_measured() -> None:
 def test_photos_are_measured(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
     measured = list(measure_photos(str(photos), device="cpu", repetitions=1, workers=1, samples=24))
-    assert [one.number for one in measured] == ["P1", "P1m", "18", "P2", "12", "12m", "13", "13m", "P3"]
+    assert [one.number for one in measured] == ["P1", "P1m", "18", "P2", "P3"]
     assert all(one.value > 0 for one in measured)
 
 
@@ -61,7 +61,7 @@ def test_specialists_know_half_of_the_classes_each_and_all_together() -> None:
     assert [len(half) for half in halves] == [50, 50, 50]
     assert set(np.concatenate(halves)) == set(range(100))
     labels = torch.arange(100).repeat(40)
-    chosen = pictures_of_specialist(labels, halves[1], rest=1 / 20, seed=0)
+    chosen = images_of_specialist(labels, halves[1], rest=1 / 20, seed=0)
     counts = torch.bincount(labels[chosen], minlength=100)
     assert torch.equal(counts == 40, torch.isin(torch.arange(100), torch.from_numpy(halves[1])))
     assert set(counts.tolist()) == {2, 40}
@@ -70,7 +70,7 @@ def test_specialists_know_half_of_the_classes_each_and_all_together() -> None:
 @pytest.mark.slow
 def test_teachers_of_a_study_are_run_folders_that_a_cache_takes(picture_folder: Path, tmp_path: Path) -> None:
     """Trained on other labels or fewer pictures, and asked about all of them."""
-    options: dict[str, Any] = {"network": "resnet8", "epochs": 1, "seed": 0, "normalise": "cifar100", "device": "cpu"}
+    options: dict[str, Any] = {"network": "resnet8", "epochs": 1, "seed": 0, "normalize": "cifar100", "device": "cpu"}
     reports = make_teachers(str(picture_folder), tmp_path, specialists=2, **options)
     assert [report.folder.name for report in reports] == ["wrong", "specialist-0", "specialist-1"]
     made = demkd.cache_teachers(

@@ -10,9 +10,7 @@ from click.testing import CliRunner
 
 import demkd
 from demkd.cli import main
-from demkd.console import show
 from demkd.networks import NETWORKS
-from demkd.pipeline.listing import list_networks
 from tests.conftest import Cli
 
 OWN_CODE = """
@@ -38,30 +36,19 @@ def project(tmp_path: Path) -> Path:
 
 def test_networks_lists_every_network_with_its_cost() -> None:
     listing = json.loads(CliRunner().invoke(main, ["networks", "--json"], catch_exceptions=False).stdout)
-    assert listing["picture"] == [3, 32, 32]
-    assert [network["name"] for network in listing["networks"]] == list(NETWORKS)
-    resnet8 = listing["networks"][0]
-    assert (resnet8["name"], resnet8["parameters"]) == ("resnet8", 83_892)
-    assert resnet8["features"] == {
-        "stem": [16, 32, 32],
-        "stage1": [16, 32, 32],
-        "stage2": [32, 16, 16],
-        "stage3": [64, 8, 8],
-        "pooled": [64],
+    assert [network["network"] for network in listing] == list(NETWORKS)
+    assert listing[0] == {
+        "network": "resnet8",
+        "parameters": 83_892,
+        "features": "stem 16x32x32  stage1 16x32x32  stage2 32x16x16  stage3 64x8x8  pooled 64",
     }
-
-
-def test_the_table_has_a_line_a_network(capsys: pytest.CaptureFixture[str]) -> None:
-    show(list_networks(classes=10))
-    shown = capsys.readouterr().out
+    shown = CliRunner().invoke(main, ["networks", "--classes", "10"]).stdout
     assert all(name in shown for name in NETWORKS)
     assert f"{83_892 - 90 * (64 + 1):,}" in shown, "a linear layer of 90 classes fewer"
 
 
 @pytest.mark.slow
-def test_own_code_is_trained_cached_and_exported_from_its_project(
-    cli: Cli, project: Path, picture_folder: Path
-) -> None:
+def test_own_code_is_trained_cached_and_exported(cli: Cli, project: Path, picture_folder: Path) -> None:
     """Every command takes it where it is named; a run folder alone does not import it."""
     small = ("--data", picture_folder, "--device", "cpu", "--precision", "float32", "--quiet")
     training = ("--epochs", 1, "--batch-size", 16, "--learning-rate", 0.001, *small)
@@ -98,12 +85,12 @@ def test_a_recipe_does_not_import_code(project: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("network", TOP1)
 def test_real_checkpoints_have_their_top1(shared: Path, tmp_path_factory: pytest.TempPathFactory, network: str) -> None:
-    """All 10,000 test pictures in float32, to within 0.1 points of what their README says."""
+    """All 10,000 test images in float32, to within 0.1 points of what their README says."""
     report = demkd.evaluate(
         shared / "checkpoints" / f"{network}_cifar100.pth",
         cifar100_test(shared, tmp_path_factory),
         network=network,
-        normalise="cifar100",
+        normalize="cifar100",
         precision="float32",
         progress=False,
     )
@@ -112,7 +99,7 @@ def test_real_checkpoints_have_their_top1(shared: Path, tmp_path_factory: pytest
 
 
 def cifar100_test(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test pictures as a folder, unpacked once a session; of the training pictures the class folders are enough."""
+    """The test images as a folder, unpacked once a session; of the training images the class folders are enough."""
     folder = tmp_path_factory.getbasetemp() / "cifar100"
     if not folder.exists():
         with zipfile.ZipFile(shared / "data" / "cifar100" / "test.zip") as archive:

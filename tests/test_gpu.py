@@ -1,6 +1,5 @@
 """What must also hold on a GPU; skipped where there is none."""
 
-from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,12 @@ from torch import nn
 
 import demkd
 from demkd.cache import open_cache
-from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.cuda_graph import CudaGraph
 from demkd.pipeline.methods import METHODS
-from demkd.pipeline.replay import Replay
-from demkd.pipeline.stage_two import distill_in_steps
-from demkd.pipeline.turns import in_turn, to_the_end
 from tests.dataset.photos import write_photos
 from tests.pipeline.parallel_program import TEACHERS, TEST, TRAIN, make_caches, network
 from tests.pipeline.stages import Recorder
 from tests.pipeline.test_processes import start
-from tests.pipeline.test_turns import request
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU: dict[str, Any] = {"progress": False, "precision": "float32", "device": "cuda"}
@@ -51,8 +46,8 @@ def test_a_cache_made_on_a_gpu_is_that_of_a_cpu(caches: Path) -> None:
     """The same views; answers within rounding."""
     here, there = open_cache(caches / "all"), open_cache(caches / "cpu" / "all")
     for slot in range(here.num_views):
-        one, other = here.read_slot(slot), there.read_slot(slot)
-        assert (one.view == other.view).all()
+        one, other = here.read_view(slot), there.read_view(slot)
+        assert (one.params == other.params).all()
         torch.testing.assert_close(torch.from_numpy(one.entropy), torch.from_numpy(other.entropy), rtol=1e-3, atol=1e-3)
 
 
@@ -96,21 +91,16 @@ def test_a_recorded_schedule_is_followed_and_a_run_goes_on(caches: Path, tmp_pat
                                "batch_size": 8, "method": "de-mkd-logits"}  # fmt: skip
     whole = losses(tmp_path / "whole", **options)
 
-    class Stop(Recorder):
-        def epoch(self, report: Any) -> None:
-            if report.epoch == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         demkd.distill(network(3), out=tmp_path / "parts", train=TRAIN, test=TEST, epochs=3, learning_rate=1e-3,
-                      **{**GPU, **options, "progress": Stop()})  # fmt: skip
+                      **{**GPU, **options, "progress": Recorder(interrupt_after=2)})  # fmt: skip
     rest = losses(tmp_path / "parts", **options)
     assert rest[-1] == pytest.approx(whole[-1], rel=2e-3)
 
 
 def test_a_replay_calls_for_other_shapes_and_keeps_no_old_arguments() -> None:
     total = torch.zeros(1, device="cuda")
-    replay = Replay(lambda numbers: total.add_(numbers.sum()).clone(), torch.device("cuda"), pytest.fail)
+    replay = CudaGraph(lambda numbers: total.add_(numbers.sum()).clone(), torch.device("cuda"), pytest.fail)
     for step in range(1, 9):
         last = replay(torch.full((3,), float(step), device="cuda"))
         assert float(last) == 3 * step * (step + 1) / 2
@@ -127,55 +117,17 @@ def test_what_waits_for_the_gpu_is_called_as_it_is() -> None:
         return total.add_(numbers.sum()).clone()
 
     warnings: list[str] = []
-    replay = Replay(waiting, torch.device("cuda"), warnings.append)
+    replay = CudaGraph(waiting, torch.device("cuda"), warnings.append)
     assert [float(replay(torch.ones(2, device="cuda"))) for _ in range(6)] == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     assert len(warnings) == 1
-
-
-class _Waiting(nn.Module):
-    """A network that looks at its numbers, for which the processor waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = network(3)
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(pictures)
-        return logits if float(logits.detach().sum()) else -logits
-
-
-def test_steps_that_cannot_be_recorded_are_warned_of_once(caches: Path, tmp_path: Path) -> None:
-    told = Recorder()
-    demkd.distill(
-        _Waiting(), train=TRAIN, test=TEST, cache=caches / "all", out=tmp_path, epochs=3, batch_size=8, method="kd",
-        learning_rate=1e-3, **{**GPU, "progress": told},
-    )  # fmt: skip
-    assert len([text for text in told.warnings if "cannot be recorded as a CUDA graph (" in text]) == 1
-    assert len(told.reports) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_recorded(caches: Path, tmp_path: Path, method: str) -> None:
     """And in turn with another student, each on a stream of its own."""
     layers: dict[str, Any] = {"hint_layer": "2", "student_layer": "0"} if METHODS[method].needs_features else {}
-    made = losses(tmp_path, cache=caches / "all", method=method, batch_size=8, **layers)
+    made = losses(tmp_path, cache=caches / "all", method=method, views=2, batch_size=8, **layers)
     assert all(isfinite(value) for epoch in made for value in epoch.values())
-
-
-def test_students_in_turn_learn_as_alone(caches: Path, tmp_path: Path) -> None:
-    device, choices = torch.device("cuda"), [{"method": "kd", "seed": 0}, {"method": "de-mkd-logits", "seed": 1}]
-    compute = choose_compute(device="cuda", precision="float32")
-
-    def run(kind: str, number: int, told: Recorder) -> Any:
-        made = request(caches, tmp_path / f"{kind}-{number}", **choices[number])  # type: ignore[arg-type]
-        return distill_in_steps(replace(made, student=network(number)), compute, told)
-
-    alone, turns = [Recorder(), Recorder()], [Recorder(), Recorder()]
-    for number in range(2):
-        to_the_end(run("alone", number, alone[number]))
-    list(in_turn([run("turn", number, turns[number]) for number in range(2)], device))
-    for one, other in zip(alone, turns, strict=True):
-        assert one.reports[-1].losses == pytest.approx(other.reports[-1].losses, rel=2e-3)
 
 
 def test_bfloat16_learns(caches: Path, tmp_path: Path) -> None:
@@ -206,22 +158,15 @@ def test_processes_share_a_gpu(caches: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_photos_reach_a_gpu_from_workers(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
-    options: dict[str, Any] = {"policy": demkd.ResizedCrop(size=32), "reading": demkd.Reading(workers=2)}
-    teachers = {"a": network(1), "b": network(2)}
+    options: dict[str, Any] = {"augment": demkd.ResizedCrop(size=32), "images": demkd.ImageConfig(workers=2)}
+    teachers = {name: nn.Sequential(*network(seed)[:-1], nn.Linear(8, 3)) for seed, name in enumerate("ab")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        demkd.cache_teachers(fitting(teachers), str(photos), out=tmp_path / "cache", views=2, **options, **GPU)
+        demkd.cache_teachers(teachers, str(photos), out=tmp_path / "cache", views=2, **options, **GPU)
         told = Recorder()
         settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "method": "ebkd", **GPU, "progress": told}
         demkd.distill(
             "resnet8", train=str(photos), cache=tmp_path / "cache", out=tmp_path / "run", size=24,
-            reading=demkd.Reading(workers=2), **settings,
+            images=demkd.ImageConfig(workers=2), **settings,
         )  # fmt: skip
     assert len(told.reports) == 2
-
-
-def fitting(teachers: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """The same with as many classes as the photos have."""
-    for teacher in teachers.values():
-        teacher[-1] = nn.Linear(8, 3)  # type: ignore[index,operator]
-    return teachers

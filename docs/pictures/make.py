@@ -4,7 +4,6 @@ What the commands print is the same every time on one machine, but for what cloc
 rich's SVG would load a font from the network, and these take what monospaced font there is.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -53,12 +52,8 @@ def shoot(folder: Path, *arguments: str) -> str:
 
 
 def pictures(folder: Path) -> dict[str, str]:
-    """All pictures by file name, of a demo in an empty folder; the sample is the one that the teachers know least."""
-    cache = "runs/demo/cache"
-    taken = {"demo.svg": shoot(folder, "demo"), "inspect.svg": shoot(folder, "inspect", cache)}
-    unsure = json.loads(run(folder, "inspect", cache, "--uncertain", "1", "--json"))
-    sample = str(unsure["rows"][0]["index"])
-    return {**taken, "sample.svg": shoot(folder, "inspect", cache, "--sample", sample, "--data", "digits")}
+    """All pictures by file name, of a demo in an empty folder."""
+    return {"demo.svg": shoot(folder, "demo"), "inspect.svg": shoot(folder, "inspect", "runs/demo/cache")}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A cache whose every value follows from its teacher, slot and sample, so that no shuffle or off-by-one can hide."""
+"""A cache whose every value follows from its teacher, view and sample, so that no shuffle or off-by-one can hide."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,15 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache import CacheShape, CacheWriter, Provenance, Shard
-from demkd.cache.shards import WHOLE, all_shards
+from demkd.cache.format import read_header
+from demkd.cache.shards import all_shards
 
 SAMPLES, CLASSES, BLOCK_ROWS = 50, 7, 16
 LABELS = np.arange(SAMPLES, dtype=np.int64) % CLASSES
+ALL = slice(0, SAMPLES)
 
 
-def shape(*, views: int = 3, **features: tuple[int, ...]) -> CacheShape:
+def file_of(teacher: str = "a", *, number: int = 1, count: int = 1) -> str:
+    """The name of a teacher's file."""
+    return f"{teacher}.{number:05}-of-{count:05}.h5"
+
+
+def shape(*, views: int = 3, encoding: str = "float16", **features: tuple[int, ...]) -> CacheShape:
     return CacheShape(
-        num_views=views, samples=SAMPLES, classes=CLASSES, record_length=2, features=features, block_rows=BLOCK_ROWS
+        num_views=views,
+        samples=SAMPLES,
+        classes=CLASSES,
+        num_params=2,
+        encoding=encoding,
+        features=features,
+        block_rows=BLOCK_ROWS,
     )
 
 
@@ -39,25 +52,25 @@ def provenance(**changes: Any) -> Provenance:
     return Provenance(identity=identity, notes={"data": "counting"})
 
 
-def answers(
-    names: Iterable[str], slot: int, rows: slice, *, teacher: int = 0, features: CacheShape | None = None
+def values(
+    names: Iterable[str], view: int, rows: slice, *, teacher: int = 0, features: CacheShape | None = None
 ) -> dict[str, NDArray[Any]]:
-    """What a teacher says about some samples in a slot; every value is exact in its type."""
+    """What a teacher predicts for some samples in a view; every value is exact in its type."""
     index = np.arange(rows.start, rows.stop)
     made: dict[str, NDArray[Any]] = {
         # float16 counts to 2,048; within that, neighbours in every direction differ.
-        "logits": ((index[:, None] * CLASSES + np.arange(CLASSES) + slot * 350 + teacher * 131) % 2048).astype(
+        "logits": ((index[:, None] * CLASSES + np.arange(CLASSES) + view * 350 + teacher * 131) % 2048).astype(
             np.float32
         ),
-        "entropy": (index / 128 + slot + teacher * 8).astype(np.float32),
-        "prediction": (index + slot + teacher) % CLASSES,
-        "view": np.stack([index * 3 + slot, index + 7], axis=1).astype(np.uint16),
+        "entropy": (index / 128 + view + teacher * 8).astype(np.float32),
+        "prediction": (index + view + teacher) % CLASSES,
+        "params": np.stack([index * 3 + view, index + 7], axis=1).astype(np.uint16),
     }
     for name in names:
         if name.startswith("features/"):
             width = features.features[name.removeprefix("features/")] if features else (4,)
-            made[name] = np.broadcast_to((index + slot * 64).reshape(-1, *[1] * len(width)), (len(index), *width))
-    return {name: made[name] for name in names}
+            made[name] = np.broadcast_to((index + view * 64).reshape(-1, *[1] * len(width)), (len(index), *width))
+    return {name: made[name] for name in names if name in made}
 
 
 def fill(
@@ -67,7 +80,7 @@ def fill(
     teacher: str = "a",
     number: int = 0,
     blocks: int | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
     origin: Provenance | None = None,
     labels: NDArray[np.int64] = LABELS,
 ) -> int:
@@ -75,13 +88,13 @@ def fill(
     origin = origin or provenance()
     with CacheWriter(folder, teacher, shape=wanted, provenance=origin, labels=labels, shard=shard) as writer:
         pending = writer.pending()
-        for slot, block in pending[:blocks]:
+        for view, block in pending[:blocks]:
             samples = writer.shape.samples_of(block)
+            names = {"logits", *writer.missing(view, block)}
             rows = slice(samples.start, samples.stop)
-            names = writer.blocks.missing(slot, block)
-            writer.blocks.write(slot, block, answers(names, slot, rows, teacher=number, features=writer.shape))
-        if not writer.whole:
-            writer.blocks.sync()
+            writer.write(view, block, values(names, view, rows, teacher=number, features=writer.shape))
+        if not writer.finished:
+            writer.sync()
         if blocks is None or blocks >= len(pending):
             writer.finish()
     return len(pending)
@@ -91,6 +104,13 @@ def fill_shards(folder: Path, wanted: CacheShape, *, count: int, **how: Any) -> 
     """Write a counting teacher in shards."""
     for shard in all_shards(count):
         fill(folder, wanted, shard=shard, **how)
+
+
+def place(path: Path, name: str, view: int = 0, row: int = 0) -> int:
+    """Where a row's first byte is."""
+    extent = read_header(path).contents[name]
+    row_bytes = extent.view_bytes // extent.shape[1] if len(extent.shape) > 1 else 8
+    return extent.offset + (view * extent.view_bytes if len(extent.shape) > 1 else 0) + row * row_bytes
 
 
 def flip(path: Path, offset: int) -> None:

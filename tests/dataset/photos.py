@@ -14,14 +14,14 @@ def write_photos(folder: Path, *, per_class: int = 10, splits: tuple[str, ...] =
         for label, name in enumerate(("ant", "bee", "cat")):
             (folder / split / name).mkdir(parents=True)
             for number in range(per_class):
-                picture = photo(label, number + 100 * split_number)
+                image = photo(label, number + 100 * split_number)
                 suffix = "png" if number % 5 == 4 else "jpg"
-                picture.save(folder / split / name / f"{number:03}.{suffix}")
+                image.save(folder / split / name / f"{number:03}.{suffix}")
     return folder
 
 
 def photo(label: int, number: int) -> Image.Image:
-    """A picture of one of the `SIZES`."""
+    """An image of one of the `SIZES`."""
     generator = np.random.default_rng(1000 * label + number)
     coarse = generator.integers(0, 180, (5, 6, 3))
     coarse[..., label] += 70

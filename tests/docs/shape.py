@@ -1,4 +1,4 @@
-"""What an output is, but for numbers: so documents can be compared with what commands print elsewhere, later."""
+"""Outputs with numbers masked, to compare documents with what commands print on another machine."""
 
 import re
 
@@ -9,8 +9,7 @@ _UNIT = re.compile(r"# (?:[kMGT]?B|ms|s|min|h)\b")
 
 
 def shape(text: str) -> str:
-    """A page without what differs between machines and hours: numbers, their units, histograms and widths."""
-    text = re.sub(r"^made by .*$", "made by", text, flags=re.MULTILINE)
+    """A page without numbers, their units, histograms and widths."""
     text = re.sub(r"\b(?:bfloat16|float32)\b", "precision", text)
     text = _BARS.sub("~", _NUMBER.sub("#", _DIGEST.sub("#", text)))
     return " ".join(re.sub("─+", "─", _UNIT.sub("# unit", text)).split())

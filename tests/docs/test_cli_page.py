@@ -16,7 +16,6 @@ DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
 
 def test_every_command_and_option_is_on_the_page() -> None:
-    """Asked of click itself, and not of what wrote the page."""
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page(), re.MULTILINE | re.DOTALL))
     assert sections.keys() == COMMANDS.keys()
     for name, command in COMMANDS.items():
@@ -38,8 +37,8 @@ def command_lines(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_every_command_line_in_a_document_is_understood(document: Path) -> None:
-    """Parsed, not run: names of commands and options are right, and what is required is there."""
+def test_every_command_line_in_a_document_is_accepted(document: Path) -> None:
+    """Parsed, not run: commands and options exist, and required ones are given."""
     for line in command_lines(document.read_text(encoding="utf-8")):
         name, *arguments = shlex.split(line, comments=True)
         if "--recipe" in arguments:
@@ -48,6 +47,5 @@ def test_every_command_line_in_a_document_is_understood(document: Path) -> None:
 
 
 def test_command_lines_are_found() -> None:
-    """The parser above sees the examples: those of the README, and one a command at least on its page."""
     assert len(command_lines((CHECKOUT / "README.md").read_text(encoding="utf-8"))) >= 4
     assert {line.split()[0] for line in command_lines(page())} == set(COMMANDS)

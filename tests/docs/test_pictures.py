@@ -1,4 +1,4 @@
-"""The README's pictures: there, readable, fetching nothing, and (slow) what the commands print."""
+"""The README's pictures exist, load nothing, and (slow) show what the commands print."""
 
 import re
 from pathlib import Path
@@ -14,20 +14,20 @@ README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def words(svg: str) -> str:
-    """The text of a picture, line by line from the top, spans from the left."""
+    """The text of a picture, from top to bottom and left to right."""
     texts = [element for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")]
     spans = sorted(texts, key=lambda text: (float(text.get("y", 0)), float(text.get("x", 0))))
     return " ".join(" ".join(text.itertext()) for text in spans).replace("\xa0", " ")
 
 
-def test_the_readme_shows_every_picture_and_says_what_is_on_it() -> None:
+def test_the_readme_shows_and_describes_every_picture() -> None:
     shown = dict(re.findall(r"!\[([^]]+)]\((docs/pictures/[^)]+)\)", README))
     assert {CHECKOUT / path for path in shown.values()} == {*FOLDER.glob("*.svg"), *FOLDER.glob("*.png")}
     assert all(len(text) > 20 for text in shown)
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.svg")), ids=lambda file: file.name)
-def test_a_picture_fetches_nothing(file: Path) -> None:
+def test_a_picture_loads_nothing(file: Path) -> None:
     svg = file.read_text(encoding="utf-8")
     assert words(svg).split()[:2] == ["$", "demkd"]
     assert not re.findall(r"@font-face|@import|href=|src=|url\((?!#)", svg)

@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from demkd.losses import UNCERTAINTIES, standardised, uniform_weights
-from demkd.pipeline.logit_losses import fuse, logit_terms, loss_temperatures
-from demkd.pipeline.methods import METHODS, Method
-from demkd.pipeline.weighing import TeacherWeights
+from demkd.config import MethodConfig
+from demkd.losses import (
+    UNCERTAINTIES,
+    TeacherWeights,
+    fuse,
+    logit_terms,
+    loss_temperatures,
+    standardized,
+    uniform_weights,
+)
+from demkd.pipeline.methods import METHODS
 
 TOLD = {name: method for name, method in METHODS.items() if method.needs_teachers and method.hint_weight == 0}
 B, K = 8, 2
@@ -56,7 +63,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
 }
 
 
-def loss_and_gradient(method: Method, teachers: list[Tensor], student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    method: MethodConfig, teachers: list[Tensor], student: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     z = student.clone().requires_grad_()
     one = uniform_weights(torch.zeros(K, B, dtype=student.dtype))
     at_all = dict.fromkeys(loss_temperatures(method), teachers)
@@ -101,7 +110,7 @@ def test_teachers_who_find_each_others_answers_impossible_are_uncertain_and_no_i
 def test_equal_logits_are_standardised_to_0_and_pass_no_gradient() -> None:
     """Also where their mean would be rounded; the formula's gradient would be ten million times as large as others."""
     logits = torch.full((2, 7), 1e4 / 3).requires_grad_()
-    found = standardised(logits)
+    found = standardized(logits)
     assert torch.equal(found, torch.zeros(2, 7))
     (gradient,) = torch.autograd.grad((found * torch.randn(2, 7)).sum(), logits)
     assert torch.equal(gradient, torch.zeros(2, 7))
@@ -117,15 +126,15 @@ def test_a_student_of_equal_logits_takes_no_step_of_a_correlations_size() -> Non
 def test_an_impossible_class_stays_impossible_and_moves_no_other() -> None:
     possible = drawn(6)
     with_one = torch.cat((possible, torch.full((B, 1), -torch.inf, dtype=torch.float64)), dim=1)
-    found = standardised(with_one)
-    torch.testing.assert_close(found[:, :6], standardised(possible), rtol=0, atol=1e-12)
+    found = standardized(with_one)
+    torch.testing.assert_close(found[:, :6], standardized(possible), rtol=0, atol=1e-12)
     assert (found[:, 6] == -torch.inf).all()
 
 
 def test_standardised_logits_forget_size_and_place() -> None:
     z = drawn(50)
-    torch.testing.assert_close(standardised(7 * z + 3), standardised(z), rtol=0, atol=1e-6)
-    torch.testing.assert_close(standardised(z).std(1), torch.ones(B, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(standardized(7 * z + 3), standardized(z), rtol=0, atol=1e-6)
+    torch.testing.assert_close(standardized(z).std(1), torch.ones(B, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def test_disagreement_is_its_definition() -> None:

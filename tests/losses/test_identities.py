@@ -16,7 +16,7 @@ from demkd.losses import (
     non_target_class_entropy,
     target_class_entropy,
     uniform_weights,
-    wrong_and_trusted,
+    wrong_above_uniform,
 )
 from demkd.losses.weights import entropy_weights
 
@@ -125,7 +125,7 @@ def test_soft_labels_and_unknown_forms_are_refused(generator: torch.Generator) -
     ):
         with pytest.raises(ValueError, match=r"labels must be class numbers, int64 and \(16,\) for logits"):
             attempt()
-    with pytest.raises(ValueError, match="no weight form 'sofmax': choose one of one_minus_softmax, softmax"):
+    with pytest.raises(ValueError, match="no weight form 'sofmax': choose one of softmax, one_minus_softmax"):
         entropy_weights(torch.rand(K, B), form="sofmax")
 
 
@@ -257,7 +257,9 @@ def test_wrong_teachers_can_be_masked() -> None:
 
 def test_uniform_weights_trust_no_wrong_teacher_more_than_others() -> None:
     weights = uniform_weights(torch.zeros(K, B))
-    assert not wrong_and_trusted(weights, torch.zeros(K, B, dtype=torch.int64), torch.ones(B, dtype=torch.int64)).any()
+    assert not wrong_above_uniform(
+        weights, torch.zeros(K, B, dtype=torch.int64), torch.ones(B, dtype=torch.int64)
+    ).any()
 
 
 def test_entropy_trusts_a_certain_wrong_teacher_and_cross_entropy_does_not() -> None:
@@ -267,9 +269,10 @@ def test_entropy_trusts_a_certain_wrong_teacher_and_cross_entropy_does_not() -> 
     right = torch.full((1, 100), 0.40 / 99, dtype=torch.float64)
     right[0, 0] = 0.60
     logits, label = [wrong.log(), right.log()], torch.tensor([0])
-    by_entropy = entropy_weights(torch.stack([entropy(z) for z in logits]))
+    form = "one_minus_softmax"
+    by_entropy = entropy_weights(torch.stack([entropy(z) for z in logits]), form=form)
     by_label = entropy_weights(
-        torch.stack([torch.nn.functional.cross_entropy(z, label, reduction="none") for z in logits])
+        torch.stack([torch.nn.functional.cross_entropy(z, label, reduction="none") for z in logits]), form=form
     )
     assert by_entropy[0, 0].item() == pytest.approx(0.92, abs=0.005)
     assert by_label[0, 0].item() == pytest.approx(0.0002, abs=0.00005)

@@ -1,4 +1,4 @@
-"""One workshop for all tests that only read it."""
+"""Photos, and a cache of them."""
 
 from pathlib import Path
 
@@ -6,14 +6,6 @@ import pytest
 
 from tests.dataset.photos import write_photos
 from tests.pipeline.photos import VIEWS, cache_views
-from tests.pipeline.stages import Workshop
-
-
-@pytest.fixture(scope="session")
-def workshop(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    made = Workshop(data=picture_folder, folder=tmp_path_factory.mktemp("workshop"))
-    made.make()
-    return made
 
 
 @pytest.fixture(scope="module")

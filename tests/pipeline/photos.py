@@ -31,13 +31,16 @@ TEACHERS = {"a": network(1), "b": network(2)}
 SIZES = {"a": 48}  # b looks at the views' own 32 pixels, and the student at 24
 
 
-def cache_views(photos: Path, out: Path, policy: Any, **options: Any) -> Any:
-    settings = {"views": 3, "policy": policy, "input_size": SIZES, "progress": False, **SILENT, **options}
+def cache_views(photos: Any, out: Path, augment: Any, **options: Any) -> Any:
+    if isinstance(photos, Path):
+        options.setdefault("images", demkd.ImageConfig(workers=0))
+    settings = {"views": 3, "augment": augment, "input_size": SIZES, "progress": False, **SILENT, **options}
     return demkd.cache_teachers(TEACHERS, photos, out=out, **settings)
 
 
 def student_losses(photos: Path, out: Path, **options: Any) -> list[dict[str, float]]:
     told = Recorder()
+    options.setdefault("images", demkd.ImageConfig(workers=0))
     settings = {"method": "ebkd", "epochs": 2, "batch_size": 30, "learning_rate": 1e-4, "size": 24, **SILENT, **options}
     demkd.distill(network(3), train=photos, out=out, progress=told, **settings)
     return [report.losses for report in told.reports]

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import demkd
 from demkd import api
-from demkd.pipeline.compute import choose_compute
+from demkd.pipeline.distributed import choose_compute
 from demkd.pipeline.progress import SilentProgress
 from demkd.pipeline.results import CachingReport, EpochReport, RunReport
 
@@ -16,7 +17,7 @@ SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 16, "learning_rate": 0.02, "
 
 def train_network(data: Path | str, network: str, out: Path, **changes: Any) -> RunReport:
     options = {**SMALL, "progress": SilentProgress(), **changes}
-    return api.train(network, train=str(data), out=out, **options)
+    return demkd.train(network, train=str(data), out=out, **options)
 
 
 def cache_one(data: Path, checkpoint: Path, out: Path, *, network: str = "resnet8", **changes: Any) -> CachingReport:
@@ -60,15 +61,16 @@ class Workshop:
             options["live_teachers"] = self.teachers(tuple(sorted(TEACHERS)))
         else:
             options.setdefault("cache", self.cache)
-        return api.distill("resnet8", train=str(self.data), out=out, **options)
+        return demkd.distill("resnet8", train=str(self.data), out=out, **options)
 
 
 class Recorder(SilentProgress):
-    """Keeps the epochs' reports and warnings; presses Ctrl-C after some epoch if told to."""
+    """Keeps the epochs' reports, notes and warnings; presses Ctrl-C after some epoch if wanted."""
 
     def __init__(self, *, interrupt_after: int | None = None) -> None:
         self.reports: list[EpochReport] = []
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self._interrupt_after = interrupt_after
 
     def epoch(self, report: EpochReport) -> None:
@@ -78,3 +80,6 @@ class Recorder(SilentProgress):
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

@@ -6,30 +6,30 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from demkd.pipeline.comparing import largest_changes
+from demkd.pipeline.stage_one import largest_changes
 
 KEEP = 3
 
 
-def answer(rows: list[list[float]], *, keep: int | None = KEEP) -> dict[str, NDArray[Any]]:
+def answer(rows: list[list[float]], *, top_k: int | None = KEEP) -> dict[str, NDArray[Any]]:
     """As a file keeps it, of complete logits."""
     logits = np.array(rows, np.float32)
-    if keep is None:
+    if top_k is None:
         return {"logits": logits}
-    classes = np.argsort(-logits, axis=1, kind="stable")[:, :keep]
+    classes = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
     return {"logits": np.take_along_axis(logits, classes, axis=1), "classes": classes.astype(np.uint16)}
 
 
-@pytest.mark.parametrize("keep", [None, KEEP])
-def test_the_same_answers_have_not_changed(keep: int | None) -> None:
-    same = answer([[5, 4, 3, 2, 1], [0, 1, 2, 3, 4]], keep=keep)
+@pytest.mark.parametrize("top_k", [None, KEEP])
+def test_the_same_answers_have_not_changed(top_k: int | None) -> None:
+    same = answer([[5, 4, 3, 2, 1], [0, 1, 2, 3, 4]], top_k=top_k)
     assert largest_changes(same, same).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("keep", [None, KEEP])
-def test_a_logit_that_changed_counts(keep: int | None) -> None:
+@pytest.mark.parametrize("top_k", [None, KEEP])
+def test_a_logit_that_changed_counts(top_k: int | None) -> None:
     one, other = ([[5, 4, 3, 2, 1], [9, 8, 7, 0, 0]], [[5, 4.5, 3, 2, 1], [9, 8, 5, 0, 0]])
-    assert largest_changes(answer(one, keep=keep), answer(other, keep=keep)).tolist() == [0.5, 2]
+    assert largest_changes(answer(one, top_k=top_k), answer(other, top_k=top_k)).tolist() == [0.5, 2]
 
 
 def test_the_same_numbers_of_other_classes_are_another_answer() -> None:

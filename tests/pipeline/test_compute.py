@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from demkd.pipeline.compute import ComputeError, choose_compute
+from demkd.pipeline.distributed import ComputeError, choose_compute
 
 
 def start_as(patch: pytest.MonkeyPatch, *, local_rank: int, of: int, gpus: int) -> None:
@@ -31,9 +31,7 @@ def test_a_gpu_that_all_would_share_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("processes", "gpus"), [(1, 4), (2, 1)])
-def test_one_process_takes_what_it_is_told_and_one_gpu_is_shared(
-    monkeypatch: pytest.MonkeyPatch, processes: int, gpus: int
-) -> None:
+def test_one_process_chooses_and_one_gpu_is_shared(monkeypatch: pytest.MonkeyPatch, processes: int, gpus: int) -> None:
     start_as(monkeypatch, local_rank=processes - 1, of=processes, gpus=gpus)
     assert chosen("cuda:0") == "cuda:0"
     assert chosen(f"cuda:{gpus - 1}") == f"cuda:{gpus - 1}"

@@ -17,11 +17,10 @@ class Releasing(Recorder):
 
     def __init__(self, holder: ExitStack) -> None:
         super().__init__()
-        self.notes: list[str] = []
         self._holder = holder
 
     def note(self, text: str) -> None:
-        self.notes.append(text)
+        super().note(text)
         if text.startswith("waiting"):
             self._holder.close()
 
@@ -31,19 +30,17 @@ def test_rank_0_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with ExitStack() as holder:
-        holder.enter_context(exclusive(tmp_path / "a.h5"))
+        holder.enter_context(exclusive(tmp_path / "a.00001-of-00001.h5"))
         told = Releasing(holder)
         report = demkd.cache_teachers(TEACHERS, TRAIN, out=tmp_path, views=2, shards=1, **{**QUIET, "progress": told})
     assert [note.partition(" by process")[0] for note in told.notes if note.startswith("waiting")] == [
-        "waiting for others to finish or to end: teacher a: shard 0 is being written"
+        "waiting for other processes: teacher a: shard 1 of 1 is being written"
     ]
     assert report.held == ()
 
 
-def test_weights_that_another_process_writes_are_not_said_to_be_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage_one, "_PATIENCE_WITH_WEIGHTS", 0.0)
+def test_weights_that_another_process_writes_are_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_one, "_SECONDS_FOR_WEIGHTS", 0.0)
     told = Recorder()
     with exclusive(tmp_path / "weights.h5"):
         report = demkd.cache_teachers(TEACHERS, TRAIN, out=tmp_path, views=2, **{**QUIET, "progress": told})

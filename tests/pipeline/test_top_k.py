@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 import demkd
 from demkd.cache import CacheMismatchError, CacheMissingError, CacheShape, open_cache
-from demkd.dataset import seeded
-from demkd.losses import entropy
-from demkd.losses.decoupling import log_parts
-from demkd.pipeline.answering import kept_logits
-from demkd.pipeline.cached_teachers import CachedTeachers
+from demkd.losses.dkd import log_parts
 from demkd.pipeline.methods import METHODS, choose_method
+from demkd.pipeline.stage_one import kept_logits
+from demkd.pipeline.teacher_targets import CachedTeachers
 from tests.cache.counting import flip
 from tests.pipeline.stages import Recorder
 
@@ -44,9 +42,9 @@ TEACHERS = {"a": network(1), "b": network(2)}
 def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same answers, all of them and the four largest, these also with the others' sum at more temperatures."""
     folder = tmp_path_factory.mktemp("caches")
-    for name, keep in (("all", None), ("top", KEEP)):
-        demkd.cache_teachers(TEACHERS, data(), out=folder / name, views=3, keep=keep, **SILENT)
-    many = {"views": 1, "keep": KEEP, "rest_temperatures": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0)}
+    for name, top_k in (("all", None), ("top", KEEP)):
+        demkd.cache_teachers(TEACHERS, data(), out=folder / name, views=3, top_k=top_k, **SILENT)
+    many = {"views": 1, "top_k": KEEP, "tail_temperatures": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0)}
     demkd.cache_teachers(TEACHERS, data(), out=folder / "warm", **many, **SILENT)
     return {name: folder / name for name in ("all", "top", "warm")}
 
@@ -62,10 +60,10 @@ def spread(cache: Path, slot: int, *, temperature: float, teacher: int = 0) -> T
 def test_entropy_prediction_and_weights_are_those_of_all_logits(caches: dict[str, Path]) -> None:
     dense, top = open_cache(caches["all"]), open_cache(caches["top"])
     for slot in range(3):
-        one, other = dense.read_slot(slot), top.read_slot(slot)
+        one, other = dense.read_view(slot), top.read_view(slot)
         assert np.array_equal(one.entropy, other.entropy)
         assert np.array_equal(one.prediction, other.prediction)
-        assert np.array_equal(one.view, other.view)
+        assert np.array_equal(one.params, other.params)
         assert one.teacher_weights is not None
         assert other.teacher_weights is not None
         assert np.array_equal(one.teacher_weights, other.teacher_weights)
@@ -93,24 +91,29 @@ def test_kept_logits_are_the_definition() -> None:
     torch.manual_seed(0)
     logits = torch.randn(200, CLASSES) * torch.tensor([1.0, 30.0, 1e4, 1e-3]).repeat(50)[:, None]
     labels = torch.arange(200) % CLASSES
-    for keep in (1, 4, CLASSES - 1):
-        shape = CacheShape(num_views=1, samples=200, classes=CLASSES, keep=keep, rest_temperatures=(1.0, 4.0))
+    for top_k in (1, 4, CLASSES - 1):
+        shape = CacheShape(num_views=1, samples=200, classes=CLASSES, top_k=top_k, tail_temperatures=(1.0, 4.0))
         kept = kept_logits(logits, labels, shape)
         assert {name: tuple(value.shape) for name, value in kept.items()} == {
-            "logits": (200, keep), "classes": (200, keep), "label_logit": (200,), "rest": (200, 2),
+            "logits": (200, top_k), "classes": (200, top_k), "label_logit": (200,), "tail": (200, 2),
         }  # fmt: skip
         for row in range(200):
-            order = sorted(range(CLASSES), key=lambda c: -logits[row, c].item())[:keep]
+            order = sorted(range(CLASSES), key=lambda c: -logits[row, c].item())[:top_k]
             assert kept["classes"][row].tolist() == order
             others = [c for c in range(CLASSES) if c not in order and c != int(labels[row])]
             for column, temperature in enumerate((1.0, 4.0)):
                 expected = torch.logsumexp(logits[row, others].double() / temperature, 0) if others else torch.zeros(())
-                assert kept["rest"][row, column].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+                assert kept["tail"][row, column].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
     assert all(torch.isfinite(value.float()).all() for value in kept.values())
 
 
 @pytest.mark.parametrize(
-    "method", [name for name, one in METHODS.items() if one.needs_teachers and not one.standardise]
+    "method",
+    [
+        name
+        for name, one in METHODS.items()
+        if one.needs_teachers and one.loss not in ("rank", "crld") and not one.standardize
+    ],
 )
 def test_every_method_learns_from_kept_logits(caches: dict[str, Path], tmp_path: Path, method: str) -> None:
     """The target-class loss as from all logits; the others near."""
@@ -129,49 +132,20 @@ def test_every_method_learns_from_kept_logits(caches: dict[str, Path], tmp_path:
         assert 0 < abs(top[name] - dense[name]) < 0.5 * dense[name]
 
 
-def test_more_logits_are_nearer_to_all_of_them(caches: dict[str, Path], tmp_path: Path) -> None:
-    distances = []
-    for keep in (2, 4, 8, CLASSES - 1):
-        demkd.cache_teachers(TEACHERS, data(), out=tmp_path / str(keep), views=1, keep=keep, features=(), **SILENT)
-        p = torch.softmax(full(caches["all"], 0) / 4, 1)
-        q = torch.softmax(spread(tmp_path / str(keep), 0, temperature=4.0) / 4, 1)
-        distances.append((p - q).abs().sum(1).mean().item())
-    assert distances[0] > distances[1] > distances[2] > distances[3]
-    assert distances[3] < 1e-3
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temperature": 3.0},
-        {"entropy_temperature": 3.0},
-        {"weight_source": "cross_entropy", "entropy_temperature": 5.0},
-    ],
-)
-def test_a_temperature_that_the_file_lacks_is_refused_with_the_cure(
-    caches: dict[str, Path], tmp_path: Path, options: dict[str, Any]
-) -> None:
-    with pytest.raises(
-        CacheMissingError, match=r"at the temperatures 1\.0, 2\.0, 4\.0, but .* is asked for: choose one"
-    ):
-        demkd.distill(
-            network(3), train=data(), test=data(), cache=caches["top"], method="de-mkd-logits", out=tmp_path / "run",
-            **options, **SILENT,
-        )  # fmt: skip
-    assert not (tmp_path / "run").exists()
+LACKS = "at the temperatures 1, 2, 4, but {} is needed: choose one"
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (
-            {"method": "kd-ls"},
-            "`standardise` needs the mean and deviation of all logits, and teacher a was cached with",
-        ),
-        ({"method": "ebkd", "entropy_logits": "standardised"}, "`entropy_logits=standardised` needs the mean"),
-        ({"method": "ttm"}, r"at the temperatures 1\.0, 2\.0, 4\.0, but 10 is asked for"),
-        ({"method": "wttm"}, r"at the temperatures 1\.0, 2\.0, 4\.0, but 5 is asked for"),
-        ({"method": "mlkd"}, r"at the temperatures 1\.0, 2\.0, 4\.0, but 3 is asked for"),
+        ({"method": "de-mkd-logits", "temperature": 3.0}, LACKS.format(3)),
+        ({"method": "de-mkd-logits", "entropy_temperature": 3.0}, LACKS.format(3)),
+        ({"method": "ca-mkd", "entropy_temperature": 5.0}, LACKS.format(5)),
+        ({"method": "ttm"}, LACKS.format(10)),
+        ({"method": "mlkd"}, LACKS.format(3)),
+        ({"method": "kd-ls"}, "`standardize` needs the mean and deviation of all logits, and teacher a was cached"),
+        ({"method": "rank"}, "`loss=rank` needs the mean and deviation of all logits, and teacher a was cached"),
+        ({"method": "ebkd", "entropy_logits": "standardized"}, "`entropy_logits=standardized` needs the mean"),
     ],
 )
 def test_what_the_largest_logits_cannot_give_is_refused(
@@ -185,63 +159,44 @@ def test_what_the_largest_logits_cannot_give_is_refused(
 
 
 def test_another_number_of_logits_is_another_file(caches: dict[str, Path]) -> None:
-    for keep in (None, KEEP + 1):
-        with pytest.raises(CacheMismatchError, match=r"answers(\.keep)? is"):
-            demkd.cache_teachers(TEACHERS, data(), out=caches["top"], views=3, keep=keep, **SILENT)
+    for top_k in (None, KEEP + 1):
+        with pytest.raises(CacheMismatchError, match=r"logits\.top_k is"):
+            demkd.cache_teachers(TEACHERS, data(), out=caches["top"], views=3, top_k=top_k, **SILENT)
 
 
-def test_a_cache_of_kept_logits_is_inspected_verified_asked_again_and_repaired(
-    caches: dict[str, Path], tmp_path: Path
-) -> None:
-    demkd.cache_teachers(TEACHERS, data(), out=tmp_path, views=3, keep=KEEP, **SILENT)
-    found = demkd.inspect(tmp_path, sample=5, slot=1)
+def test_a_cache_of_kept_logits_is_inspected_verified_and_repaired(caches: dict[str, Path], tmp_path: Path) -> None:
+    demkd.cache_teachers(TEACHERS, data(), out=tmp_path, views=3, top_k=KEEP, **SILENT)
+    found = demkd.inspect(tmp_path, sample=5, view_index=1)
     expected = torch.softmax(full(caches["all"], 1)[5], 0).sort(descending=True)
-    assert found.answers[0].probabilities[:KEEP] == pytest.approx(expected.values[:KEEP].tolist(), abs=1e-3)
-    assert demkd.inspect(tmp_path).teachers[0].mean_entropy == pytest.approx(
-        demkd.inspect(caches["all"]).teachers[0].mean_entropy
-    )
+    assert found["predictions"][0]["probabilities"][:KEEP] == pytest.approx(expected.values[:KEEP].tolist(), abs=1e-3)
+    top, everything = (demkd.inspect(folder)["teachers"][0]["entropy"] for folder in (tmp_path, caches["all"]))
+    assert top == pytest.approx(everything)
     assert demkd.verify(tmp_path, progress=False).sound
     report = demkd.recompute(tmp_path, TEACHERS, data(), pairs=40, **SILENT)
     assert report.sound
     assert [one.top1_agreement for one in report.recomputed] == [1.0, 1.0]
-    before = {name: open_cache(tmp_path).teachers[0].read(name, 2).copy() for name in ("classes", "rest", "logits")}
+    before = {name: open_cache(tmp_path).teachers[0].read(name, 2).copy() for name in ("classes", "tail", "logits")}
     file = open_cache(tmp_path).teachers[0]
-    for name in ("classes", "rest"):
+    for name in ("classes", "tail"):
         flip(
             file.path,
-            file.files[0].header.contents[name].offset + file.files[0].header.contents[name].slot_bytes * 2 + 3,
+            file.files[0].header.contents[name].offset + file.files[0].header.contents[name].view_bytes * 2 + 3,
         )
     assert not demkd.verify(tmp_path, progress=False).sound
-    repaired = demkd.repair(tmp_path, TEACHERS, data(), **SILENT)
-    assert repaired.sound
+    demkd.cache_teachers(TEACHERS, data(), out=tmp_path, views=3, top_k=KEEP, **SILENT)
     for name, values in before.items():
         assert np.array_equal(open_cache(tmp_path).teachers[0].read(name, 2), values)
 
 
 def test_the_same_logits_of_other_classes_are_another_answer(tmp_path: Path) -> None:
     """Code that changed below the same weights: the largest logits are the same numbers, each of the next class."""
-    demkd.cache_teachers({"a": network(1)}, data(), out=tmp_path, views=2, keep=KEEP, **SILENT)
+    demkd.cache_teachers({"a": network(1)}, data(), out=tmp_path, views=2, top_k=KEEP, **SILENT)
     changed = network(1)
     changed[4].register_forward_hook(lambda _module, _inputs, logits: logits.roll(1, 1))
     (found,) = demkd.recompute(tmp_path, {"a": changed}, data(), pairs=20, **SILENT).recomputed
     assert not found.agrees
     with pytest.raises(CacheMismatchError, match="otherwise than when the cache was started"):
-        demkd.cache_teachers({"a": changed}, data(), out=tmp_path, views=3, keep=KEEP, **SILENT)
-
-
-def test_a_cache_grows_with_kept_logits(tmp_path: Path) -> None:
-    whole, grown = tmp_path / "whole", tmp_path / "grown"
-    demkd.cache_teachers(TEACHERS, data(), out=whole, views=4, keep=KEEP, **SILENT)
-    for views in (2, 4):
-        demkd.cache_teachers(TEACHERS, data(), out=grown, views=views, keep=KEEP, **SILENT)
-    for name in "ab":
-        assert (whole / f"{name}.h5").read_bytes() == (grown / f"{name}.h5").read_bytes()
-
-
-def test_beyond_16_bits_classes_are_numbered_with_32() -> None:
-    for classes, kind in ((65_536, "<u2"), (65_537, "<u4")):
-        answers = CacheShape(num_views=1, samples=2, classes=classes, keep=8, rest_temperatures=(1.0,)).answers()
-        assert answers["classes"][1] == answers["prediction"][1] == kind
+        demkd.cache_teachers({"a": changed}, data(), out=tmp_path, views=3, top_k=KEEP, **SILENT)
 
 
 def test_more_classes_than_16_bits_count_are_answered(tmp_path: Path) -> None:
@@ -250,8 +205,11 @@ def test_more_classes_than_16_bits_count_are_answered(tmp_path: Path) -> None:
     pixels, labels = torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.full((8,), classes - 1)
     made = nn.Sequential(nn.Flatten(), nn.Linear(48, classes))
     made[1].bias.data[classes - 1] = 9.0
-    demkd.cache_teachers({"a": made}, (pixels, labels), out=tmp_path, views=1, keep=3, features=(), policy="crop-flip",
-                         normalise="none", **SILENT)  # fmt: skip
+    data = demkd.ArrayDataset(
+        name="many", split="train", pixels=pixels, labels=labels, class_names=tuple(map(str, range(classes)))
+    )
+    demkd.cache_teachers({"a": made}, data, out=tmp_path, views=1, top_k=3, features=(), augment="crop-flip",
+                         normalize="none", **SILENT)  # fmt: skip
     file = open_cache(tmp_path).teachers[0]
     assert (file.read("prediction", 0) == classes - 1).all()
     logits = torch.from_numpy(file.logits(0, slice(None), temperature=4.0))
@@ -264,44 +222,36 @@ def test_more_classes_than_16_bits_count_are_answered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(name, method) for name in ("all", "top") for method in ("kd", "ebkd", "de-mkd-logits", "ca-mkd")]
+    [(name, method) for name in ("all", "top") for method in ("kd", "crld", "ebkd", "de-mkd-logits", "ca-mkd")]
     + [("all", method) for method in ("kd-ls", "dist", "mlkd-ls", "wttm", "ofa")]
     + [("warm", method) for method in ("dist", "mlkd", "wttm", "ofa")],
 )
-def test_targets_fused_batch_by_batch_are_those_of_the_whole_slot(
-    caches: dict[str, Path], method: str, name: str
-) -> None:
+def test_targets_fused_by_batch_are_those_of_the_whole_view(caches: dict[str, Path], method: str, name: str) -> None:
     """For targets beyond what is kept in memory; every field of every row, to the bit."""
     cache, labels = open_cache(caches[name]), data()[1]
-    options: dict[str, Any] = {"views": cache.num_views, "run_seed": 0, "device": torch.device("cpu")}
-    whole = CachedTeachers(cache, labels, choose_method(method, hint_weight=0.0), **options)
-    batched = CachedTeachers(cache, labels, choose_method(method, hint_weight=0.0), target_bytes=0, **options)
-    for epoch in (1, 2):
-        assert torch.equal(whole.start_epoch(epoch).records, batched.start_epoch(epoch).records)
-        order = torch.from_numpy(seeded.sample_order(run_seed=0, epoch=epoch, samples=SAMPLES))
-        for indices in torch.split(order, 16):
-            one, other = whole.batch_targets(indices, {}).targets, batched.batch_targets(indices, {}).targets
-            assert type(one) is type(other)
-            for field in one.__dataclass_fields__:  # type: ignore[union-attr]
-                assert torch.equal(getattr(one, field), getattr(other, field))
-
-
-def test_the_largest_logits_say_how_unsure_a_teacher_is_only_with_the_rest(caches: dict[str, Path]) -> None:
-    """The stored entropy is of all logits, and differs from that of the kept ones."""
-    stored = torch.from_numpy(np.array(open_cache(caches["top"]).read_slot(0).entropy[0]))
-    kept = torch.from_numpy(open_cache(caches["top"]).teachers[0].read("logits", 0).astype(np.float32))
-    torch.testing.assert_close(entropy(full(caches["all"], 0)), stored, rtol=0, atol=5e-3)
-    assert (entropy(kept) - stored).abs().mean() > 0.05
+    chosen = choose_method(method, hint_weight=0.0)
+    whole = CachedTeachers(cache, labels, chosen, seed=0)
+    batched = CachedTeachers(cache, labels, chosen, seed=0, target_bytes=0)
+    for view_index in range(min(2, cache.num_views)):
+        one, other = whole.read_view(view_index), batched.read_view(view_index)
+        assert one.soft is not None
+        assert other.soft is None
+        assert torch.equal(one.params, other.params)
+        for indices in torch.split(torch.randperm(SAMPLES, generator=torch.manual_seed(0)), 16):
+            stored, fused = one.targets(indices).soft, other.targets(indices).soft
+            assert type(stored) is type(fused)
+            for field in stored.__dataclass_fields__:  # type: ignore[union-attr]
+                assert torch.equal(getattr(stored, field), getattr(fused, field))
 
 
 def test_probabilities_are_of_temperature_1_or_refused(caches: dict[str, Path], tmp_path: Path) -> None:
     """The others' share at temperature 4 is not their share at 1."""
     for name, temperatures in (("both", (0.5, 1.0, 4.0)), ("four", (4.0,))):
         out = tmp_path / name
-        demkd.cache_teachers(TEACHERS, data(), out=out, views=1, keep=KEEP, rest_temperatures=temperatures, **SILENT)
+        demkd.cache_teachers(TEACHERS, data(), out=out, views=1, top_k=KEEP, tail_temperatures=temperatures, **SILENT)
     found = demkd.inspect(tmp_path / "both", sample=5)
     expected = torch.softmax(full(caches["all"], 0)[5].double(), 0).sort(descending=True).values[:KEEP]
-    assert found.answers[0].probabilities[:KEEP] == pytest.approx(expected.tolist(), abs=1e-3)  # type: ignore[union-attr]
-    for arguments in ({"sample": 5}, {"suspect": 3}):
-        with pytest.raises(demkd.UserError, match="cache it anew with 1 among them"):
+    assert found["predictions"][0]["probabilities"][:KEEP] == pytest.approx(expected.tolist(), abs=1e-3)
+    for arguments in ({"sample": 5}, {"label_issues": 3}):
+        with pytest.raises(demkd.UserError, match="cache it again with 1 among them"):
             demkd.inspect(tmp_path / "four", **arguments)  # type: ignore[arg-type]

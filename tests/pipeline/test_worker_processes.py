@@ -10,7 +10,6 @@ import pytest
 from torch import nn
 
 import demkd
-from demkd import api
 from demkd.dataset import load_images
 from demkd.dataset.workers import Workers
 from tests.dataset.photos import write_photos
@@ -18,7 +17,7 @@ from tests.pipeline.parallel_program import network
 from tests.pipeline.stages import Recorder
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32", "device": "cpu"}
-READING = demkd.Reading(workers=2)
+READING = demkd.ImageConfig(workers=2)
 
 
 def children() -> set[str]:
@@ -42,12 +41,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos, a cache of them, and a run."""
     folder = tmp_path_factory.mktemp("made")
     photos = str(write_photos(folder / "photos"))
-    demkd.cache_teachers(teacher(), photos, out=folder / "cache", **VIEWS, reading=demkd.Reading(workers=0), **QUIET)
-    distill(folder, folder / "run", reading=demkd.Reading(workers=0))
+    demkd.cache_teachers(teacher(), photos, out=folder / "cache", **VIEWS, images=demkd.ImageConfig(workers=0), **QUIET)
+    distill(folder, folder / "run", images=demkd.ImageConfig(workers=0))
     return folder
 
 
-VIEWS: dict[str, Any] = {"views": 2, "policy": demkd.ResizedCrop(size=16)}
+VIEWS: dict[str, Any] = {"views": 2, "augment": demkd.ResizedCrop(size=16)}
 STUDENT: dict[str, Any] = {"epochs": 2, "batch_size": 8, "method": "ebkd", "size": 16}
 
 
@@ -58,29 +57,22 @@ def teacher() -> dict[str, nn.Module]:
 
 
 def distill(made: Path, out: Path, **changes: Any) -> object:
-    options = {"reading": READING, **STUDENT, **QUIET, **changes}
+    options = {"images": READING, **STUDENT, **QUIET, **changes}
     return demkd.distill("resnet8", train=str(made / "photos"), cache=made / "cache", out=out, **options)
-
-
-def distill_together(made: Path, out: Path) -> object:
-    common = {"student": "resnet8", "train": str(made / "photos"), "cache": made / "cache", "reading": READING,
-              "precision": "float32", "device": "cpu", **STUDENT}  # fmt: skip
-    return api.distill_together([{**common, "out": out / name} for name in "xy"], progress=False)
 
 
 CALLS: dict[str, Callable[[Path, Path], object]] = {
     "cache_teachers": lambda made, out: demkd.cache_teachers(
-        teacher(), str(made / "photos"), out=out, reading=READING, **VIEWS, **QUIET
+        teacher(), str(made / "photos"), out=out, images=READING, **VIEWS, **QUIET
     ),
     "plan_caching": lambda made, out: demkd.plan_caching(
-        teacher(), str(made / "photos"), out=out, reading=READING, **VIEWS, **QUIET
+        teacher(), str(made / "photos"), out=out, images=READING, **VIEWS, **QUIET
     ),
     "recompute": lambda made, _: demkd.recompute(
-        made / "cache", teacher(), str(made / "photos"), pairs=10, reading=READING, **QUIET
+        made / "cache", teacher(), str(made / "photos"), pairs=10, images=READING, **QUIET
     ),
     "distill": distill,
-    "distill_together": distill_together,
-    "evaluate": lambda made, _: demkd.evaluate(made / "run", str(made / "photos"), reading=READING, **QUIET),
+    "evaluate": lambda made, _: demkd.evaluate(made / "run", str(made / "photos"), images=READING, **QUIET),
 }
 
 
@@ -112,7 +104,7 @@ def test_workers_end_in_the_middle_of_their_work_and_start_again() -> None:
 
 
 def test_a_source_can_be_used_again_after_a_rest(made: Path) -> None:
-    source = load_images(str(made / "photos"), split="train", reading=READING)
+    source = load_images(str(made / "photos"), split="train", images=READING)
     before = children()
     for _ in range(2):
         demkd.evaluate(made / "run", source, **QUIET)

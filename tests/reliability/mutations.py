@@ -1,6 +1,7 @@
-"""Ways to spoil a cache file: by accident, by another program, and on purpose with every digest put right."""
+"""Ways to spoil a file: by accident, by another program, and on purpose with every digest computed again."""
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tests.reliability.reseal import reseal, user_block, with_contents
+from demkd.cache import CacheDamagedError
+from demkd.cache.format import parse_header
 
 Mutation = Callable[[Path, random.Random], None]
 
@@ -18,23 +20,36 @@ _NUMBERS: list[Any] = [
     *(1.0, 1e308, -0.5, True, False, None, "50", "", [], {}, [3, 50, 7], "<f2"),
 ]
 _DTYPES: list[Any] = [
-    "<f2",
-    ">f2",
-    "<f4",
-    "<f8",
-    "|u1",
-    "<u2",
-    "<u8",
-    "<i8",
-    "|S9",
-    "O",
-    "|V8",
-    "M8[s]",
-    "",
-    "nonsense",
-    3,
+    *("<f2", ">f2", "<f4", "<f8", "|u1", "<u2", "<u8", "<i8", "|S9", "O", "|V8", "M8[s]", "", "nonsense", 3)
 ]
 _DEEP = b"[" * 100_000
+
+
+def user_block(data: bytes) -> tuple[bytes, dict[str, Any], int]:
+    """The magic line, the tables and the position behind them."""
+    magic, _, length, _ = data.split(b"\n", 3)
+    start = len(magic) + 1 + 65 + len(length) + 1
+    return magic, json.loads(data[start : start + int(length)]), start + int(length) + 1
+
+
+def with_contents(data: bytes, tables: object) -> bytes:
+    """The file with other contents, its digest not yet computed."""
+    text = tables if isinstance(tables, bytes) else json.dumps(tables, separators=(",", ":")).encode()
+    magic, _, end = user_block(data)
+    front = b"%s\n%s\n%d\n%s\n" % (magic, b"0" * 64, len(text), text)
+    return front + data[len(front) :] if len(front) > end else front + bytes(end - len(front)) + data[end:]
+
+
+def reseal(path: Path) -> bool:
+    """Compute the digest of what the header describes; false if that is impossible."""
+    with path.open("r+b") as file:
+        try:
+            header = parse_header(path, file.read(1 << 20))
+        except CacheDamagedError:
+            return False
+        digest = header.compute_digest(file.fileno())
+        os.pwrite(file.fileno(), digest.encode(), len(b"demkd cache, format 4\n"))
+    return True
 
 
 def flip_bits(path: Path, chance: random.Random) -> None:
@@ -77,8 +92,8 @@ def extend(path: Path, chance: random.Random) -> None:
     path.write_bytes(path.read_bytes() + chance.randbytes(chance.choice([1, 8, 4096])))
 
 
-def randomise(path: Path, chance: random.Random) -> None:
-    start = chance.choice([b"", b"demkd cache, format 2\n", b"\x89HDF\r\n\x1a\n", user_block(path.read_bytes())[0]])
+def randomize(path: Path, chance: random.Random) -> None:
+    start = chance.choice([b"", b"demkd cache, format 4\n", b"\x89HDF\r\n\x1a\n", user_block(path.read_bytes())[0]])
     path.write_bytes(start + chance.randbytes(chance.choice([0, 10, 5000, 50_000])))
 
 
@@ -86,11 +101,11 @@ def make_foreign(path: Path, chance: random.Random) -> None:
     """HDF5 of another program, under the name of a cache's file."""
     path.unlink()
     with h5py.File(path, "w", userblock_size=chance.choice([0, 4096])) as file:
-        for name in chance.sample(["logits", "entropy", "label", "provenance", "ledger/logits", "weights"], 4):
+        for name in chance.sample(["logits", "entropy", "label", "provenance", "block_crc/logits", "weights"], 4):
             _foreign_item(file, name, chance)
     if chance.random() < 0.5:  # with a user block that begins as ours does
         data = path.read_bytes()
-        path.write_bytes(b"demkd cache, format 2\n" + data[22:])
+        path.write_bytes(b"demkd cache, format 4\n" + data[22:])
 
 
 def _foreign_item(file: Any, name: str, chance: random.Random) -> None:
@@ -112,7 +127,7 @@ def _foreign_item(file: Any, name: str, chance: random.Random) -> None:
 
 
 def spoil_contents(path: Path, chance: random.Random) -> None:
-    """The user block says something impossible, absurd or sly, and its digest agrees."""
+    """Impossible, absurd or sly values in the header, whose digest agrees."""
     data = path.read_bytes()
     _, tables, _ = user_block(data)
     for _ in range(chance.choice([1, 1, 2])):
@@ -126,82 +141,38 @@ def _spoil_tables(tables: dict[str, Any], chance: random.Random) -> None:
     if not contents:
         return
     name = chance.choice(sorted(contents))
-    if isinstance(contents[name], list) and len(contents[name]) == 3:  # not spoilt already
-        chance.choice(_WAYS)(tables, contents, name, chance)
-
-
-def _spoil_a_total(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    tables[chance.choice(["size", "block_rows"])] = chance.choice(_NUMBERS)
-
-
-def _spoil_an_offset(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    offset = contents[name][0]
-    near = [offset + 8, offset + 4096] if isinstance(offset, int) else []
-    contents[name][0] = chance.choice([*_NUMBERS, *near, tables["size"]])
-
-
-def _spoil_a_dimension(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    shape = contents[name][1]
-    if isinstance(shape, list) and shape:
+    if not (isinstance(contents[name], list) and len(contents[name]) == 3):  # spoilt already
+        return
+    offset, shape, _ = contents[name]
+    kind = chance.randrange(9)
+    if kind == 0:
+        tables[chance.choice(["size", "block_rows"])] = chance.choice(_NUMBERS)
+    elif kind == 1:
+        near = [offset + 8, offset + 4096] if isinstance(offset, int) else []
+        contents[name][0] = chance.choice([*_NUMBERS, *near, tables["size"]])
+    elif kind == 2 and isinstance(shape, list) and shape:
         shape[chance.randrange(len(shape))] = chance.choice(_NUMBERS)
-
-
-def _spoil_a_shape(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    contents[name][1] = chance.choice([[], [1] * 9, [1] * 100, 7, None, [2**40, 2**40], [50], [3, 50, 7], [3, 50]])
-
-
-def _spoil_a_type(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    contents[name][2] = chance.choice(_DTYPES)
-
-
-def _drop_an_entry(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    del contents[name]
-
-
-def _add_a_name(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    strange = ["ledger/provenance", "features/x", "a\nb", "\ud800", "x" * 5000, "ledger/label", ""]
-    contents[chance.choice(strange)] = contents[name]
-
-
-def _swap_entries(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    other = chance.choice(sorted(contents))
-    contents[name], contents[other] = contents[other], contents[name]
-
-
-def _write_nonsense(tables: Any, contents: Any, name: str, chance: random.Random) -> None:
-    contents[name] = chance.choice([None, 3, [], [1, 2], "text", [1, [2], "<f2", 4]])
-
-
-_WAYS = (
-    _spoil_a_total,
-    _spoil_an_offset,
-    _spoil_a_dimension,
-    _spoil_a_shape,
-    _spoil_a_type,
-    _drop_an_entry,
-    _add_a_name,
-    _swap_entries,
-    _write_nonsense,
-)
+    elif kind == 3:
+        contents[name][1] = chance.choice([[], [1] * 9, [1] * 100, 7, None, [2**40, 2**40], [50], [3, 50, 7], [3, 50]])
+    elif kind == 4:
+        contents[name][2] = chance.choice(_DTYPES)
+    elif kind == 5:
+        del contents[name]
+    elif kind == 6:
+        strange = ["block_crc/provenance", "features/x", "a\nb", "\ud800", "x" * 5000, "block_crc/label", ""]
+        contents[chance.choice(strange)] = contents[name]
+    elif kind == 7:
+        other = chance.choice(sorted(contents))
+        contents[name], contents[other] = contents[other], contents[name]
+    else:
+        contents[name] = chance.choice([None, 3, [], [1, 2], "text", [1, [2], "<f2", 4]])
 
 
 def replace_contents(path: Path, chance: random.Random) -> None:
-    """A user block that is no table of contents at all, with a length that fits."""
+    """A header that is no table of contents at all, with a length that fits."""
     data = path.read_bytes()
-    text = chance.choice(
-        [
-            b"",
-            b"null",
-            b"[]",
-            b"{}",
-            b"NaN",
-            b'{"contents":{}}',
-            b'{"size":NaN}',
-            b"\xff\xfe",
-            _DEEP[:90_000],
-            b'{"a":' * 900,
-        ]
-    )
+    texts = [b"", b"null", b"[]", b"{}", b"NaN", b'{"contents":{}}', b'{"size":NaN}', b"\xff\xfe", b'{"a":' * 900]
+    text = chance.choice([*texts, _DEEP[:90_000]])
     spoilt = with_contents(data, text)
     if chance.random() < 0.3:
         spoilt = spoilt.replace(b"\n%d\n" % len(text), chance.choice([b"\n-5\n", b"\n9999999999\n", b"\nx\n"]), 1)
@@ -210,7 +181,7 @@ def replace_contents(path: Path, chance: random.Random) -> None:
 
 
 def spoil_provenance(path: Path, chance: random.Random) -> None:
-    """The provenance lacks something or says nonsense, in as many bytes as before, and every digest agrees."""
+    """A provenance with an entry missing or absurd, in as many bytes as before; every digest agrees."""
     data = path.read_bytes()
     _, tables, _ = user_block(data)
     offset, (length,), _ = tables["contents"]["provenance"]
@@ -250,7 +221,7 @@ def _spoil_value(value: Any, chance: random.Random) -> None:
 
 
 def spoil_hdf5(path: Path, chance: random.Random) -> None:
-    """HDF5's own notes are damaged, and our digest agrees with the damage: our reader never looks at them."""
+    """HDF5's own tables are damaged, and our digest agrees with the damage: our reader never reads them."""
     data = bytearray(path.read_bytes())
     _, tables, end = user_block(bytes(data))
     taken = [range(entry[0], entry[0] + 16) for entry in tables["contents"].values()]

@@ -1,4 +1,4 @@
-"""A run of several processes, one of which dies: all end at once, and the same command goes on to the same student."""
+"""A run of several processes, one of which dies: all end at once, and the same command resumes to the same student."""
 
 import os
 import random
@@ -6,17 +6,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import CHECKOUT
 from tests.pipeline.test_processes import TORCHRUN
-from tests.reliability.conftest import distilling, outcome_of_run
+from tests.reliability.scenarios import distilling
 
-_SLOW_KILLS = 30
-_PATIENCE = 30.0  # seconds after which all processes must be gone
+PATIENCE = 30.0  # seconds after which all processes must be gone
 
 FAILING = """
 import os, signal, sys, torch, demkd
@@ -37,10 +36,14 @@ demkd.distill("resnet8", train=sys.argv[1], cache=sys.argv[2], out=sys.argv[3], 
 
 
 @contextmanager
-def started(*command: object, size: int = 2, **environment: str) -> "Iterator[subprocess.Popen[str]]":
-    """Processes under torchrun, in a session of their own; none is left behind."""
+def started(*command: object, watched: float = 0.1, **environment: str) -> "Iterator[subprocess.Popen[str]]":
+    """Two processes under torchrun, in a session of their own; none is left behind.
+
+    Args:
+        watched: every so many seconds torchrun looks for a rank that has ended, and then ends the other.
+    """
     process = subprocess.Popen(
-        [*TORCHRUN, str(size), *map(str, command)],
+        [*TORCHRUN, "2", "--monitor-interval", str(watched), *map(str, command)],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -51,48 +54,27 @@ def started(*command: object, size: int = 2, **environment: str) -> "Iterator[su
     try:
         yield process
     finally:
-        for one in [process.pid, *children(process.pid)]:
-            with_signal(one, signal.SIGKILL)
+        for pid in [process.pid, *ranks(process)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
 
 
-def children(pid: int) -> list[int]:
-    """The processes that one has started, by rank."""
-    found = Path(f"/proc/{pid}/task/{pid}/children")
+def ranks(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(text) for text in found.read_text().split()] if found.exists() else []
 
 
-def with_signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
 def training(data: Path, cache: Path, out: Path, *, epochs: int) -> list[object]:
-    """What torchrun starts."""
+    """A command for torchrun."""
     return ["cli.py", *distilling(data, cache, out, epochs=epochs), "--learning-rate", 0.02]
 
 
-def epochs_done(out: Path) -> int:
+def wait_for_epochs(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
     metrics = out / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def kill_one(command: list[object], out: Path, *, rank: int, after: int, delay: float, **environment: str) -> bool:
-    """SIGKILL a rank some moment after an epoch; whether it was still running, and all others ended in time."""
-    with started(*command, **environment) as process:
-        while process.poll() is None and epochs_done(out) < after:
-            time.sleep(0.005)
-        time.sleep(delay)
-        ranks = children(process.pid)
-        if process.poll() is not None or len(ranks) <= rank:
-            return False
-        with_signal(ranks[rank], signal.SIGKILL)
-        _, errors = process.communicate(timeout=_PATIENCE)
-        assert process.returncode != 0
-        assert "Traceback" not in errors.partition("torch/distributed")[0]
-        return True
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < count):
+        time.sleep(0.005)
 
 
 def to_the_end(command: list[object], **environment: str) -> None:
@@ -100,47 +82,48 @@ def to_the_end(command: list[object], **environment: str) -> None:
         assert process.wait(timeout=200) == 0
 
 
+def kill_a_rank(command: list[object], out: Path, chance: random.Random, *, after: int, **environment: str) -> bool:
+    """SIGKILL one of two ranks some moment after an epoch; false if the run ended before.
+
+    All others end in time, without a traceback.
+    """
+    with started(*command, **environment) as process:
+        wait_for_epochs(process, out, after)
+        time.sleep(chance.uniform(0, 0.15))
+        running, rank = ranks(process), chance.randrange(2)
+        if process.poll() is not None or len(running) <= rank:
+            return False
+        os.kill(running[rank], signal.SIGKILL)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode != 0
+        assert "Traceback" not in errors.partition("torch/distributed")[0]
+        return True
+
+
 def kill_some(
     command: list[object], out: Path, chance: random.Random, *, kills: int, epochs: int, **environment: str
 ) -> int:
-    """Kill a run of two processes again and again, and let it end; how many kills it survived."""
-    killed = 0
-    for number in range(kills):
-        after = 1 + (epochs - 10) * number // kills  # so that every kill finds something to interrupt
-        rank, delay = chance.randrange(2), chance.uniform(0, 0.15)
-        killed += kill_one(command, out, rank=rank, after=after, delay=delay, **environment)
+    """Kill ranks of a run again and again, and let it end; how many kills there were."""
+    moments = [1 + (epochs - 10) * number // kills for number in range(kills)]  # every kill interrupts something
+    killed = sum(kill_a_rank(command, out, chance, after=after, **environment) for after in moments)
     to_the_end(command, **environment)
     return killed
 
 
-def survive(data: Path, cache: Path, tmp_path: Path, *, kills: int, epochs: int, seed: int) -> int:
-    """The same, and compare with a run that nobody killed."""
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    to_the_end(training(data, cache, whole, epochs=epochs))
-    command = training(data, cache, out, epochs=epochs)
-    killed = kill_some(command, out, random.Random(seed), kills=kills, epochs=epochs)
-    assert outcome_of_run(out) == outcome_of_run(whole)
-    return killed
+def test_a_killed_rank_ends_all(picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
+    """Within seconds, with a checkpoint to resume from."""
+    command = training(picture_folder, pristine_cache, tmp_path, epochs=500)
+    assert kill_a_rank(command, tmp_path, random.Random(0), after=2)
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert not (tmp_path / "student.safetensors").exists()
 
 
-def test_a_killed_process_ends_all_and_the_run_goes_on(
-    picture_folder: Path, pristine_cache: Path, tmp_path: Path
-) -> None:
-    assert survive(picture_folder, pristine_cache, tmp_path, kills=2, epochs=20, seed=0) == 2
-
-
-@pytest.mark.slow
-def test_a_run_of_processes_survives_many_kills(picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
-    killed = survive(picture_folder, pristine_cache, tmp_path, kills=_SLOW_KILLS, epochs=120, seed=1)
-    print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it
-    assert killed >= _SLOW_KILLS - 3, "a kill may come after the end"
-
-
+@pytest.mark.slow  # tests/pipeline/test_processes.py has a fast one
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
         ("raise UserError('this rank cannot go on')", "rank 1 of 2: this rank cannot go on"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "another process ended without a word ("),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "another rank exited unexpectedly ("),
     ],
 )
 def test_a_failure_of_one_ends_all_with_its_sentence(
@@ -149,25 +132,38 @@ def test_a_failure_of_one_ends_all_with_its_sentence(
     """In Python, where errors are raised and not printed."""
     program = tmp_path / "failing.py"
     program.write_text(FAILING)
-    begun = time.monotonic()
-    with started(
-        program, picture_folder, pristine_cache, tmp_path / "run", failure, PYTHONPATH=str(CHECKOUT)
-    ) as process:
-        _, errors = process.communicate(timeout=_PATIENCE + 30)
+    command = [program, picture_folder, pristine_cache, tmp_path / "run", failure]
+    # The other rank's own sentence is tested: torchrun must not end it before.
+    with started(*command, watched=5, PYTHONPATH=str(CHECKOUT)) as process:
+        _, errors = process.communicate(timeout=PATIENCE + 15)  # with some seconds to start
         assert process.returncode != 0
-    assert time.monotonic() - begun < _PATIENCE + 15, "with some seconds to start"
     assert said in errors
     assert errors.count("ProcessesError") == 1 or "ToldElsewhereError" in errors
 
 
-def test_ctrl_c_stops_all_with_one_message(picture_folder: Path, pristine_cache: Path, tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the terminal; what torchrun itself says of it is not ours."""
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "pauses", "said"),
+    [
+        (signal.SIGINT, [], "interrupted"),
+        (signal.SIGINT, [0.002], "interrupted"),
+        (signal.SIGINT, [0.03, 0.3], "interrupted"),
+        (signal.SIGTERM, [], "ended by SIGTERM"),
+    ],
+)
+def test_signals_stop_all_with_one_message(
+    picture_folder: Path, pristine_cache: Path, tmp_path: Path, number: int, pauses: list[float], said: str
+) -> None:
+    """Ctrl-C reaches every process of the terminal, again and again; torchrun adds signals and messages of its own."""
     out = tmp_path / "run"
     with started(*training(picture_folder, pristine_cache, out, epochs=500)) as process:
-        while process.poll() is None and epochs_done(out) < 2:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=_PATIENCE)
+        wait_for_epochs(process, out, 2)
+        os.killpg(process.pid, number)
+        for pause in pauses:
+            time.sleep(pause)
+            os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert errors.count("error: interrupted; run the same command to resume") == 1
-    assert epochs_done(out) >= 2
+    assert errors.count(f"error: {said}; run the same command to resume") == 1
+    frames = [line for line in errors.splitlines() if f'File "{CHECKOUT}' in line and "site-packages" not in line]
+    assert not frames, "torchrun's traceback is the only one"

@@ -1,4 +1,4 @@
-"""What must not creep in over a long run: memory, and other views for the same sample."""
+"""Over a long run memory stays the same, and so do the views of a sample."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from demkd.cache import TeacherFile, open_cache
+from demkd.cache import ShardFile, open_cache
 from demkd.pipeline import stage_one
-from demkd.pipeline.cached_teachers import CachedTeachers
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.teacher_targets import CachedTeachers
 from tests.pipeline.stages import cache_one
-from tests.reliability.conftest import Run, teacher_options
+from tests.reliability import scenarios
+from tests.reliability.conftest import Command, Run
 
-_FLAT = 4 << 20  # bytes; less than what a leak of one block or answers a step leaves in these tests
+FLAT = 4 << 20  # bytes; less than a leak of one block, or of the logits of a step, leaves in these tests
 
 
 def anonymous_memory() -> int:
-    """What this process holds, without the pages of files that it mapped."""
+    """Bytes of this process, without the pages of files that it mapped."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
@@ -43,44 +44,69 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 @needs_proc
-def test_stage_one_stays_as_small_as_it_is(
+def test_stage_one_keeps_no_view_in_memory(
     picture_folder: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """50 slots of 60 x 1,024 features, 240 kB each: kept in memory they would be 12 MB."""
-    monkeypatch.setattr(stage_one, "_ANSWER_BYTES", 1)  # what may wait to be written: one slot; else all of these fit
+    """50 views of 60 x 1,024 features, 240 kB each, are 12 MB."""
+    monkeypatch.setattr(stage_one, "_BLOCK_BYTES", 1)  # what may wait to be written: one view; else all of these fit
     progress = MemoryProgress()
     checkpoint = teachers / "a.safetensors"
     cache_one(picture_folder, checkpoint, tmp_path, progress=progress, views=50, features=("stage1",), feature_grid=8)
     assert len(progress.memory) == 50
-    # What a slot takes while it is answered comes and goes, by more than the bound; what is kept raises the least ones.
-    assert min(progress.memory[-10:]) - min(progress.memory[:10]) < _FLAT
+    # The memory of a view in progress comes and goes, by more than the bound; a leak raises the smallest ones.
+    assert min(progress.memory[-10:]) - min(progress.memory[:10]) < FLAT
+
+
+class Interrupted(SilentProgress):
+    """Ctrl-C after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self._left = batches
+
+    @contextmanager
+    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["Interrupted"]:  # noqa: ARG002
+        yield self
+
+    def advance(self, count: int) -> None:  # noqa: ARG002
+        self._left -= 1
+        if not self._left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("seconds", [0, 10])
+def test_an_interrupt_loses_the_predictions_of_some_seconds(
+    picture_folder: Path, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """One block of 60 images in 5 views: batches of 16, 16, 16 and 12 images, each in 5 views."""
+    monkeypatch.setattr(stage_one, "_SECONDS_BETWEEN_SYNCS", seconds)
+    options = {"views": 5, "batch_size": 16, "features": ("stage1",)}
+    cache_one(picture_folder, teachers / "a.safetensors", tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):  # in the third view of the third batch
+        cache_one(picture_folder, teachers / "a.safetensors", tmp_path / "cut", progress=Interrupted(13), **options)
+    report = cache_one(picture_folder, teachers / "a.safetensors", tmp_path / "cut", **options)
+    assert report.teachers[0].answered == 5 * 60 - (0 if seconds else 12 * 16)
+    assert scenarios.contents(tmp_path / "cut") == scenarios.contents(tmp_path / "whole")
 
 
 @needs_proc
-def test_stage_two_stays_as_small_as_it_is(pristine_cache: Path) -> None:
-    """Two hundred epochs' worth of by_slot, fused and dropped."""
+def test_stage_two_keeps_no_epoch_in_memory(pristine_cache: Path) -> None:
     with open_cache(pristine_cache) as cache:
         labels = torch.from_numpy(np.array(cache.labels))
-        source = CachedTeachers(cache, labels, METHODS["de-mkd"], views=4, run_seed=0, device=torch.device("cpu"))
+        teachers = CachedTeachers(cache, labels, METHODS["de-mkd"], seed=0)
         memory = []
-        for epoch in range(1, 201):
-            source.start_epoch(epoch)
-            source.batch_targets(torch.arange(60), torch.zeros(60, 3, 16, 16, dtype=torch.uint8))
+        for epoch in range(200):
+            teachers.read_view(epoch % 4).targets(torch.arange(60))
             memory.append(anonymous_memory())
-    assert memory[-1] - memory[20] < _FLAT
+    assert memory[-1] - memory[20] < FLAT
 
 
-def test_batch_size_and_resuming_never_change_a_view(
-    run: Run, picture_folder: Path, teachers: Path, tmp_path: Path
-) -> None:
-    """Views and predictions are the same for any batch size; logits are, up to rounding."""
-    command = ["cache-teachers", "--quiet", "--precision", "float32", "--data", picture_folder, "--views", 6]
+def test_batch_size_and_resuming_never_change_a_view(run: Run, caching: Command, tmp_path: Path) -> None:
+    """Params are the same for any batch size; logits are, up to rounding."""
     for size in (7, 256):
-        out = tmp_path / f"batch{size}"
-        full = [*command, "--out", out, "--batch-size", size, *teacher_options(teachers, "a")]
-        run(*full, kill_at=25 + size % 10)
-        run(*full, code=0)
-    small, large = (TeacherFile(tmp_path / f"batch{size}" / "a.h5") for size in (7, 256))
-    for slot in range(6):
-        assert np.array_equal(small.read("view", slot), large.read("view", slot))
-        assert np.allclose(small.read("logits", slot), large.read("logits", slot), atol=0.01)
+        command = [*caching(tmp_path / f"{size}", views=4, names="a", features="none"), "--batch-size", size]
+        run(*command, kill_at=18 + size % 10)
+        run(*command, code=0)
+    small, large = (ShardFile(tmp_path / f"{size}" / "a.00001-of-00001.h5") for size in (7, 256))
+    for view in range(4):
+        assert np.array_equal(small.view("params", view), large.view("params", view))
+        assert np.allclose(small.view("logits", view), large.view("logits", view), atol=0.01)

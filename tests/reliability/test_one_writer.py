@@ -1,67 +1,35 @@
-"""One writer a file, one process a run; whoever comes second is told who is at it, and whoever reads, how far it is."""
+"""One writer per file, one process per run: a second one is refused by naming the first, a reader sees the progress.
+
+`test_sharing.py` has writers that die.
+"""
 
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from demkd.cache import CacheIncompleteError, TeacherFile, exclusive, open_cache
-from demkd.cache.integrity import verify_cache
-from tests.conftest import CHECKOUT
-from tests.reliability.conftest import Command, Run, contents, says
+from demkd.cache import CacheIncompleteError, ShardFile, exclusive, open_cache
+from demkd.cache.verify import verify_cache
+from tests.reliability.conftest import Command, Run, says
+from tests.reliability.scenarios import contents
 
 
-@pytest.fixture
-def stopped_owner(caching: Command, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A real `cache-teachers`, stopped while it holds its file."""
-    command = caching(tmp_path / "cache", views=50)
-    owner = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "cli.py"), *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    try:
-        wait_for_answers(tmp_path / "cache" / "a.h5.partial")
-        owner.send_signal(signal.SIGSTOP)
-        yield owner
-    finally:
-        owner.kill()
-        owner.wait()
-
-
-def wait_for_answers(path: Path) -> None:
-    """Until some blocks of a file are written."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if path.exists() and TeacherFile(path).blocks_written() > 2:
-            return
-        time.sleep(0.001)
-    pytest.fail(f"{path} was not begun")
-
-
-def test_a_second_writer_is_refused_until_the_first_one_dies(
-    run: Run, caching: Command, distilling: Command, tmp_path: Path, stopped_owner: subprocess.Popen[bytes]
-) -> None:
-    """The order of things: refused with the owner's process and host; a reader told how far; killed; gone on."""
+def test_a_second_writer_is_refused(run: Run, caching: Command, distilling: Command, tmp_path: Path) -> None:
+    """Refused with the owner's process and host; a reader sees the progress; without the owner it is resumed."""
     cache = tmp_path / "cache"
-    command = caching(cache, views=50)
-    before = contents(cache)
-    says(run(*command), f"a.h5 is being written by process {stopped_owner.pid} on {socket.gethostname()}")
-    assert contents(cache) == before
-    done = TeacherFile(cache / "a.h5.partial").progress()
-    assert 0 < done < 1
-    with pytest.raises(
-        CacheIncompleteError,
-        match=rf"teacher a in \S* is {done:.0%} done; teacher b in .*: run the same `cache_teachers`",
-    ):
-        open_cache(cache)
-    says(run(*distilling(tmp_path / "run", cache=cache, epochs=1)), f"is {done:.0%} done")
-    stopped_owner.kill()
-    stopped_owner.wait()
+    command = caching(cache, views=6)
+    assert run(*command, kill_at=40).code == -9
+    with exclusive(cache / "a.00001-of-00001.h5"):
+        before = contents(cache)
+        says(run(*command), f"a.00001-of-00001.h5 is being written by process {os.getpid()} on {socket.gethostname()}")
+        assert contents(cache) == before
+        done = ShardFile(cache / "a.00001-of-00001.h5.partial").progress()
+        assert 0 < done < 1
+        message = rf"teacher a in \S* is {done:.0%} done, being written by process {os.getpid()} on \S+; teacher b in "
+        with pytest.raises(CacheIncompleteError, match=message):
+            open_cache(cache)
+        says(run(*distilling(tmp_path / "run", cache=cache, epochs=1)), f"is {done:.0%} done")
     run(*command, code=0)
     assert verify_cache(cache).sound
 
@@ -77,8 +45,6 @@ def test_a_run_has_one_process(run: Run, distilling: Command, tmp_path: Path) ->
 
 def test_two_teachers_are_written_side_by_side(run: Run, caching: Command, tmp_path: Path) -> None:
     """The lock is a file's, not the cache's: another process may add another teacher meanwhile."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    with exclusive(cache / "c.h5"):
-        run(*caching(cache, views=2, features="none"), code=0)
-    assert open_cache(cache).names == ("a", "b")
+    with exclusive(tmp_path / "c.00001-of-00001.h5"):
+        run(*caching(tmp_path, views=2, features="none"), code=0)
+    assert open_cache(tmp_path).names == ("a", "b")

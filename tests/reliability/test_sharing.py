@@ -1,129 +1,161 @@
-"""Stage one by several processes: without a word between them, and to the bytes of one."""
+"""Stage one by several processes that share a cache: without messages between them, and with the bytes of one."""
 
 import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
-from demkd.cache import CacheIncompleteError, TeacherFile, exclusive, open_cache
-from demkd.cache.integrity import DAMAGED, verify_cache
+from demkd.cache import CacheIncompleteError, ShardFile, exclusive, open_cache
 from tests.cache.counting import flip
-from tests.reliability.conftest import Run, Together, attempt, outcome_of_run, says
-from tests.reliability.sharing import (
-    BLOCKS,
-    TORCHRUN,
-    files,
-    finish,
-    kill_either,
-    merged,
-    sharded,
-    start,
-    write_pictures,
-    write_teachers,
-)
+from tests.conftest import CHECKOUT
+from tests.reliability.conftest import Command, Run, Together, attempt, says
+from tests.reliability.fork_server import ForkServer
+from tests.reliability.scenarios import outcome_of_run
+from tests.reliability.tiny_network import tiny
 
-Command = Callable[..., list[object]]
+TINY = "tests.reliability.tiny_network:tiny"
+Alone = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def sharing(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """A `cache-teachers` command for the tiny pictures and teachers: `sharing(out, "--shards", 3)`."""
-    folder = tmp_path_factory.mktemp("sharing")
-    data, teachers = write_pictures(folder / "data"), write_teachers(folder)
-    return lambda *arguments, **options: sharded(data, teachers, *arguments, **options)
-
-
-@pytest.fixture(scope="session")
-def data(sharing: Command) -> Path:
-    return Path(str(sharing(".")[sharing(".").index("--data") + 1]))
-
-
-@pytest.fixture(scope="session")
-def one(run: Run, sharing: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files that one process writes, unsharded."""
-    folder = tmp_path_factory.mktemp("one")
-    run(*sharing(folder), code=0)
-    return files(folder)
-
-
-@pytest.fixture(scope="session")
-def three(run: Run, sharing: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of three shards, which one process made; to look at, and to copy."""
-    folder = tmp_path_factory.mktemp("three")
-    run(*sharing(folder, "--shards", 3), code=0)
+def write_blocks(folder: Path, *, seed: int = 0) -> Path:
+    """3,172 images of noise, which are four blocks, 8 x 8, and 12 to test on; two tiny teachers."""
+    rng = np.random.default_rng(seed)
+    for split, counts in (("train", (1060, 1056, 1056)), ("test", (4, 4, 4))):
+        for name, count in zip(("ant", "bee", "cat"), counts, strict=True):
+            (folder / split / name).mkdir(parents=True)
+            for number, pixels in enumerate(rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)):
+                Image.fromarray(pixels).save(folder / split / name / f"{number:04}.png", compress_level=0)
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        save_file(tiny().state_dict(), folder / f"{name}.safetensors")
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_shells_that_start_at_once_make_the_bytes_of_one(
-    run: Run, sharing: Command, tmp_path: Path, one: dict[str, bytes], processes: int
-) -> None:
-    """Every shard once; the last to end says that all is whole, and has computed the weights."""
-    shells = [start(sharing(tmp_path, "--shards", BLOCKS, "--json")) for _ in range(processes)]
-    reports = [json.loads(finish(shell)[0]) for shell in shells]
-    answered = [sum(report["teachers"][number]["answered"] for report in reports) for number in (0, 1)]
-    assert answered == [6 * 3172, 6 * 3172]
+def sharded(data: Path, out: Path, *more: object, views: int = 3) -> list[object]:
+    """A `cache-teachers` command for the images and teachers of a folder."""
+    teachers = [part for name in "ab" for part in ("--teacher", f"{name}={TINY}@{data / name}.safetensors")]
+    return [
+        *("cache-teachers", "--quiet", "--precision", "float32", "--device", "cpu", "--data", data, "--out", out),
+        *("--views", views, *teachers, *more),
+    ]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of a cache, without locks and leftovers of creating."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".h5", ".partial")}
+
+
+class KillsOfTwo:
+    """Kills either or both of two processes over one cache, and compares the cache that two others complete."""
+
+    def __init__(self, server: ForkServer, data: Path, folder: Path) -> None:
+        self._server, self._data = server, data
+        whole = server.together([{"arguments": sharded(data, folder, "--shards", 3)}] * 2)
+        self._seconds, self._calls = max(one.seconds for one in whole), max(one.calls for one in whole)
+        self.expected = files(folder)
+
+    def kill(self, folder: Path, chance: random.Random) -> int:
+        """Up to six kills; how many there were."""
+        job = {"arguments": sharded(self._data, folder, "--shards", 3)}
+
+        def moment() -> dict[str, Any]:
+            after, at = chance.uniform(0.2, 1) * self._seconds, chance.randrange(1, self._calls)
+            return {**job, **chance.choices([{}, {"kill_after": after}, {"kill_at": at}], [1, 3, 3])[0]}
+
+        outcomes = []
+        for _ in range(3):
+            outcomes += self._server.together([moment(), moment()])
+            for path in [*folder.glob("[ab].*.h5"), *folder.glob("[ab].*.partial")]:
+                assert ShardFile(path).is_partial or ShardFile(path).is_complete(), path
+        outcomes += self._server.together([job, job])
+        assert {outcome.code for outcome in outcomes} <= {0, -9}, outcomes
+        assert {outcome.code for outcome in outcomes[-2:]} == {0}, outcomes
+        assert files(folder) == self.expected, "other bytes than of two that nobody killed"
+        return sum(outcome.code == -9 for outcome in outcomes)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_blocks(tmp_path_factory.mktemp("blocks"))
+
+
+@pytest.fixture(scope="module")
+def sharing(data: Path) -> Command:
+    """A `cache-teachers` command: `sharing(out, "--shards", 3)`."""
+    return partial(sharded, data)
+
+
+@pytest.fixture(scope="module")
+def alone(run: Run, sharing: Command, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """The cache that one uninterrupted process makes: `alone("--shards", 3)`; only read, or copied."""
+    known: dict[str, Path] = {}
+
+    def make(*arguments: object, **options: Any) -> Path:
+        if repr((arguments, options)) not in known:
+            folder = tmp_path_factory.mktemp("alone")
+            run(*sharing(folder, *arguments, **options), code=0)
+            known[repr((arguments, options))] = folder
+        return known[repr((arguments, options))]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def three(alone: Alone) -> Path:
+    return alone("--shards", 3)
+
+
+def test_shells_make_the_bytes_of_one(together: Together, sharing: Command, tmp_path: Path, alone: Alone) -> None:
+    """Every shard once; the last to end reports the whole, and has computed the weights."""
+    outcomes = together([{"arguments": sharing(tmp_path, "--shards", 4, "--json")}] * 3)
+    reports = [json.loads(outcome.stdout) for outcome in outcomes]
+    for number in (0, 1):
+        assert sum(report["teachers"][number]["answered"] for report in reports) == 3 * 3172
     assert any(report["weighted"] == ["a", "b"] for report in reports)
     for report in reports:
         assert bool(report["held"]) != bool(report["weighted"])
         assert (report["teachers"][0]["top1"] is None) == bool(report["held"])
-    assert sorted(name for name in files(tmp_path) if name.startswith("a")) == [
-        f"a.0000{number}-of-00004.h5" for number in range(4)
-    ]
-    assert merged(run, tmp_path) == one
+    assert files(tmp_path) == files(alone("--shards", 4))
 
 
-def test_torchrun_makes_the_bytes_of_one(run: Run, sharing: Command, tmp_path: Path, one: dict[str, bytes]) -> None:
-    """As many shards as processes; rank 0 alone speaks, once, of the whole."""
-    launcher = (*TORCHRUN, "--nproc-per-node", "2")
-    output, errors = finish(start(sharing(tmp_path, "--json"), launcher=launcher))
-    report = json.loads(output)
+def as_ranks(command: list[object]) -> list[dict[str, Any]]:
+    """Jobs with the variables that torchrun sets; stage one sends no messages."""
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
+    return [{"arguments": command, "environment": rank} for rank in ranks]
+
+
+def test_two_ranks_make_the_bytes_of_one(together: Together, sharing: Command, tmp_path: Path, alone: Alone) -> None:
+    """As many shards as processes; only rank 0 reports, once, the whole."""
+    first, second = together(as_ranks(sharing(tmp_path, "--json")))
+    report = json.loads(first.stdout)
+    assert (second.code, second.stdout, second.stderr) == (0, "", "")
     assert [teacher["shards"] for teacher in report["teachers"]] == [2, 2]
     assert report["weighted"] == ["a", "b"]
     assert report["held"] == []
-    assert errors.count("near chance") == 2, "a warning a teacher, though both ranks could give it"
-    assert merged(run, tmp_path) == one
+    assert first.stderr.count("near chance") == 2, "a warning a teacher, though both ranks could give it"
+    assert files(tmp_path) == files(alone("--shards", 2))
 
 
-@pytest.mark.slow
-def test_torchrun_with_another_number_of_processes_goes_on(
-    run: Run, sharing: Command, tmp_path: Path, three: Path
-) -> None:
-    """What is there wins over the number of processes, in growth too."""
-    cache = Path(shutil.copytree(three, tmp_path / "cache"))
-    output, _ = finish(start(sharing(cache, "--json", views=7), launcher=(*TORCHRUN, "--nproc-per-node", "4")))
-    assert [teacher["shards"] for teacher in json.loads(output)["teachers"]] == [3, 3]
-    run(*sharing(tmp_path / "one"), code=0)
-    run(*sharing(tmp_path / "one", views=7), code=0)
-    assert merged(run, cache) == files(tmp_path / "one")
-
-
-def test_no_shards_are_the_file_of_before(run: Run, three: Path, tmp_path: Path, one: dict[str, bytes]) -> None:
-    shutil.copytree(three, tmp_path / "cache")
-    assert (
-        open_cache(three).teachers[0].provenance.fingerprint()
-        == TeacherFile(next(three.glob("a.*.h5"))).provenance.fingerprint()
-    )
-    assert files(three)["weights.h5"] == one["weights.h5"]
-    assert merged(run, tmp_path / "cache") == one
-
-
-def test_another_number_of_processes_goes_on(
-    run: Run, together: Together, sharing: Command, tmp_path: Path, three: Path
-) -> None:
+def test_other_processes_resume(run: Run, together: Together, sharing: Command, tmp_path: Path, three: Path) -> None:
     """Both of two killed in the middle; then three, without the option; then one, which has nothing left to do."""
     command = {"arguments": sharing(tmp_path, "--shards", 3)}
-    outcomes = together([{**command, "kill_at": 30}, {**command, "kill_at": 34}])
+    outcomes = together([{**command, "kill_at": 24}, {**command, "kill_at": 28}])
     assert {outcome.code for outcome in outcomes} == {-9}
     assert isinstance(attempt(lambda: open_cache(tmp_path)), CacheIncompleteError)
     outcomes = together([{"arguments": sharing(tmp_path)}] * 3)
@@ -133,247 +165,116 @@ def test_another_number_of_processes_goes_on(
     assert files(tmp_path) == files(three)
 
 
-def wait_for_shard(folder: Path) -> Path:
-    """Until a process fills a shard, and has written some of it."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        for path in folder.glob("a.*.partial"):
-            found = attempt(lambda path=path: TeacherFile(path).blocks_written())
-            if isinstance(found, int) and found > 0:
-                return path
-        time.sleep(0.0005)
-    pytest.fail(f"no shard was begun in {folder}")
+LONG = ("--batch-size", 8, "--features", "none")
 
 
 @pytest.fixture
-def stopped(sharing: Command, tmp_path: Path) -> Any:
-    """A process that was stopped in the middle of a shard of 18 views."""
-    owner = start(sharing(tmp_path, "--shards", 3, "--batch-size", 8, "--features", "none", views=18))
+def stopped(sharing: Command, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that was stopped in the middle of a shard of 9 views."""
+    command = [CHECKOUT / "cli.py", *sharing(tmp_path, "--shards", 3, *LONG, views=9)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    owner = subprocess.Popen([sys.executable, *map(str, command)], cwd=CHECKOUT, env=environment)
     try:
-        wait_for_shard(tmp_path)
+        end = time.monotonic() + 60
+        while not any(
+            isinstance(found := attempt(ShardFile(path).progress), float) and found > 0
+            for path in tmp_path.glob("a.*.partial")
+        ):
+            assert time.monotonic() < end, f"no shard was begun in {tmp_path}"
+            time.sleep(0.0005)
         owner.send_signal(signal.SIGSTOP)
         yield owner
     finally:
         owner.kill()
-        owner.communicate()
-
-
-def test_what_a_dead_process_left_is_taken_over(
-    run: Run, sharing: Command, tmp_path: Path, stopped: "subprocess.Popen[str]"
-) -> None:
-    """The others' shards first; then who holds the last one is said; then the owner dies, and the next call ends it."""
-    command = sharing(tmp_path, "--batch-size", 8, "--features", "none", views=18)
-    said = run(*command, code=0).stdout
-    assert f"teacher a: shard 0 is being written by process {stopped.pid} on " in said
-    assert f"teacher b: shard 0 is being written by process {stopped.pid} on " in said
-    assert sorted(path.name for path in tmp_path.glob("a.*.h5")) == ["a.00001-of-00003.h5", "a.00002-of-00003.h5"]
-    says(run("inspect", tmp_path), f"2 of 3 shards are whole; shard 0 is being written by process {stopped.pid} on ")
-    says(run("merge", tmp_path), "2 of 3 shards are whole")
-    stopped.kill()
-    stopped.communicate()
-    assert "weights.h5 has the entropy weights of a, b" in run(*command, code=0).stdout
-    run(*sharing(tmp_path / "one", "--batch-size", 8, "--features", "none", views=18), code=0)
-    expected = files(tmp_path / "one")
-    shutil.rmtree(tmp_path / "one")
-    assert merged(run, tmp_path) == expected
+        owner.wait()
 
 
 @pytest.mark.slow
-def test_rank_0_waits_and_takes_over(sharing: Command, tmp_path: Path, stopped: "subprocess.Popen[str]") -> None:
-    """Rank 1 ends without a word; rank 0 stays, fills what the dead one left, and reports the whole."""
-    command = sharing(tmp_path, "--batch-size", 8, "--features", "none", "--json", views=18)
-    assert finish(start(command, RANK="1", WORLD_SIZE="2")) == ("", "")
-    waiting = start(command, RANK="0", WORLD_SIZE="2")
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.communicate(timeout=5)
+def test_the_shard_of_a_dead_process_is_resumed(
+    run: Run, sharing: Command, tmp_path: Path, stopped: "subprocess.Popen[str]", alone: Alone
+) -> None:
+    """The others' shards first; a message names who holds the last one; that one dies, and the next call ends it."""
+    command = sharing(tmp_path, *LONG, views=9)
+    said = run(*command, code=0).stdout
+    for name in "ab":
+        state = rf"teacher {name}: shard 1 of 3 is (\d+% done, )?being written by process {stopped.pid} on "
+        assert re.search(state, said), said
+    assert sorted(path.name for path in tmp_path.glob("a.*.h5")) == ["a.00002-of-00003.h5", "a.00003-of-00003.h5"]
+    says(run("inspect", tmp_path), f"being written by process {stopped.pid} on ")
     stopped.kill()
-    report = json.loads(finish(waiting)[0])
-    assert report["held"] == []
-    assert report["weighted"] == ["a", "b"]
-    assert report["teachers"][0]["answered"] > 0
-    assert verify_cache(tmp_path).sound
+    stopped.wait()
+    assert "weights.h5 has the entropy weights of a, b" in run(*command, code=0).stdout
+    assert files(tmp_path) == files(alone("--shards", 3, *LONG, views=9))
 
 
 def test_one_file_still_has_one_writer(run: Run, sharing: Command, tmp_path: Path) -> None:
-    with exclusive(tmp_path / "a.h5"):
-        says(run(*sharing(tmp_path)), f"a.h5 is being written by process {os.getpid()} on ")
-    with exclusive(tmp_path / "b.00000-of-00003.h5"):
-        assert "teacher a: shard 0 is missing" in run(*sharing(tmp_path, "--shards", 3), code=0).stdout
-    assert not (tmp_path / "a.00000-of-00003.h5").exists(), "all its files, or none"
+    with exclusive(tmp_path / "a.00001-of-00001.h5"):
+        says(run(*sharing(tmp_path)), f"a.00001-of-00001.h5 is being written by process {os.getpid()} on ")
+    with exclusive(tmp_path / "b.00001-of-00003.h5"):
+        assert "teacher a: shard 1 of 3 is missing" in run(*sharing(tmp_path, "--shards", 3), code=0).stdout
+    assert not (tmp_path / "a.00001-of-00003.h5").exists(), "all its files, or none"
 
 
-def test_machines_without_a_common_disk(
-    run: Run, sharing: Command, tmp_path: Path, one: dict[str, bytes], three: Path
-) -> None:
-    """Each makes the shards it is told; copied into one folder they are the cache, and one more call ends it."""
-    for machine, part in (("x", "0-1"), ("y", "2")):
-        said = run(*sharing(tmp_path / machine, "--shards", 3, "--only-shards", part), code=0).stdout
-        assert "missing" in said
+def test_machines_without_a_common_disk(run: Run, sharing: Command, tmp_path: Path, three: Path) -> None:
+    """Each makes its shards; copied into one folder they are the cache, and one more call ends it."""
+    for machine in "123":
+        assert "missing" in run(*sharing(tmp_path / machine, "--shard", f"{machine}/3"), code=0).stdout
     (tmp_path / "all").mkdir()
-    for machine, copied in itertools.product("xy", "ab"):
+    for machine, copied in itertools.product("123", "ab"):
         for path in (tmp_path / machine).glob(f"{copied}.*.h5"):
             shutil.copy(path, tmp_path / "all")
     assert open_cache(tmp_path / "all").names == ("a", "b")
     report = json.loads(run(*sharing(tmp_path / "all", "--json"), code=0).stdout)
     assert [teacher["answered"] for teacher in report["teachers"]] == [0, 0]
     assert files(tmp_path / "all") == files(three)
-    assert merged(run, tmp_path / "all") == one
 
 
-def learning(data: Path, cache: Path, out: Path, *more: object) -> list[object]:
-    """A `distill` command for a tiny student."""
-    return [
-        *("distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--out", out),
-        *("--student", "tests.reliability.tiny_network:tiny", "--epochs", 2, "--batch-size", 128, *more),
-    ]
-
-
-def test_students_learn_the_same_from_shards(
-    run: Run, data: Path, sharing: Command, tmp_path: Path, three: Path
-) -> None:
+def test_students_learn_the_same_from_shards(run: Run, data: Path, tmp_path: Path, alone: Alone, three: Path) -> None:
     """Logits, features and weights, gathered across files, give the losses and the student of one file."""
-    run(*sharing(tmp_path / "one"), code=0)
-    for name, cache in (("from-one", tmp_path / "one"), ("from-shards", three)):
-        run(*learning(data, cache, tmp_path / name), code=0)
-    assert outcome_of_run(tmp_path / "from-shards") == outcome_of_run(tmp_path / "from-one")
+    for name, cache in (("one", alone()), ("shards", three)):
+        command = ["distill", "--quiet", "--precision", "float32", "--data", data, "--cache", cache, "--student", TINY]
+        run(*command, "--out", tmp_path / name, "--epochs", 2, "--batch-size", 128, code=0)
+    assert outcome_of_run(tmp_path / "shards") == outcome_of_run(tmp_path / "one")
 
 
-def test_kept_logits_in_shards(run: Run, data: Path, sharing: Command, tmp_path: Path) -> None:
-    for name, more in (("one", ()), ("shards", ("--shards", 4))):
-        run(*sharing(tmp_path / name, "--keep", 2, *more, views=2), code=0)
-        more = ("--method", "de-mkd-logits", "--entropy-temperature", "2")
-        run(*learning(data, tmp_path / name, tmp_path / f"from-{name}", *more), code=0)
-    assert outcome_of_run(tmp_path / "from-shards") == outcome_of_run(tmp_path / "from-one")
-    assert merged(run, tmp_path / "shards") == files(tmp_path / "one")
-
-
-@pytest.mark.parametrize("call", [2, 8, 15, 30, -3, -2, -1])
-def test_a_killed_merge_goes_on(run: Run, tmp_path: Path, three: Path, one: dict[str, bytes], call: int) -> None:
-    """At every kind of call: what is there stays readable, whole or in shards, and the next merge ends it."""
-    cache = shutil.copytree(three, tmp_path / "cache")
-    calls = run("merge", "--quiet", shutil.copytree(three, tmp_path / "trial"), code=0).calls
-    outcome = run("merge", "--quiet", cache, kill_at=call if call > 0 else calls + 1 + call)
-    assert outcome.code == -9
-    assert open_cache(cache).teacher_weights is not None
-    assert merged(run, cache) == one
-
-
-def test_a_merge_killed_before_shards_are_removed(run: Run, tmp_path: Path, three: Path, one: dict[str, bytes]) -> None:
-    cache = shutil.copytree(three, tmp_path / "cache")
-    for name in ("a.h5", "b.h5"):
-        (cache / name).write_bytes(one[name])
-    (cache / "a.00001-of-00003.h5").unlink()
-    assert open_cache(cache).teacher_weights is not None
-    assert merged(run, cache) == one
-
-
-@pytest.mark.parametrize("name", ["logits", "features/"])
-def test_repair_redoes_one_block_of_one_shard(
-    run: Run, data: Path, sharing: Command, tmp_path: Path, three: Path, name: str
-) -> None:
-    cache = Path(shutil.copytree(three, tmp_path / "cache"))
-    path = cache / "b.00002-of-00003.h5"
-    contents = TeacherFile(path).header.contents
-    extent = next(contents[key] for key in contents if key.startswith(name))
-    flip(path, extent.offset + 2 * extent.slot_bytes + 5)
-    damaged = [(file.name, file.shard) for file in verify_cache(cache).files if file.verdict == DAMAGED]
-    assert damaged == [("b", "shard 2 of 3")]
-    asked = sharing(".")
-    asked = ["--data", data, *asked[asked.index("--teacher") :]]
-    report = json.loads(run("verify", "--quiet", "--json", cache, "--repair", *asked, code=0).stdout)
-    assert [(one["name"], one["answered"]) for one in report["repaired"]] == [("b", 1024)]
-    assert files(cache) == files(three)
-    report = json.loads(run("verify", "--quiet", "--json", cache, "--recompute", 40, *asked, code=0).stdout)
-    assert [one["agrees"] for one in report["recomputed"]] == [True, True]
-
-
-@pytest.mark.slow
-def test_calling_again_redoes_a_damaged_shard(run: Run, sharing: Command, tmp_path: Path, three: Path) -> None:
-    """Under torchrun each rank checks its part of what was whole."""
+def test_a_damaged_shard_is_computed_again(together: Together, sharing: Command, tmp_path: Path, three: Path) -> None:
+    """Each rank checks its part of what was whole."""
     cache = Path(shutil.copytree(three, tmp_path / "cache"))
     path = cache / "a.00001-of-00003.h5"
-    flip(path, TeacherFile(path).header.contents["entropy"].offset + 5)
-    assert finish(start(sharing(cache), RANK="1", WORLD_SIZE="2")) == ("", "")
+    flip(path, ShardFile(path).header.contents["entropy"].offset + 5)
+    (outcome,) = together(as_ranks(sharing(cache))[1:])
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "", "")
     assert files(cache) == files(three)
 
 
-def test_a_sharded_cache_grows(run: Run, together: Together, sharing: Command, tmp_path: Path, three: Path) -> None:
-    """By two processes, while the old slots stay readable; a new teacher joins in shards of its own number."""
+def test_a_sharded_cache_grows(together: Together, sharing: Command, tmp_path: Path, three: Path, alone: Alone) -> None:
+    """By two processes, one of them killed, while the old views stay readable."""
     cache = Path(shutil.copytree(three, tmp_path / "cache"))
-    command = {"arguments": sharing(cache, views=9)}
+    command = {"arguments": sharing(cache, views=5)}
     together([{**command, "kill_at": 45}, command])
-    assert open_cache(cache).num_views in (6, 9)
+    assert open_cache(cache).num_views in (3, 5)
     together([command, command])
-    run(*sharing(tmp_path / "one"), code=0)
-    run(*sharing(tmp_path / "one", views=9), code=0)
-    assert merged(run, cache) == files(tmp_path / "one")
-
-
-def test_a_dry_run_counts_what_is_not_there(run: Run, sharing: Command, tmp_path: Path) -> None:
-    def plan(*more: object) -> Any:
-        return json.loads(run(*sharing(tmp_path, "--dry-run", "--json", *more), code=0).stdout)["teachers"][0]
-
-    whole, part = plan("--shards", 4), plan("--shards", 4, "--only-shards", "3")
-    assert (whole["pending"], part["pending"]) == (6 * 3172, 6 * 100)
-    assert part["new_bytes"] < whole["new_bytes"] / 2
-    assert list(tmp_path.iterdir()) == []
+    assert files(cache) == files(alone("--shards", 3, views=5))
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--shards", 0), "--shards is 0, and 3,172 samples are 4 blocks of 1,024: choose 1 to 4"),
-        (("--shards", 5), "--shards is 5, and 3,172 samples are 4 blocks of 1,024: choose 1 to 4"),
-        (("--shards", 2, "--only-shards", "1-2"), "--only-shards asks for 2, and teacher a is to be in 2 (--shards)"),
+        (("--shards", 5), "--shards asks for 5 files, and 3,172 samples are 4 blocks of 1,024: choose 1 to 4"),
+        (("--shard", "5/5"), "--shard asks for 5 files, and 3,172 samples are 4 blocks of 1,024: choose 1 to 4"),
+        (("--shards", 3, "--shard", "1/2"), "--shard is one of 2, and --shards is 3: leave --shards out"),
+        *((("--shard", text), f"--shard is '{text}': give the number and the count") for text in ("0/2", "3/2", "1")),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(
+def test_impossible_numbers_are_refused(
     run: Run, sharing: Command, tmp_path: Path, more: tuple[object, ...], said: str
 ) -> None:
     says(run(*sharing(tmp_path, *more)), said)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_number_than_there_is_is_refused(run: Run, sharing: Command, three: Path) -> None:
+def test_another_number_of_shards_is_refused(run: Run, sharing: Command, three: Path) -> None:
     before = files(three)
-    says(
-        run(*sharing(three, "--shards", 2)), f"--shards is 2, and teacher a in {three} is in 3: leave it out, or choose"
-    )
+    said = f"--shards asks for 2 files, and teacher a in {three} is in 3: give 3, or choose"
+    says(run(*sharing(three, "--shards", 2)), said)
     assert files(three) == before
-
-
-@pytest.mark.slow
-def test_half_of_an_environment_is_refused(sharing: Command, tmp_path: Path) -> None:
-    _, errors = finish(start(sharing(tmp_path), WORLD_SIZE="2"), code=1)
-    assert errors.startswith(
-        "error: RANK is absent, WORLD_SIZE is 2: start the processes with torchrun, which sets both"
-    )
-    assert len(errors.splitlines()) == 1
-
-
-def test_ranks_with_other_data_are_refused(run: Run, sharing: Command, tmp_path: Path, three: Path) -> None:
-    """Against what another process made already: named with both values."""
-    cache = Path(shutil.copytree(three, tmp_path / "cache"))
-    (cache / "a.00002-of-00003.h5").unlink()
-    other = write_pictures(tmp_path / "other", seed=1)
-    command = sharing(cache, "--shards", 3)
-    command[command.index("--data") + 1] = other
-    says(run(*command), "a.00000-of-00003.h5 was made from something else: data.pixels_sha256 is ")
-    assert not (cache / "a.00002-of-00003.h5").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_survive_many_kills_at_random_moments(
-    together: Together, run: Run, sharing: Command, tmp_path: Path, three: Path, one: dict[str, bytes]
-) -> None:
-    """Either or both of two over one sharded cache, killed again and again; at the end the bytes of one process."""
-    expected, chance = files(three), random.Random(5)
-    whole = together([{"arguments": sharing(tmp_path / "trial", "--shards", 3)}] * 2)
-    killed = rounds = 0
-    while killed < 60:
-        cache = tmp_path / f"round{rounds}"
-        killed += kill_either(together, sharing(cache, "--shards", 3), cache, chance, whole)
-        assert files(cache) == expected
-        rounds += 1
-    assert merged(run, cache) == one
-    print(f"{killed} kills")  # noqa: T201 - `pytest -rP` shows it

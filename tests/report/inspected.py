@@ -20,7 +20,7 @@ LABELS = np.arange(14) % 3
 DATA = {
     "split": "train",
     "samples": len(LABELS),
-    "picture_size": [6, 8],
+    "image_size": [6, 8],
     "class_names": ["ant", "bee", "cat", "dog"],
     "pixels_sha256": "cd" * 32,
 }
@@ -39,7 +39,7 @@ def answers(teacher: int, labels: NDArray[np.int64], classes: int = CLASSES) -> 
         "logits": logits.astype(np.float32),
         "entropy": ((13 * index + 7 * slot + 29 * teacher) % 80 / 64).astype(np.float32),
         "prediction": prediction,
-        "view": ((5 * index + 7 * slot) % 18)[..., None],
+        "params": ((5 * index + 7 * slot) % 18)[..., None],
         "features/last": np.zeros((VIEWS, len(labels), 2), np.float32),
     }
 
@@ -87,7 +87,7 @@ def write_teacher(
     with CacheWriter(folder, name or TEACHERS[number], shape=shape, provenance=origin, labels=labels) as writer:
         for slot, block in writer.pending()[:blocks]:
             rows = writer.shape.rows(block)
-            writer.blocks.write(slot, block, {key: values[slot, rows] for key, values in said.items()})
+            writer.write(slot, block, {key: values[slot, rows] for key, values in said.items()})
         if blocks is None:
             writer.finish()
 
@@ -112,11 +112,11 @@ class Plain:
     """
 
     def __init__(self, folder: Path) -> None:
-        names = sorted(file.stem for file in folder.glob("*.h5") if file.stem != "weights")
-        files = [h5py.File(folder / f"{name}.h5", locking=False) for name in names]
+        names = sorted(file.name.partition(".")[0] for file in folder.glob("*.*.h5"))
+        files = [h5py.File(folder / f"{name}.00001-of-00001.h5", locking=False) for name in names]
         self.names = names
         self.entropy, self.prediction, self.logits, self.views = (
-            np.stack([file[key][:] for file in files]) for key in ("entropy", "prediction", "logits", "view")
+            np.stack([file[key][:] for file in files]) for key in ("entropy", "prediction", "logits", "params")
         )
         self.labels = files[0]["label"][:]
         with h5py.File(folder / "weights.h5", locking=False) as file:
@@ -124,4 +124,4 @@ class Plain:
         for file in files:
             file.close()
         self.right = self.prediction == self.labels
-        self.trusted = ~self.right & (self.weights > 1 / len(names) + 1e-6)
+        self.wrong_above_uniform = ~self.right & (self.weights > 1 / len(names) + 1e-6)

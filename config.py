@@ -1,0 +1,411 @@
+"""Every option of both stages, once: its default, help text and allowed values are in a field of a frozen dataclass.
+
+Command-line options, recipe and sweep keys, a run's `recipe.toml` and the keyword arguments of `api.py` are these
+fields. To add an option, add a field, and use it. No PyTorch here, so that `--help` is quick.
+"""
+
+import difflib
+import math
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from demkd.errors import UserError, read_regular
+
+DATA_VARIABLE = "DEMKD_DATA"  # environment variable with the default of `--data`
+METHOD = "de-mkd"
+VIEWS = 16  # or as many as there are
+BATCH_SIZE = 256  # of stage one
+BATCH_SIZE_ON_CPU = 64  # of stage one, for views above 64 pixels: larger batches spend their time on memory
+SIZE = 224  # pixels a side, of a network for photos where nothing says another
+CROP_PCT = 0.875  # 224 of 256
+LARGEST_INPUT = 4096  # pixels a side
+
+_TABLES = ("augmentation", "sources")  # of a run's recipe that are not options: parameters of the views, digests
+Config = TypeVar("Config")
+
+
+class ConfigError(UserError, ValueError):
+    """An option that does not exist, a value that is not allowed, or options that contradict each other."""
+
+
+def option(
+    default: Any, text: str, *, choices: tuple[str, ...] = (), within: str = "", flag: bool = True, metavar: str = ""
+) -> Any:
+    """A field of a configuration.
+
+    Args:
+        text: the help text.
+        choices: the allowed words.
+        within: the allowed numbers, as an interval: "[1, inf)".
+        flag: whether the command line has a flag of its own for it; see `setting`.
+    """
+    metadata = {"help": text, "choices": choices, "within": within, "flag": flag, "metavar": metavar}
+    return field(default=default, metadata=metadata)
+
+
+def setting(default: Any, text: str, **rules: Any) -> Any:
+    """A field without a flag: `--set NAME=VALUE` sets it."""
+    return option(default, text, flag=False, **rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained, whatever it learns from."""
+
+    seed: int = option(0, "Random seed.", within="[0, 1e18]")
+    epochs: int = option(240, "Number of epochs.", within="[1, 1e6]")
+    batch_size: int = option(64, "Batch size of all processes together.", within="[2, 1e6]")
+    learning_rate: float = option(0.05, "Peak learning rate.", within="(0, inf)")
+    schedule: str = option(
+        "step",
+        "Learning rate schedule. step: x 0.1 after 62.5 %, 75 % and 87.5 % of the epochs.",
+        choices=("step", "cosine", "one-cycle", "constant"),
+    )
+    optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adamw"))
+    momentum: float = setting(0.9, "Only for sgd.", within="[0, 1)")
+    nesterov: bool = setting(True, "Only for sgd.")
+    weight_decay: float = option(5e-4, "Weight decay.", within="[0, inf)")
+    label_smoothing: float = option(0.0, "Label smoothing.", within="[0, 1)")
+    label_noise: float = setting(0.0, "Fraction of training labels to replace by wrong ones.", within="[0, 1]")
+    validation_fraction: float = option(0.0, "Hold out this fraction of each class for validation.", within="[0, 1)")
+    size: int | None = option(None, "Input size of the network, where views are resized.", within="[1, 4096]")
+    crop_pct: float | None = setting(None, "Fraction of a photo shown in evaluation.", within="(0, 1]")
+    sync_bn: bool = setting(False, "Synchronize batch normalization across GPUs.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """How a student learns from its teachers; docs/methods.md has the formulas, `METHODS` the presets."""
+
+    name: str = setting("custom", "Name of the preset.")
+    loss: str = setting(
+        "dkd", "Logit loss.", choices=("none", "dkd", "kd", "ttm", "wttm", "dist", "rank", "mlkd", "crld", "ofa")
+    )
+    standardize: bool = setting(False, "Standardize logits to mean 0 and deviation 1.")
+    kd_weight: float = option(1.0, "Weight of the logit loss.", within="[0, inf)")
+    full_weight_classes: int = setting(
+        0, "Multiply kd_weight by C/N (mlkd: its square) with C < N classes.", within="[0, inf)"
+    )
+    temperature: float = option(4.0, "Softmax temperature of the logit loss.", within="[0.01, 1000]")
+    tckd_weight: float = setting(1.0, "Weight of the target-class part (DKD's alpha).", within="[0, inf)")
+    nckd_weight: float = setting(8.0, "Weight of the non-target-class part (DKD's beta).", within="[0, inf)")
+    batch_weight: float = setting(
+        1.0, "Weight of the terms across a batch: DIST's intra-class part, MLKD's Gram matrices.", within="[0, inf)"
+    )
+    target_power: float = setting(1.5, "OFA's gamma.", within="(0, inf)")
+    views_per_step: int = setting(1, "Views of each image per step.", within="[1, 65536]")
+    warmup: float = setting(20 / 240, "Fraction of the epochs over which the logit loss warms up.", within="[0, inf)")
+    hint_weight: float = option(
+        0.0, "Weight of the feature loss, divided by the number of teachers.", within="[0, inf)"
+    )
+    weight_source: str = setting(
+        "entropy",
+        "Where teacher weights come from.",
+        choices=("entropy", "cross_entropy", "agreement", "uniform", "fixed"),
+    )
+    weight_form: str = setting(
+        "softmax",
+        "From uncertainties to weights.",
+        choices=("softmax", "one_minus_softmax", "one_minus_share", "inverse"),
+    )
+    weight_tau: float = setting(1.0, "Temperature of the weight form's softmax.", within="[0.001, 1e6]")
+    entropy_temperature: float = setting(1.0, "Softmax temperature for the teachers' entropy.", within="[0.01, 1000]")
+    entropy_logits: str = setting("raw", "Logits for the teachers' entropy.", choices=("raw", "standardized"))
+    weight_level: str = setting("sample", "One weight per sample, or per data set.", choices=("sample", "dataset"))
+    wrong_teacher: str = setting(
+        "keep", "mask: no weight for a teacher whose prediction is wrong.", choices=("keep", "mask")
+    )
+    feature_weighting: str = setting(
+        "shared", "Weights of the feature loss: those of the logits, or 1 / K.", choices=("shared", "uniform")
+    )
+    fixed_weights: tuple[float, ...] = setting(
+        (), "One weight per teacher, with weight_source=fixed.", metavar="W,W,..."
+    )
+    shuffle: str = setting(
+        "none", "Control: exchange weights between teachers, or samples.", choices=("none", "teachers", "samples")
+    )
+
+    @property
+    def needs_teachers(self) -> bool:
+        return self.loss != "none"
+
+    @property
+    def needs_features(self) -> bool:
+        return self.hint_weight > 0
+
+    def __post_init__(self) -> None:
+        given: Any = self.fixed_weights
+        if isinstance(given, list):  # as TOML has it
+            object.__setattr__(self, "fixed_weights", tuple(given))
+        check(self)
+        factors = (self.tckd_weight, self.nckd_weight) if self.loss == "dkd" else (1.0,)
+        if self.needs_features and not self.needs_teachers:
+            raise ConfigError("the method ce has no teachers, so there are no features for `hint_weight`: leave it out")
+        if self.needs_teachers and not self.needs_features and not (self.kd_weight > 0 and any(factors)):
+            raise ConfigError(
+                "with weights of 0 (`kd_weight`, or `tckd_weight` and `nckd_weight`; and `hint_weight`) nothing is "
+                "learned from the teachers; choose the method ce"
+            )
+        if (self.weight_source == "fixed") != bool(self.fixed_weights):
+            raise ConfigError("`fixed_weights` and `weight_source=fixed` go together: give both or neither")
+        if self.fixed_weights and not (min(self.fixed_weights) >= 0 and abs(sum(self.fixed_weights) - 1) <= 1e-6):
+            raise ConfigError(f"`fixed_weights` cannot be {self.fixed_weights!r}: none may be below 0, their sum is 1")
+        if self.shuffle == "samples" and self.weight_level == "dataset":
+            raise ConfigError(
+                "`weight_level=dataset` gives all samples the same weights: `shuffle=samples` changes nothing"
+            )
+        if self.shuffle != "none" and self.weight_source == "uniform" and self.wrong_teacher == "keep":
+            raise ConfigError("`weight_source=uniform` gives all teachers the same weights: `shuffle` changes nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Which views images have; an option that is left out is the data's, or the augmentation's default."""
+
+    view: str | None = option(
+        None,
+        "crop-flip (default for equal images up to 64 pixels) or resized-crop (default for others); "
+        "append +randaugment.",
+        metavar="NAME",
+    )
+    scale: tuple[float, ...] | None = setting(
+        None, "resized-crop: range of the area (default 0.08,1).", metavar="LOW,HIGH"
+    )
+    ratio: tuple[float, ...] | None = setting(
+        None, "resized-crop: range of the aspect ratio (default 0.75,1.333).", metavar="LOW,HIGH"
+    )
+    interpolation: str | None = setting(
+        None, "resized-crop: interpolation (default bilinear).", choices=("bilinear", "bicubic")
+    )
+    randaugment_ops: int | None = setting(None, "randaugment: operations per view (default 2).", within="[1, inf)")
+    magnitude: int | None = setting(None, "randaugment: magnitude (default 9).", within="[0, 30]")
+    strong_every: int | None = setting(None, "randaugment: apply to every Nth view (default 1).", within="[1, inf)")
+    mix: str | None = option(None, "Mix two images.", choices=("mixup", "cutmix"))
+    mix_alpha: float | None = setting(None, "Parameter of Beta(A, A) (default 1).", within="(0, 2]")
+    size: int | None = option(
+        None, "resized-crop: size of the views (default 224).", within="[1, 4096]", metavar="PIXELS"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """What stage one computes and keeps."""
+
+    views: int | None = option(None, f"Views per sample (default {VIEWS}, or all if fewer).", within="[1, 65536]")
+    view_seed: int = option(0, "Random seed of the views.", within="[0, 1e18]")
+    features: tuple[str, ...] = option(
+        ("last",), "Layer to cache: last (the last map before pooling), a name, or none; repeatable.", metavar="LAYER"
+    )
+    feature_grid: int = option(1, "Pool feature maps to this size.", within="[1, inf)")
+    batch_size: int | None = option(
+        None, "Batch size (at most 1,024; default 256, or 64 for photos on a CPU).", within="[1, 1024]"
+    )
+    top_k: int | None = option(
+        None, "Keep only the K largest logits, and the tail of the others.", within="[1, inf)", metavar="K"
+    )
+    tail_temperatures: tuple[float, ...] = option(
+        (1.0, 2.0, 4.0), "With --top-k: temperatures of the tail.", metavar="T,T,..."
+    )
+    logits: str = option("float16", "Encoding of all logits.", choices=("float16", "uint8"))
+    shards: int | None = option(
+        None, "Files per teacher, for as many processes (default: existing ones, or torchrun's processes).",
+        within="[1, inf)",
+    )  # fmt: skip
+    shard: str | tuple[int, int] | None = option(
+        None, "Compute only shard I of N, counted from 1; for machines without a common disk.", metavar="I/N"
+    )
+
+    def __post_init__(self) -> None:
+        given: Any = self.features
+        layers = (given,) if isinstance(given, str) else given
+        object.__setattr__(self, "features", tuple(layer for layer in layers if layer != "none"))
+        object.__setattr__(self, "tail_temperatures", tuple(self.tail_temperatures))
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How image files are decoded."""
+
+    workers: int | None = option(
+        None, "Processes that decode images (default: cores - 1).", within="[0, 256]", metavar="N"
+    )
+    exif: bool = setting(True, "Apply EXIF orientation.")
+    skip_broken: bool = option(False, "Skip files that cannot be decoded.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe as option values and tables.
+
+    Raises:
+        ConfigError: if there is none, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(read_regular(path).decode())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe {path}") from None
+    except (OSError, ValueError, RecursionError) as error:  # also numbers with too many digits
+        raise ConfigError(f"the recipe {path} cannot be read ({error}): repair it") from error
+
+
+def recipe_options(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe; of a cached run, the live teachers' checkpoints are not in it."""
+    options = {name: value for name, value in tables.items() if name not in _TABLES}
+    if options.get("online"):
+        options.pop("teachers", None)
+    return options
+
+
+def check_no_own_code(networks: Iterable[str]) -> None:
+    """Refuse code of the user's own among a recipe's networks, as students or in teachers.
+
+    Raises:
+        ConfigError: naming the network.
+    """
+    from demkd.networks import is_own_code
+
+    for text in networks:
+        name = text.partition("@")[0].rpartition("=")[2]
+        if is_own_code(name):
+            raise ConfigError(
+                f"the recipe names {name}, code of your own, which is only imported when you name it: "
+                "give it on the command line, of `distill` if this is a sweep"
+            )
+
+
+def field_types(config: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """The types that each field of a configuration accepts, such as (int, NoneType)."""
+    hints = get_type_hints(config)
+    return {
+        name: get_args(hint) if isinstance(hint, types.UnionType) or get_origin(hint) is Union else (hint,)
+        for name, hint in hints.items()
+    }
+
+
+def check(config: Any) -> None:
+    """Check every field of a configuration.
+
+    Raises:
+        ConfigError: with the field, its value and the allowed values.
+    """
+    accepted = field_types(type(config))
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if value is entry.default or _is_allowed(entry, accepted[entry.name], value):
+            continue
+        raise ConfigError(f"`{entry.name}` is {value!r}: give {_allowed(entry, accepted[entry.name])}")
+
+
+def of_options(config: type[Config], options: Mapping[str, Any]) -> Config:
+    """The configuration of those options that are its fields."""
+    names = {entry.name for entry in fields(config)}  # type: ignore[arg-type]
+    return config(**{name: value for name, value in options.items() if name in names})
+
+
+def check_names(options: Iterable[str], *configs: type[Any], also: Iterable[str] = ()) -> None:
+    """Refuse options that no configuration has.
+
+    Raises:
+        ConfigError: with the option, and what it may have been meant to be.
+    """
+    known = sorted({entry.name for config in configs for entry in fields(config)} - {"name"} | set(also))
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise ConfigError(f"there is no option {name!r}: choose among {', '.join(close or known)}")
+
+
+def parse(config: type[Any], name: str, text: str) -> Any:
+    """The value of a field from a text, as the command line gives it; numbers of a list are separated by commas.
+
+    Raises:
+        ConfigError: if it is not of the field's type.
+    """
+    accepted = field_types(config)[name]
+    try:
+        if any(get_origin(kind) is tuple for kind in accepted):
+            return tuple(float(part) for part in text.split(","))
+        if bool in accepted:
+            return {"true": True, "false": False}[text.lower()]
+        if str in accepted:
+            return text
+        return int(text) if int in accepted else float(text)
+    except (ValueError, KeyError):
+        entry = next(entry for entry in fields(config) if entry.name == name)
+        raise ConfigError(f"`{name}` is {text!r}: give {_allowed(entry, accepted)}") from None
+
+
+def _is_allowed(entry: "Field[Any]", accepted: tuple[Any, ...], value: Any) -> bool:
+    choices, within = entry.metadata["choices"], entry.metadata["within"]
+    if choices:
+        return value in choices or (isinstance(value, str) and value in _registered(entry.name))
+    if not any(_is_a(kind, value) for kind in accepted):
+        return False
+    if value is None or not within:
+        return True
+    low, high = _bounds(within)
+    at_end = (value == low and within[0] == "[") or (value == high and within[-1] == "]")
+    return bool(low < value < high or at_end)
+
+
+def _registered(name: str) -> Iterable[str]:
+    """The losses and weightings that a user added to the registries."""
+    if name not in ("loss", "weight_form", "weight_source"):
+        return ()
+    from demkd import losses
+
+    registry = {"loss": "LOSSES", "weight_form": "WEIGHT_FORMS", "weight_source": "UNCERTAINTIES"}[name]
+    return tuple(getattr(losses, registry))
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple | list) and all(_is_a(get_args(kind)[0], item) for item in value)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, Integral)
+    if kind is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _bounds(within: str) -> tuple[float, float]:
+    low, high = within[1:-1].split(",")
+    return float(low), float(high)
+
+
+def _allowed(entry: "Field[Any]", accepted: tuple[Any, ...]) -> str:
+    """A description of what a field accepts."""
+    choices, within = entry.metadata["choices"], entry.metadata["within"]
+    if choices:
+        return f"one of {', '.join(dict.fromkeys((*choices, *_registered(entry.name))))}"
+    if bool in accepted:
+        return "true or false"
+    if any(get_origin(kind) is tuple for kind in accepted):
+        return "a list of numbers" if "float" in str(accepted) else "a list of names"
+    if str in accepted:
+        return "a text"
+    noun = "a whole number" if int in accepted else "a number"
+    if not within:
+        return noun
+    low, high = _bounds(within)
+    start = f"above {low:g}" if within[0] == "(" else f"of at least {low:g}"
+    limit = f"{high:,.0f}" if 1000 <= high < 1e15 else f"{high:g}"
+    if high == math.inf:
+        return f"{noun} {start}"
+    return f"{noun} {start} and {'below' if within[-1] == ')' else 'at most'} {limit}"

@@ -1,0 +1,75 @@
+"""The augmentations by name, and by their options."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from demkd.config import AugmentConfig
+from demkd.dataset.augment import Augmentation
+from demkd.dataset.crop_flip import CropFlip
+from demkd.dataset.mixing import CutMix, MixUp
+from demkd.dataset.randaugment import RandAugment
+from demkd.dataset.resized_crop import ResizedCrop
+from demkd.errors import DataError
+
+AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "crop-flip": CropFlip,
+    "resized-crop": ResizedCrop,
+    "randaugment": RandAugment,
+    "mixup": MixUp,
+    "cutmix": CutMix,
+}
+AugmentationLike = Augmentation | AugmentConfig | str | None
+
+
+def augmentation_from(options: Mapping[str, Any]) -> Augmentation:
+    """The augmentation that `Augmentation.to_dict` described.
+
+    Raises:
+        DataError: if this version has no such augmentation, or not these options.
+    """
+    own = {name: value for name, value in options.items() if name not in ("policy", "seed")}
+    if isinstance(own.get("base"), Mapping):
+        own["base"] = augmentation_from(own["base"])
+    try:
+        return AUGMENTATIONS[options["policy"]](**own)
+    except (KeyError, TypeError):
+        raise DataError(
+            f"there are no views called {options.get('policy')!r} with {own}: this version has "
+            f"{', '.join(AUGMENTATIONS)}"
+        ) from None
+
+
+def as_augmentation(value: AugmentationLike, default: Augmentation) -> Augmentation | None:
+    """An augmentation, or the one of this name or these options, for data whose own is the default.
+
+    An option that is None is the default's, or the augmentation's own default.
+
+    Raises:
+        DataError: if there is none of this name, or an option belongs to another one.
+    """
+    config = AugmentConfig(view=value) if isinstance(value, str) else value
+    if not isinstance(config, AugmentConfig):
+        return config
+    name, plus, strong = (config.view or default.name).partition("+")
+    if name not in ("crop-flip", "resized-crop") or (plus and strong != "randaugment"):
+        raise DataError(
+            f"`view` cannot be {config.view!r}: choose crop-flip or resized-crop, or either with +randaugment"
+        )
+    box = _given(size=config.size, scale=config.scale, ratio=config.ratio, interpolation=config.interpolation)
+    if box and name == "crop-flip":
+        raise DataError(f"`{next(iter(box))}` is of `view=resized-crop`: crop-flip keeps the images' own size")
+    augmentation = default if name == default.name and not box else AUGMENTATIONS[name](**box)
+    operations = _given(num_ops=config.randaugment_ops, magnitude=config.magnitude, strong_every=config.strong_every)
+    if plus:
+        augmentation = RandAugment(base=augmentation, **operations)
+    elif operations:
+        raise DataError(f"RandAugment's options are given without it: add it (`view={name}+randaugment`)")
+    if config.mix is not None:
+        return AUGMENTATIONS[config.mix](base=augmentation, **_given(alpha=config.mix_alpha))
+    if config.mix_alpha is not None:
+        raise DataError("`mix_alpha` is of MixUp and CutMix: choose one (`mix=mixup`)")
+    return augmentation
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
