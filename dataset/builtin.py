@@ -54,10 +54,8 @@ def has_validation(data: str) -> bool:
 
 def _load_digits(split: str, _downloads: Path) -> ArrayDataset:
     """scikit-learn's 1,797 handwritten digits, 8 x 8; every fifth of each class, 360 in all, is the test split."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError("the digits come with scikit-learn: pip install 'demkd[demo]' installs it") from None
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     by_class = np.argsort(digits.target, kind="stable")
     test = np.zeros(len(by_class), bool)

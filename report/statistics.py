@@ -198,9 +198,6 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
         pairs: n; difference: their mean; and with two pairs or more low, high: its 95 % interval; p; detectable: half
         of the interval, the smallest difference that n pairs can detect; seeds_for_a_point: see `pairs_needed`;
         deviation: the sample standard deviation of the differences.
-
-    Raises:
-        ReportError: if SciPy is missing.
     """
     differences = np.array([value - baseline[seed] for seed, value in values.items() if seed in baseline])
     found: dict[str, Any] = {"pairs": len(differences)}
@@ -211,7 +208,9 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
         low, high = interval(found["difference"], deviation, len(differences), LEVEL)
         p = 1.0 if found["difference"] == 0 else 0.0
         if deviation > 0:
-            p = float(_scipy_stats().ttest_1samp(differences, 0).pvalue)
+            from scipy.stats import ttest_1samp
+
+            p = float(ttest_1samp(differences, 0).pvalue)
         found |= {"low": low, "high": high, "p": p, "detectable": (high - low) / 2}
         found |= {"seeds_for_a_point": pairs_needed(deviation), "deviation": deviation}
     return found
@@ -219,7 +218,9 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 def interval(mean: float, deviation: float, count: int, level: float) -> tuple[float, float]:
     """The two-sided 1 - level confidence interval of a mean of `count` differences; SciPy's is NaN for deviation 0."""
-    half = float(_scipy_stats().t.ppf(1 - level / 2, count - 1)) * deviation / sqrt(count)
+    from scipy.stats import t
+
+    half = float(t.ppf(1 - level / 2, count - 1)) * deviation / sqrt(count)
     return mean - half, mean + half
 
 
@@ -258,16 +259,9 @@ def power(count: int, deviation: float, difference: float) -> float:
     The mean of the normal tails over the sample deviation, whose distribution is chi, at 10,000 quantiles: SciPy's
     noncentral t distribution gives the same number, but NaN at small deviations in some releases.
     """
-    stats = _scipy_stats()
+    from scipy import stats
+
     freedom, shift = count - 1, difference * sqrt(count) / deviation
     critical = stats.t.ppf(1 - LEVEL / 2, freedom) / sqrt(freedom)
     chi = stats.chi.ppf((np.arange(10_000) + 0.5) / 10_000, freedom)
     return float(np.mean(stats.norm.cdf(shift - critical * chi) + stats.norm.cdf(-shift - critical * chi)))
-
-
-def _scipy_stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError:
-        raise ReportError("intervals need scipy: pip install 'demkd[report]' installs it") from None
-    return stats

@@ -14,7 +14,7 @@ from tests.docs.shape import shape
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The folder in which the tutorial was run, which is the current one, and the page with its new outputs."""
-    for package in ("scipy", "matplotlib", "jinja2", "onnx", "onnxscript", "onnxruntime"):
+    for package in ("matplotlib", "jinja2", "onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the page needs pip install 'demkd[report,onnx]'")
     folder = tmp_path_factory.mktemp("tutorial")
     with pytest.MonkeyPatch.context() as patch:

@@ -180,13 +180,6 @@ def test_what_cannot_be_compared_is_refused(folders: list[Path], tmp_path: Path)
         read_run(write_run(tmp_path / "short", epochs=5))
 
 
-def test_intervals_without_scipy_are_refused(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "scipy", None)
-    assert "53.00%" in shown(folders)
-    with pytest.raises(ReportError, match=r"intervals need scipy: pip install 'demkd\[report\]'"):
-        compare([read_run(folder) for folder in folders], baseline="kd")
-
-
 def test_a_baseline_is_the_same_folder_however_it_is_written(folders: list[Path], tmp_path: Path) -> None:
     relative = [read_run(Path(os.path.relpath(folder))) for folder in folders]
     for text in (str(folders[4]), f"{tmp_path}/kd-0/../dkd-1/"):
