@@ -1,5 +1,6 @@
 """A folder of images: classes and files in a fixed order, read once, and changed files are refused."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -118,7 +119,11 @@ def test_the_identity_depends_on_pixels_and_labels_alone(small: Path, tmp_path: 
     assert read(copy).labels_sha256() != here["labels_sha256"]
 
 
-def test_workers_give_what_this_process_gives(photos: Path) -> None:
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # forkserver is Python 3.14's default
+def test_workers_give_what_this_process_gives(photos: Path, method: str, request: pytest.FixtureRequest) -> None:
+    usual = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    request.addfinalizer(lambda: multiprocessing.set_start_method(usual, force=True))
     augmentation = ResizedCrop(size=32)
     here, there = read(photos), read(photos, workers=2)
     tasks = [task(here, augmentation, torch.arange(start, start + 10), sizes=(32, 20)) for start in (20, 0, 10)]
@@ -128,6 +133,7 @@ def test_workers_give_what_this_process_gives(photos: Path) -> None:
             assert other[32][0].shape == (10, 3, 32, 32)
             for size in (32, 20):
                 assert all(torch.equal(a, b) for a, b in zip(one[size], other[size], strict=True))
+    there.close_workers()
 
 
 @pytest.mark.parametrize("kind", ["small", "photos"])
