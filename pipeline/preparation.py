@@ -21,6 +21,7 @@ from demkd.cache.writer import TeacherSpace, plan_teacher
 from demkd.config import BATCH_SIZE, BATCH_SIZE_ON_CPU, VIEWS, CacheConfig
 from demkd.dataset import Augmentation, ImageDataset, Normalization, Params, ViewTask, params_on
 from demkd.dataset.base import SMALL
+from demkd.networks.classifier import UnknownLayerError
 from demkd.pipeline.distributed import Compute, ranks_from_environment
 from demkd.teachers import Teacher, feature_key
 from demkd.teachers.load import InputChoice, TeacherSpec, check_teacher_names, chosen_for, load_teacher
@@ -195,7 +196,7 @@ def prepare(
             notes={
                 **source.notes(),
                 "parameters": teacher.parameters,
-                "hint_layer": teacher.hint_layer,
+                "hint_layer": _last_map(teacher),
                 "num_distinct_views": policy.num_distinct_views,
                 "batch_size": batch_size,
                 "device": device_name(compute),
@@ -274,6 +275,14 @@ def _count_shards(teacher: str, folder: Path, samples: int, shards: int | None, 
             f"give {there}, or choose another folder (`out`)"
         )
     return there or wanted or min((ranks_from_environment() or (0, 1))[1], blocks)
+
+
+def _last_map(teacher: Teacher) -> str:
+    """The teacher's `hint_layer`; "" for a module without one, whose logits can be cached all the same."""
+    try:
+        return teacher.hint_layer
+    except UnknownLayerError:
+        return ""
 
 
 def logits_facts(top_k: int | None, tail_temperatures: Iterable[float], encoding: str) -> dict[str, Any]:

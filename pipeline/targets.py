@@ -490,7 +490,7 @@ class SoftTargetLoader:
             self._labels,
             self.method,
             sizes=[self.augmentation.size_for(network.input.size) for _, network in loaded],
-            layers={t.name: chosen_for(layers, t.name) or t.hint_layer for t in teachers},
+            layers={t.name: chosen_for(layers, t.name) or t.hint_layer for t in teachers if self.method.needs_features},
         )
         self.hint_layers = self._live.layers
         if self.hint_layers:

@@ -239,10 +239,10 @@ class LiveTeachers:
         Args:
             labels: (N,), on the device.
             sizes: of the images that each teacher takes; None for the images' own.
-            layers: by teacher, whose features a student matches.
+            layers: by teacher, whose features a student matches; empty if it matches none.
         """
         self.names = tuple(teacher.name for teacher in teachers)
-        self.layers = layers if method.needs_features else {}
+        self.layers = layers
         self.sizes = tuple(sizes)
         self._teachers, self._labels, self._method = teachers, labels, method
         self.start()

@@ -34,6 +34,7 @@ from demkd.teachers.load import NetworkInput, wrap
 
 # Healthy runs stay far below: their label loss falls from ln C, and their variances from about 1 to a few hundred.
 _UNSTABLE_LOSS, _UNSTABLE_VARIANCE = 5.0, 1e4  # times ln C; of a channel
+_CLEARLY = 0.05  # share of the training labels by which a student must be better than its teachers for a warning
 
 
 class TrainingError(UserError, ArithmeticError):
@@ -394,6 +395,11 @@ def fit(
                 progress.warn(
                     "the student predicts one class for all test images: lower `learning_rate` or `kd_weight`, or "
                     "train longer"
+                )
+            if done < epochs and report.teachers and report.train_top1 > max(report.teachers.top1) + _CLEARLY:
+                progress.warn(
+                    f"the student is right about {report.train_top1:.1%} of the training labels, its best teacher "
+                    f"about {max(report.teachers.top1):.1%}: these teachers help little, or the labels are wrong"
                 )
         summary = None
         if run:

@@ -111,6 +111,28 @@ def test_a_student_that_predicts_one_class_and_a_longer_run_are_explained(worksh
         demkd.train(Constant(), **options, epochs=2, progress=False)
 
 
+@pytest.mark.parametrize(("border", "better"), [(75 / 255, False), (150 / 255, True)])
+def test_a_student_better_than_its_teachers_gets_a_warning(tmp_path: Path, border: float, better: bool) -> None:
+    """Gray images whose labels are their shades; a teacher without submodules that errs at one shade, or at none."""
+    shades = torch.tensor([0, 100, 50, 200]).repeat(32)
+    labels = torch.tensor([0, 1, 0, 1]).repeat(32)
+    images = shades[:, None, None, None].expand(128, 8, 8, 3).to(torch.uint8)
+
+    class Teacher(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([torch.full((len(images),), border), images.amax((1, 2, 3))], 1)
+
+    recorder = Recorder()
+    data, cache, plain = (images, labels), tmp_path / "cache", "0,0,0/1,1,1"
+    demkd.cache_teachers({"a": Teacher()}, data, out=cache, views=1, features=(), normalize=plain, progress=False)
+    demkd.distill(
+        "resnet8", cache=cache, train=data, test=data, out=tmp_path / "run", method="kd", kd_weight=0.01, epochs=4,
+        batch_size=16, schedule="one-cycle", normalize=plain, progress=recorder,
+    )  # fmt: skip
+    told = [text for text in recorder.warnings if text.startswith("the student is right about 100.0% of the training")]
+    assert len(told) == better
+
+
 @pytest.mark.parametrize(("changes", "unstable"), [({}, False), ({"kd_weight": 1e3, "learning_rate": 0.5}, True)])
 def test_a_run_whose_first_steps_explode_gets_a_warning(
     workshop: Workshop, tmp_path: Path, changes: dict[str, Any], unstable: bool
