@@ -37,19 +37,12 @@ class SoftTargets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets:
-    """What the student learns from its teachers in a batch.
+    """What the student learns from its teachers in a batch."""
 
-    Attributes:
-        soft: fused soft targets of B samples; None for a method without teachers.
-        hints: features of each of K teachers, (B, ...); empty for a method without features.
-        hint_weights: (K, B), or None.
-        method: for which they were fused; None if that is not to be checked.
-    """
-
-    soft: SoftTargets | None = None
-    hints: Sequence[Tensor] = ()
-    hint_weights: Tensor | None = None
-    method: MethodConfig | None = None
+    soft: SoftTargets | None = None  # fused, of B samples; None for a method without teachers
+    hints: Sequence[Tensor] = ()  # features of each of K teachers, (B, ...); empty for a method without features
+    hint_weights: Tensor | None = None  # (K, B)
+    method: MethodConfig | None = None  # for which they were fused; None if that is not to be checked
 
     def rows(self, indices: Tensor) -> "Targets":
         """The targets of some samples."""
@@ -96,11 +89,7 @@ class Loss:
 def label_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of logits (B, C) with labels (B,): (B,).
 
-    Args:
-        smoothing: share of the target that is spread over all classes (Szegedy et al. 2016).
-
-    Raises:
-        ValueError: if the labels are not class numbers.
+    `smoothing` is the share of the target that is spread over all classes (Szegedy et al. 2016).
     """
     check_class_numbers(logits, labels)
     return F.cross_entropy(working_precision(logits), labels, reduction="none", label_smoothing=smoothing)
@@ -156,11 +145,7 @@ def working_precision(logits: Tensor) -> Tensor:
 
 
 def check_class_numbers(logits: Tensor, labels: Tensor) -> None:
-    """Refuse soft or mixed labels, which have no target class.
-
-    Raises:
-        ValueError: if labels are not (B,), int64, for logits (B, C).
-    """
+    """Refuse soft or mixed labels, which have no target class."""
     if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"labels must be class numbers, int64 and ({len(logits)},) for logits {tuple(logits.shape)}, but are "

@@ -20,15 +20,10 @@ _EPSILON = 1e-8  # of the authors' code: it silences classes to which no sample 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelationTargets(SoftTargets):
-    """Soft targets of both correlations.
+    """Soft targets of both correlations."""
 
-    Attributes:
-        directions: (B, C), sum_k w_k of each teacher's probabilities, centered over the classes and of length 1.
-        soft_targets: (B, C), sum_k w_k p^k.
-    """
-
-    directions: Tensor
-    soft_targets: Tensor
+    directions: Tensor  # (B, C), sum_k w_k of each teacher's probabilities, centered over the classes and of length 1
+    soft_targets: Tensor  # (B, C), sum_k w_k p^k
 
 
 def inter_class_loss(logits: Tensor, targets: RelationTargets, *, temperature: float) -> Tensor:

@@ -34,19 +34,12 @@ from demkd.losses.base import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoupledTargets(SoftTargets):
-    """Soft targets of both parts.
+    """Soft targets of both parts."""
 
-    Attributes:
-        binary: (B, 2), sum_k w_k b^k.
-        others: (B, C), sum_k w_k q^k; 0 in the label's place.
-        binary_entropy: (B,), sum_k w_k H(b^k), the constant that turns cross-entropy into divergence.
-        others_entropy: (B,), sum_k w_k H(q^k).
-    """
-
-    binary: Tensor
-    others: Tensor
-    binary_entropy: Tensor
-    others_entropy: Tensor
+    binary: Tensor  # (B, 2), sum_k w_k b^k
+    others: Tensor  # (B, C), sum_k w_k q^k; 0 in the label's place
+    binary_entropy: Tensor  # (B,), sum_k w_k H(b^k), the constant that turns cross-entropy into divergence
+    others_entropy: Tensor  # (B,), sum_k w_k H(q^k)
 
 
 class LogParts(NamedTuple):
@@ -57,11 +50,7 @@ class LogParts(NamedTuple):
 
 
 def log_parts(logits: Tensor, labels: Tensor, *, temperature: float) -> LogParts:
-    """Decouple logits (B, C) with respect to labels (B,).
-
-    Raises:
-        ValueError: if the labels are not class numbers.
-    """
+    """Decouple logits (B, C) with respect to labels (B,)."""
     check_class_numbers(logits, labels)
     label = labels[:, None]
     scaled = working_precision(logits) / temperature
@@ -71,10 +60,7 @@ def log_parts(logits: Tensor, labels: Tensor, *, temperature: float) -> LogParts
     # logsumexp, and log q is closest to 0 there, so that least is rounded away.
     rest = of_others.amax(1, keepdim=True) - log_q.amax(1, keepdim=True)
     margin = scaled.gather(1, label) - rest
-    return LogParts(
-        binary=F.logsigmoid(torch.cat((margin, -margin), dim=1)),
-        others=log_q.scatter(1, label, 0.0),
-    )
+    return LogParts(binary=F.logsigmoid(torch.cat((margin, -margin), dim=1)), others=log_q.scatter(1, label, 0.0))
 
 
 def probabilities(log_q: Tensor, labels: Tensor) -> Tensor:
@@ -115,9 +101,6 @@ def decoupled_kd_loss(
     """T^2 sum_k w_k KL(b^k || b^S) and T^2 sum_k w_k KL(q^k || q^S) of the student's logits (B, C): (B,) each.
 
     With two classes there is one other class, q is always 1, and the second is 0. The targets are constants.
-
-    Raises:
-        ValueError: if the labels are not class numbers.
     """
     binary, others = _DecoupledCrossEntropies.apply(logits, labels, targets.binary, targets.others, temperature)
     tckd = binary - targets.binary_entropy

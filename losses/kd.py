@@ -19,15 +19,10 @@ from demkd.losses.base import Loss, SoftTargets, entropy_of, mix, seen, seen_tea
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CoupledTargets(SoftTargets):
-    """Soft targets over all classes.
+    """Soft targets over all classes."""
 
-    Attributes:
-        soft_targets: (B, C), sum_k w_k p^k.
-        entropy: (B,), sum_k w_k H(p^k), the constant that turns cross-entropy into divergence.
-    """
-
-    soft_targets: Tensor
-    entropy: Tensor
+    soft_targets: Tensor  # (B, C), sum_k w_k p^k
+    entropy: Tensor  # (B,), sum_k w_k H(p^k), the constant that turns cross-entropy into divergence
 
 
 @torch.no_grad()

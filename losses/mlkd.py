@@ -20,16 +20,14 @@ from demkd.losses.kd import fuse_coupled
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelTargets(SoftTargets):
-    """Soft targets at several temperatures.
+    """Soft targets at M temperatures.
 
-    Attributes:
-        soft_targets: (B, M, C), sum_k w_k p^k at M temperatures; (B, 2 M, C) where logits are standardized for the
-            divergences: those of the raw logits, for the Gram matrices, come last.
-        entropy: (B,), the sum over the first M of T^2 sum_k w_k H(p^k).
+    Where logits are standardized for the divergences, `soft_targets` is (B, 2 M, C): those of the raw logits, for the
+    Gram matrices, come last.
     """
 
-    soft_targets: Tensor
-    entropy: Tensor
+    soft_targets: Tensor  # (B, M, C), sum_k w_k p^k
+    entropy: Tensor  # (B,), the sum over the first M of T^2 sum_k w_k H(p^k)
 
 
 def level_kd_loss(logits: Tensor, targets: LevelTargets, *, temperatures: Sequence[float]) -> Tensor:

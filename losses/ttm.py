@@ -13,11 +13,7 @@ from demkd.losses.kd import KD, CoupledTargets, fuse_coupled, kd_loss
 
 
 def power_sums(logits: Tensor, tempered: Tensor, *, temperature: float) -> Tensor:
-    """sum_c p_c^(1/T), p = softmax(z): from 1 (certain) to C^(1 - 1/T): (B,).
-
-    Args:
-        logits, tempered: z (B, C) as read for a softmax at temperature 1 and at T.
-    """
+    """sum_c p_c^(1/T), p = softmax(z), z (B, C) as read at temperatures 1 and T: (B,), 1 (certain) to C^(1 - 1/T)."""
     whole = torch.logsumexp(working_precision(logits), dim=1)
     return (torch.logsumexp(working_precision(tempered) / temperature, dim=1) - whole / temperature).exp()
 

@@ -116,11 +116,7 @@ WEIGHT_FORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def entropy_weights(uncertainty: Tensor, *, form: str = "softmax", tau: float = 1.0) -> Tensor:
-    """Weights (K, B) of uncertainties (K, B); a single teacher has weight 1 in every form.
-
-    Raises:
-        ValueError: if there is no such form.
-    """
+    """Weights (K, B) of uncertainties (K, B); a single teacher has weight 1 in every form."""
     if form not in WEIGHT_FORMS:
         raise ValueError(f"there is no weight form {form!r}: choose one of {', '.join(WEIGHT_FORMS)}")
     uncertainty = working_precision(uncertainty)
@@ -157,8 +153,7 @@ def weigh(
 ) -> TeacherWeights:
     """Weights from an uncertainty (K, B), and predictions (K, B) and labels (B,) for the wrong-teacher rule.
 
-    Args:
-        shuffle: for the controls, the teacher (K, B) or the sample (B,) whose weight is taken instead.
+    For the controls, `shuffle` is the teacher (K, B) or the sample (B,) whose weight is taken instead.
     """
     if method.weight_level == "dataset":
         uncertainty = uncertainty.mean(1, keepdim=True).expand_as(uncertainty)
