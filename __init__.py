@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from demkd.api import cache_teachers, evaluate, export, inspect, pack, plan_caching, recompute, verify
+    from demkd.api import cache_teachers, evaluate, export, inspect, pack, plan_caching
     from demkd.cache import Cache, open_cache
     from demkd.config import AugmentConfig, CacheConfig, ImageConfig, MethodConfig, TrainConfig
     from demkd.dataset import (
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from demkd.pipeline.results import Callback
     from demkd.pipeline.stage_two import distill, train
     from demkd.pipeline.targets import SoftTargetLoader
+    from demkd.pipeline.verify import recompute, verify
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "api": ("cache_teachers", "evaluate", "export", "inspect", "pack", "plan_caching", "recompute", "verify"),
+    "api": ("cache_teachers", "evaluate", "export", "inspect", "pack", "plan_caching"),
     "cache": ("Cache", "open_cache"),
     "config": ("AugmentConfig", "CacheConfig", "ImageConfig", "MethodConfig", "TrainConfig"),
     "dataset": (
@@ -43,6 +44,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "pipeline.results": ("Callback",),
     "pipeline.stage_two": ("distill", "train"),
     "pipeline.targets": ("SoftTargetLoader",),
+    "pipeline.verify": ("recompute", "verify"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

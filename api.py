@@ -1,4 +1,4 @@
-"""The stages as functions of Python objects; `train` and `distill` are in `pipeline/stage_two.py`.
+"""The stages as functions of Python objects; others are in `pipeline/stage_two.py` and `pipeline/verify.py`.
 
 Data are anything that `dataset.as_dataset` takes; teachers are modules or `NETWORK@CHECKPOINT`, by name; a cache is its
 folder, or a URL. What a user can correct is a `UserError`, whose text has the names of arguments in backticks.
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         ExportReport,
         PackReport,
         ParquetReport,
-        VerificationReport,
     )
     from demkd.report.table import Table
     from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
@@ -121,7 +120,7 @@ def _prepared(
     from demkd.dataset import as_augmentation, as_dataset, closing_workers
     from demkd.pipeline.distributed import choose_compute, is_rank_zero
     from demkd.pipeline.preparation import prepare
-    from demkd.pipeline.progress import SilentProgress
+    from demkd.pipeline.progress import SilentProgress, as_progress
     from demkd.teachers.load import normalizations_by_teacher, sizes_by_teacher, teacher_specs
 
     check_names(options, CacheConfig)
@@ -129,7 +128,7 @@ def _prepared(
     if not specs:
         raise ConfigError("`teachers` has none: give at least one")
     compute = choose_compute(device=device, precision=precision)
-    shown = _progress(progress) if is_rank_zero() else SilentProgress()
+    shown = as_progress(progress) if is_rank_zero() else SilentProgress()
     source = as_dataset(data, split="train", called="data", images=images, progress=shown)
     with closing_workers(source):
         job = prepare(
@@ -177,10 +176,11 @@ def evaluate(
     from demkd.dataset import as_dataset, closing_workers
     from demkd.pipeline.distributed import choose_compute
     from demkd.pipeline.evaluate import evaluate as run
+    from demkd.pipeline.progress import as_progress
     from demkd.pipeline.results import EvaluationReport
     from demkd.teachers import load
 
-    compute, shown = choose_compute(device=device, precision=precision), _progress(progress)
+    compute, shown = choose_compute(device=device, precision=precision), as_progress(progress)
     normalizations, sizes = load.normalizations_by_teacher(normalize), load.sizes_by_teacher(input_size)
     load.check_teacher_names(normalizations, (), option="normalize")
     load.check_teacher_names(sizes, (), option="input_size")
@@ -232,13 +232,15 @@ def export(
         network: the network's name, for a checkpoint that does not know it.
         images: how those are decoded.
     """
+    from demkd.pipeline.progress import as_progress
+
     if file_format == "parquet":
         from demkd.cache import open_cache
         from demkd.pipeline.parquet import export_rows
 
         if network is not None:
             raise ConfigError("`network` is of a checkpoint, and `file_format=parquet` of a cache: leave it out")
-        shown = _progress(progress)
+        shown = as_progress(progress)
         with open_cache(run, task=shown.task) as cache:
             file_of = cache.file_of if data is None else images_of(cache, data).file_of
             return export_rows(cache, Path(out), file_of, shown)
@@ -251,7 +253,7 @@ def export(
         data=data,
         network=network,
         images=images,
-        progress=_progress(progress),
+        progress=as_progress(progress),
     )
 
 
@@ -331,19 +333,6 @@ def images_of(cache: "Cache", data: "Data") -> "ImageDataset":
     return dataset
 
 
-def verify(
-    cache: Folder, *, teachers: Sequence[str] | None = None, progress: "bool | Progress" = True
-) -> "VerificationReport":
-    """Check every byte of a cache; `sound` if nothing is damaged or unfinished.
-
-    Args:
-        teachers: some of them, by name.
-    """
-    from demkd.pipeline.verify import verify as run
-
-    return run(cache, teachers, _progress(progress))
-
-
 def pack(
     cache: Folder,
     *,
@@ -373,6 +362,7 @@ def pack(
         UserError: the same call resumes.
     """
     from demkd.pipeline.packing import pack as run
+    from demkd.pipeline.progress import as_progress
 
     report = run(
         cache,
@@ -383,7 +373,7 @@ def pack(
         tail_temperatures=tail_temperatures,
         logits=logits,
         features=features,
-        progress=_progress(progress),
+        progress=as_progress(progress),
     )
     readme = report.folder / "README.md"
     if not readme.exists():
@@ -394,48 +384,3 @@ def pack(
         with open_cache(report.folder) as copied:
             write_whole(readme, text_of(copied, license).encode("utf-8", "replace"))
     return report
-
-
-def recompute(
-    cache: Folder,
-    teachers: "Teachers",
-    data: "Data",
-    *,
-    pairs: int = 200,
-    seed: int = 0,
-    normalize: "ByTeacher[NormalizeLike]" = None,
-    input_size: "ByTeacher[int]" = None,
-    images: "ImageConfig | None" = None,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: "bool | Progress" = True,
-) -> "VerificationReport":
-    """Check a cache, then run its teachers again on random samples in random views, `pairs` of them each.
-
-    Args:
-        normalize, input_size: what the cache says if left out.
-        precision: "auto" is that of the cache.
-    """
-    from demkd.dataset import as_dataset
-    from demkd.pipeline import verify as stage
-    from demkd.teachers.load import normalizations_by_teacher, sizes_by_teacher, teacher_specs
-
-    shown = _progress(progress)
-    return stage.recompute(
-        stage.verify(cache, None, shown),
-        teacher_specs(teachers),
-        as_dataset(data, split="train", called="data", images=images, progress=shown),
-        shown,
-        normalize=normalizations_by_teacher(normalize),
-        input_size=sizes_by_teacher(input_size),
-        device=device,
-        precision=precision,
-        pairs=pairs,
-        seed=seed,
-    )
-
-
-def _progress(progress: "bool | Progress") -> "Progress":
-    from demkd.pipeline.progress import ConsoleProgress
-
-    return ConsoleProgress(quiet=not progress) if isinstance(progress, bool) else progress

@@ -406,17 +406,17 @@ def verify(
         demkd verify runs/cache
         demkd verify runs/cache --recompute 200 --data cifar100 --teacher resnet20@resnet20.pth
     """
-    from demkd import api
+    import demkd
 
     needed = (data, options.pop("teachers", ()))
     if (recompute is not None) != all(needed) or (recompute is None and any(needed)):
         raise click.UsageError("--recompute needs --data and --teacher, and they need --recompute")
     if recompute is None:
-        report = api.verify(cache, teachers=only, progress=options["progress"])
+        report = demkd.verify(cache, teachers=only, progress=options["progress"])
     elif only:
         raise click.UsageError("--recompute checks the whole cache: leave --teachers out")
     else:
-        report = api.recompute(cache, needed[1], data, pairs=recompute, **options)
+        report = demkd.recompute(cache, needed[1], data, pairs=recompute, **options)
     return report.translated(lambda text: in_options(text, main.commands["verify"]))
 
 

@@ -30,6 +30,7 @@ _TITLES = {
     "config": "Configurations",
     "pipeline.stage_two": "Training",
     "pipeline.targets": "The loader",
+    "pipeline.verify": "Verification",
 }
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?:(?:    .*)?\n?)*)", re.MULTILINE)
 

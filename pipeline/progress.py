@@ -119,6 +119,11 @@ class ConsoleProgress(Progress):
         self._console.print(f"[yellow]warning:[/] {escape(self._translate(text))}", soft_wrap=True)
 
 
+def as_progress(progress: bool | Progress) -> Progress:
+    """What a user gives as `progress`; False shows warnings only."""
+    return ConsoleProgress(quiet=not progress) if isinstance(progress, bool) else progress
+
+
 def open_console(*, stderr: bool = False) -> "Console":
     """A rich console of stdout or stderr. Callers escape text from outside."""
     from rich.console import Console

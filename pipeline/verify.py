@@ -4,7 +4,7 @@ The bytes are checked without PyTorch. `recompute` runs teachers, and imports wh
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,49 +16,58 @@ from demkd.cache.reader import TeacherCache
 from demkd.cache.remote import local_folder
 from demkd.cache.shards import is_whole
 from demkd.cache.verify import DAMAGED, bytes_to_verify, verify_cache
-from demkd.config import BATCH_SIZE, CacheConfig
-from demkd.pipeline.progress import Progress
+from demkd.config import BATCH_SIZE, CacheConfig, ImageConfig
+from demkd.pipeline.progress import Progress, as_progress
 from demkd.pipeline.results import RecomputeReport, VerificationReport
 
 if TYPE_CHECKING:
-    from demkd.dataset import ImageDataset, Normalization
+    from demkd.dataset import Data
     from demkd.pipeline.preparation import CachingJob
-    from demkd.teachers.load import TeacherSpec
+    from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
+
+Folder = str | os.PathLike[str]
 
 # As a share of the largest logit, at least of 1: float16 keeps three digits, another processor or batch size rounds
 # otherwise, and bfloat16 has two digits to begin with.
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
 
 
-def verify(cache: str | os.PathLike[str], teachers: Sequence[str] | None, progress: Progress) -> VerificationReport:
-    """Check every byte of a cache.
+def verify(
+    cache: Folder, *, teachers: Sequence[str] | None = None, progress: bool | Progress = True
+) -> VerificationReport:
+    """Check every byte of a cache; `sound` if nothing is damaged or unfinished.
+
+    Args:
+        teachers: some of them, by name.
 
     Raises:
         CacheMissingError: if there is nothing to check.
     """
-    folder = local_folder(cache, teachers, task=progress.task)
-    with progress.task("verifying", total=bytes_to_verify(folder), unit="bytes") as task:
+    shown = as_progress(progress)
+    folder = local_folder(cache, teachers, task=shown.task)
+    with shown.task("verifying", total=bytes_to_verify(folder), unit="bytes") as task:
         found = verify_cache(folder, teachers, advance=task.advance)
     return VerificationReport(folder=folder, sound=found.sound, files=found.files)
 
 
 def recompute(
-    report: VerificationReport,
-    specs: "Sequence[TeacherSpec]",
-    source: "ImageDataset",
-    progress: Progress,
+    cache: Folder,
+    teachers: "Teachers",
+    data: "Data",
     *,
-    normalize: "Mapping[str, Normalization]",
-    input_size: Mapping[str, int],
-    device: str,
-    precision: str,
-    pairs: int,
-    seed: int,
+    pairs: int = 200,
+    seed: int = 0,
+    normalize: "ByTeacher[NormalizeLike]" = None,
+    input_size: "ByTeacher[int]" = None,
+    images: ImageConfig | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool | Progress = True,
 ) -> VerificationReport:
-    """Run the given teachers again on random samples in random views, and add the comparison to a report.
+    """Check a cache, then run its teachers again on random samples in random views, `pairs` of them each.
 
     Args:
-        normalize, input_size: by teacher name; what the cache says if left out.
+        normalize, input_size: what the cache says if left out.
         precision: "auto" is that of the cache.
 
     Raises:
@@ -66,15 +75,19 @@ def recompute(
         CacheMissingError: if a teacher is not in the cache.
         CacheMismatchError: if a teacher, the data or the views are not those of the cache.
     """
-    from demkd.dataset import Normalization, closing_workers
+    from demkd.dataset import Normalization, as_dataset, closing_workers
     from demkd.pipeline.distributed import choose_compute
     from demkd.pipeline.preparation import prepare
     from demkd.pipeline.targets import cached_views
-    from demkd.teachers.load import check_teacher_names, chosen_for
+    from demkd.teachers import load
 
+    shown = as_progress(progress)
+    report, specs = verify(cache, progress=shown), load.teacher_specs(teachers)
+    source = as_dataset(data, split="train", called="data", images=images, progress=shown)
+    normalizations, sizes = load.normalizations_by_teacher(normalize), load.sizes_by_teacher(input_size)
     names, folder = [spec.name for spec in specs], report.folder
-    check_teacher_names(normalize, names, option="normalize")
-    check_teacher_names(input_size, names, option="input_size")
+    load.check_teacher_names(normalizations, names, option="normalize")
+    load.check_teacher_names(sizes, names, option="input_size")
     damaged = {file.name for file in report.files if file.verdict == DAMAGED}
     for name in names:
         if not is_whole(folder, name):
@@ -90,7 +103,7 @@ def recompute(
             identity, notes = cached.provenance.identity, cached.provenance.notes
             was: dict[str, Any] = identity["teacher"]
             policy, view_seed = cached_views(cached)
-            size = chosen_for(input_size, spec.name) or was.get("input_size")
+            size = load.chosen_for(sizes, spec.name) or was.get("input_size")
             usual = Normalization(mean=tuple(was["mean"]), std=tuple(was["std"]))
             job = prepare(
                 [spec],
@@ -106,7 +119,7 @@ def recompute(
                     logits=cached.shape.encoding,
                 ),
                 policy=policy,
-                normalize={spec.name: chosen_for(normalize, spec.name) or usual},
+                normalize={spec.name: load.chosen_for(normalizations, spec.name) or usual},
                 input_size={spec.name: size} if size else {},
                 compute=choose_compute(
                     device=device, precision=identity["precision"] if precision == "auto" else precision
@@ -118,7 +131,7 @@ def recompute(
                 cure="Give the teacher and the data that it was cached with (`teachers`, `data`)",
                 tables=("teacher", "data", "views"),
             )
-            found.append(_compare(job, cached, progress, pairs=pairs, seed=seed))
+            found.append(_compare(job, cached, shown, pairs=pairs, seed=seed))
     return replace(report, sound=report.sound and all(one.agrees for one in found), recomputed=tuple(found))
 
 
