@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from demkd.api import cache_teachers, evaluate, export, inspect, pack, plan_caching
+    from demkd.api import cache_teachers, evaluate, inspect, pack, plan_caching
     from demkd.cache import Cache, open_cache
     from demkd.config import AugmentConfig, CacheConfig, ImageConfig, MethodConfig, TrainConfig
     from demkd.dataset import (
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     )
     from demkd.errors import UserError
     from demkd.losses.criterion import DistillationLoss
+    from demkd.pipeline.export import export
     from demkd.pipeline.results import Callback
     from demkd.pipeline.stage_two import distill, train
     from demkd.pipeline.targets import SoftTargetLoader
     from demkd.pipeline.verify import recompute, verify
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "api": ("cache_teachers", "evaluate", "export", "inspect", "pack", "plan_caching"),
+    "api": ("cache_teachers", "evaluate", "inspect", "pack", "plan_caching"),
     "cache": ("Cache", "open_cache"),
     "config": ("AugmentConfig", "CacheConfig", "ImageConfig", "MethodConfig", "TrainConfig"),
     "dataset": (
@@ -41,6 +42,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "errors": ("UserError",),
     "losses.criterion": ("DistillationLoss",),
+    "pipeline.export": ("export",),
     "pipeline.results": ("Callback",),
     "pipeline.stage_two": ("distill", "train"),
     "pipeline.targets": ("SoftTargetLoader",),

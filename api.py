@@ -1,4 +1,4 @@
-"""The stages as functions of Python objects; others are in `pipeline/stage_two.py` and `pipeline/verify.py`.
+"""Stages as functions of Python objects; `__init__.py` has the modules of the others.
 
 Data are anything that `dataset.as_dataset` takes; teachers are modules or `NETWORK@CHECKPOINT`, by name; a cache is its
 folder, or a URL. What a user can correct is a `UserError`, whose text has the names of arguments in backticks.
@@ -16,17 +16,14 @@ from demkd.config import CacheConfig, ConfigError, ImageConfig, check_names
 if TYPE_CHECKING:
     from torch import nn
 
-    from demkd.cache import Cache
-    from demkd.dataset import AugmentationLike, Data, ImageDataset
+    from demkd.dataset import AugmentationLike, Data
     from demkd.pipeline.preparation import CachingJob
     from demkd.pipeline.progress import Progress
     from demkd.pipeline.results import (
         CachingPlan,
         CachingReport,
         EvaluationReport,
-        ExportReport,
         PackReport,
-        ParquetReport,
     )
     from demkd.report.table import Table
     from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
@@ -209,54 +206,6 @@ def evaluate(
     )
 
 
-def export(
-    run: Folder,
-    *,
-    file_format: str,
-    out: Folder,
-    data: "Data | None" = None,
-    network: str | None = None,
-    images: "ImageConfig | None" = None,
-    progress: "bool | Progress" = True,
-) -> "ExportReport | ParquetReport":
-    """Write the network of a finished run for use elsewhere, and check the file by loading it in a fresh process.
-
-    Or write the rows of a cache as Parquet files.
-
-    Args:
-        run: a run folder, or a checkpoint; of "parquet", a cache.
-        file_format: "safetensors", "onnx", "torch-export" or "parquet".
-        out: the file; of "parquet", the folder.
-        data: whose test images it is checked on, as `evaluate` takes them; by default those of the run's recipe. Of
-            "parquet", the cached data, to name each image's file.
-        network: the network's name, for a checkpoint that does not know it.
-        images: how those are decoded.
-    """
-    from demkd.pipeline.progress import as_progress
-
-    if file_format == "parquet":
-        from demkd.cache import open_cache
-        from demkd.pipeline.parquet import export_rows
-
-        if network is not None:
-            raise ConfigError("`network` is of a checkpoint, and `file_format=parquet` of a cache: leave it out")
-        shown = as_progress(progress)
-        with open_cache(run, task=shown.task) as cache:
-            file_of = cache.file_of if data is None else images_of(cache, data).file_of
-            return export_rows(cache, Path(out), file_of, shown)
-    from demkd.pipeline.export import export as run_export
-
-    return run_export(
-        Path(run),
-        Path(out),
-        file_format=file_format,
-        data=data,
-        network=network,
-        images=images,
-        progress=as_progress(progress),
-    )
-
-
 def inspect(
     cache: Folder,
     *,
@@ -316,23 +265,6 @@ def inspect(
         return inspect.overview(statistics)
 
 
-def images_of(cache: "Cache", data: "Data") -> "ImageDataset":
-    """The data set of a cache, decoded as it was for the teachers.
-
-    Raises:
-        CacheMismatchError: if the data are others.
-    """
-    from demkd.dataset import as_dataset
-    from demkd.pipeline.targets import check_same_data
-
-    provenance = cache.teachers[0].provenance
-    facts: Any = provenance.identity["data"]
-    images = ImageConfig(exif=facts.get("exif", True), skip_broken="left_out" in provenance.notes)
-    dataset = as_dataset(data, split="train", called="data", images=images)
-    check_same_data(cache.teachers[0], dataset)
-    return dataset
-
-
 def pack(
     cache: Folder,
     *,
@@ -364,17 +296,8 @@ def pack(
     from demkd.pipeline.packing import pack as run
     from demkd.pipeline.progress import as_progress
 
-    report = run(
-        cache,
-        Path(out),
-        teachers=teachers,
-        views=views,
-        top_k=top_k,
-        tail_temperatures=tail_temperatures,
-        logits=logits,
-        features=features,
-        progress=as_progress(progress),
-    )
+    shown = as_progress(progress)
+    report = run(cache, Path(out), teachers, views, top_k, tail_temperatures, logits, features, shown)
     readme = report.folder / "README.md"
     if not readme.exists():
         from demkd.cache import open_cache

@@ -362,16 +362,19 @@ def inspect(cache: str, json: bool, csv: bool, teachers: Sequence[str] | None = 
             statistics = read_statistics(opened)
             sources: dict[str, Any] = {}
             if data is not None:
-                dataset = api.images_of(opened, data)
+                from demkd.pipeline.targets import images_of
+
+                dataset = images_of(opened, data)
                 sources = {"images": lambda index: dataset.read(index).numpy(), "file_of": dataset.file_of}
             show_written(html, write_cache_page(statistics, html, **sources), stderr=not html.is_file())
         return
     result, image = api.inspect(folder, teachers=teachers, **options), None
     if data is not None:
+        from demkd.pipeline.targets import images_of
         from demkd.report.inspect import with_files
 
         with open_cache(folder, teachers) as opened:
-            dataset = api.images_of(opened, data)
+            dataset = images_of(opened, data)
         result = with_files(result, dataset.file_of)
         image = None if "sample" not in options else dataset.read(options["sample"]).numpy()
     if csv:

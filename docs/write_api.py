@@ -26,6 +26,7 @@ _TITLES = {
     "dataset": "Data and views",
     "errors": "Errors",
     "losses.criterion": "The loss",
+    "pipeline.export": "Export",
     "pipeline.results": "Callbacks",
     "config": "Configurations",
     "pipeline.stage_two": "Training",

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,17 +28,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from demkd.cache import open_cache
 from demkd.config import ConfigError, ImageConfig, read_recipe
 from demkd.dataset import Data, as_dataset, closing_workers
 from demkd.errors import UserError
 from demkd.networks import build_network
 from demkd.pipeline.distributed import child_environment, python_module
 from demkd.pipeline.evaluate import evaluation_views
-from demkd.pipeline.progress import Progress
-from demkd.pipeline.results import ExportReport
+from demkd.pipeline.parquet import export_rows
+from demkd.pipeline.progress import Progress, as_progress
+from demkd.pipeline.results import ExportReport, ParquetReport
+from demkd.pipeline.targets import images_of
 from demkd.teachers.checkpoint import sealed_facts
 from demkd.teachers.load import load_network
 
+Folder = str | os.PathLike[str]
 Floats = NDArray[np.float32]
 Predict = Callable[[Floats], Floats]  # views (B, 3, H, W) -> logits (B, C)
 
@@ -58,28 +63,41 @@ class ExportError(UserError, RuntimeError):
 
 
 def export(
-    run: Path,
-    out: Path,
+    run: Folder,
     *,
     file_format: str,
+    out: Folder,
     data: Data | None = None,
     network: str | None = None,
     images: ImageConfig | None = None,
-    progress: Progress,
-) -> ExportReport:
-    """Write a draft, load it in a fresh process, compare the logits of 256 test images, then rename it to `out`.
+    progress: bool | Progress = True,
+) -> ExportReport | ParquetReport:
+    """Write the network of a finished run for use elsewhere, and check the file by loading it in a fresh process.
+
+    Or write the rows of a cache as Parquet files.
 
     Args:
-        run: a finished run folder, or a checkpoint.
-        data: where the test images come from; None for the data of the run's recipe.
-        network: the network's name, for a checkpoint that does not have it.
-        images: how they are decoded.
+        run: a run folder, or a checkpoint; of "parquet", a cache.
+        file_format: "safetensors", "onnx", "torch-export" or "parquet".
+        out: the file; of "parquet", the folder.
+        data: whose test images it is checked on, as `evaluate` takes them; by default those of the run's recipe. Of
+            "parquet", the cached data, to name each image's file.
+        network: the network's name, for a checkpoint that does not know it.
+        images: how those are decoded.
 
     Raises:
         ExportError: if the format is unknown, its packages are missing, the network cannot be exported, or the
             exported one gives other logits; there is no new file then, and an older one stays.
         CheckpointError, DataError: if the network or its images cannot be read.
     """
+    out, progress = Path(out), as_progress(progress)
+    if file_format == "parquet":
+        if network is not None:
+            raise ConfigError("`network` is of a checkpoint, and `file_format=parquet` of a cache: leave it out")
+        with open_cache(run, task=progress.task) as cache:
+            file_of = cache.file_of if data is None else images_of(cache, data).file_of
+            return export_rows(cache, out, file_of, progress)
+    run = Path(run)
     if file_format not in FORMATS:
         raise ExportError(f"there is no format {file_format!r}: choose {', '.join(FORMATS)}, or parquet for a cache")
     missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]

@@ -28,6 +28,7 @@ from demkd.dataset import (
     AugmentationLike,
     Data,
     DataError,
+    ImageDataset,
     Normalization,
     as_augmentation,
     as_dataset,
@@ -540,6 +541,20 @@ def check_same_data(cached: TeacherCache, source: Any) -> None:
         "cache them again",
         tables=("data",),
     )
+
+
+def images_of(cache: Cache, data: Data) -> ImageDataset:
+    """The data set of a cache, decoded as it was for the teachers.
+
+    Raises:
+        CacheMismatchError: if the data are others.
+    """
+    provenance = cache.teachers[0].provenance
+    facts: Any = provenance.identity["data"]
+    images = ImageConfig(exif=facts.get("exif", True), skip_broken="left_out" in provenance.notes)
+    dataset = as_dataset(data, split="train", called="data", images=images)
+    check_same_data(cache.teachers[0], dataset)
+    return dataset
 
 
 def cached_views(cached: TeacherCache | ShardFile) -> tuple[Augmentation, int]:
