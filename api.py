@@ -171,6 +171,7 @@ def evaluate(
     from torch import nn
 
     from demkd.dataset import as_dataset, closing_workers
+    from demkd.networks.features import in_eval_mode
     from demkd.pipeline.distributed import choose_compute
     from demkd.pipeline.evaluate import evaluate as run
     from demkd.pipeline.progress import as_progress
@@ -191,11 +192,9 @@ def evaluate(
         loaded = load.load_module(what, load.class_name(what), called="the network", dataset=dataset, choice=choice)
     else:
         loaded = load.load_network(Path(what), name=network, dataset=dataset, choice=choice)
-    was_training = loaded.network.training
     evaluating = shown.task(f"evaluating {loaded.name}", total=len(dataset), unit="images")
-    with closing_workers(dataset), evaluating as task:
+    with closing_workers(dataset), in_eval_mode(loaded.network), evaluating as task:
         accuracy = run(compute.place(loaded.network), dataset, loaded.input, compute, task=task)
-    loaded.network.train(was_training)
     return EvaluationReport(
         folder=Path() if isinstance(what, nn.Module) else Path(what),
         network=loaded.name,

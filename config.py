@@ -142,9 +142,6 @@ class MethodConfig:
         return self.hint_weight > 0
 
     def __post_init__(self) -> None:
-        given: Any = self.fixed_weights
-        if isinstance(given, list):  # as TOML has it
-            object.__setattr__(self, "fixed_weights", tuple(given))
         check(self)
         factors = (self.tckd_weight, self.nckd_weight) if self.loss == "dkd" else (1.0,)
         if self.needs_features and not self.needs_teachers:
@@ -297,7 +294,7 @@ def field_types(config: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def check(config: Any) -> None:
-    """Check every field of a configuration.
+    """Check every field of a configuration, and make NumPy's numbers Python's.
 
     Raises:
         ConfigError: with the field, its value and the allowed values.
@@ -305,9 +302,20 @@ def check(config: Any) -> None:
     accepted = field_types(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
-        if value is entry.default or _is_allowed(entry, accepted[entry.name], value):
+        if value is entry.default:
             continue
-        raise ConfigError(f"`{entry.name}` is {value!r}: give {_allowed(entry, accepted[entry.name])}")
+        if not _is_allowed(entry, accepted[entry.name], value):
+            raise ConfigError(f"`{entry.name}` is {value!r}: give {_allowed(entry, accepted[entry.name])}")
+        object.__setattr__(config, entry.name, plain(value))
+
+
+def plain(value: Any) -> Any:
+    """A value with tuples for lists, and Python's numbers for NumPy's, which JSON and TOML cannot hold."""
+    if isinstance(value, tuple | list):
+        return tuple(map(plain, value))
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def of_options(config: type[Config], options: Mapping[str, Any]) -> Config:
@@ -330,19 +338,20 @@ def check_names(options: Iterable[str], *configs: type[Any], also: Iterable[str]
 
 
 def parse(config: type[Any], name: str, text: str) -> Any:
-    """The value of a field from a text, as the command line gives it; numbers of a list are separated by commas.
+    """The value of a field from a text, as the command line gives it; a list is separated by commas.
 
     Raises:
         ConfigError: if it is not of the field's type.
     """
     accepted = field_types(config)[name]
     try:
-        if any(get_origin(kind) is tuple for kind in accepted):
-            return tuple(float(part) for part in text.split(","))
         if bool in accepted:
             return {"true": True, "false": False}[text.lower()]
         if str in accepted:
             return text
+        for kind in accepted:
+            if get_origin(kind) is tuple:
+                return tuple(get_args(kind)[0](part.strip()) for part in text.split(","))
         return int(text) if int in accepted else float(text)
     except (ValueError, KeyError):
         entry = next(entry for entry in fields(config) if entry.name == name)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from demkd.config import plain
 from demkd.errors import DataError
 
 _MOST = 1_000_000
@@ -23,6 +24,8 @@ class Normalization:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", plain(tuple(self.mean)))
+        object.__setattr__(self, "std", plain(tuple(self.std)))
         if not (all(abs(mean) <= _MOST for mean in self.mean) and all(_LEAST <= std <= _MOST for std in self.std)):
             raise DataError(
                 f"a normalization with mean {self.mean} and standard deviation {self.std} cannot be: give finite "

@@ -1,6 +1,7 @@
 """The augmentations by name, and by their options."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from demkd.config import AugmentConfig
@@ -50,23 +51,30 @@ def as_augmentation(value: AugmentationLike, default: Augmentation) -> Augmentat
     config = AugmentConfig(view=value) if isinstance(value, str) else value
     if not isinstance(config, AugmentConfig):
         return config
-    name, plus, strong = (config.view or default.name).partition("+")
-    if name not in ("crop-flip", "resized-crop") or (plus and strong != "randaugment"):
+    mixing = default if isinstance(default, MixUp | CutMix) else None
+    below = default if mixing is None else mixing.base
+    randaugment = below if isinstance(below, RandAugment) else None
+    crop = below if randaugment is None else randaugment.base
+    name, plus, strong = (config.view or f"{crop.name}{'+randaugment' if randaugment else ''}").partition("+")
+    if config.view and (name not in ("crop-flip", "resized-crop") or (plus and strong != "randaugment")):
         raise DataError(
             f"`view` cannot be {config.view!r}: choose crop-flip or resized-crop, or either with +randaugment"
         )
     box = _given(size=config.size, scale=config.scale, ratio=config.ratio, interpolation=config.interpolation)
-    if box and name == "crop-flip":
-        raise DataError(f"`{next(iter(box))}` is of `view=resized-crop`: crop-flip keeps the images' own size")
-    augmentation = default if name == default.name and not box else AUGMENTATIONS[name](**box)
+    if box and name != "resized-crop":
+        raise DataError(f"`{next(iter(box))}` is of `view=resized-crop`, and these views are {name}: leave it out")
+    augmentation = replace(crop, **box) if name == crop.name else AUGMENTATIONS[name](**box)  # type: ignore[type-var]
     operations = _given(num_ops=config.randaugment_ops, magnitude=config.magnitude, strong_every=config.strong_every)
     if plus:
-        augmentation = RandAugment(base=augmentation, **operations)
+        augmentation = replace(randaugment or RandAugment(), base=augmentation, **operations)
     elif operations:
         raise DataError(f"RandAugment's options are given without it: add it (`view={name}+randaugment`)")
+    alpha = _given(alpha=config.mix_alpha)
+    if mixing and config.mix in (None, mixing.name):
+        return replace(mixing, base=augmentation, **alpha)
     if config.mix is not None:
-        return AUGMENTATIONS[config.mix](base=augmentation, **_given(alpha=config.mix_alpha))
-    if config.mix_alpha is not None:
+        return AUGMENTATIONS[config.mix](base=augmentation, **alpha)
+    if alpha:
         raise DataError("`mix_alpha` is of MixUp and CutMix: choose one (`mix=mixup`)")
     return augmentation
 

@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import tomllib
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -20,7 +21,7 @@ from torch.utils.data import TensorDataset
 import demkd
 from demkd.cache import CacheMismatchError
 from demkd.cli import main
-from demkd.config import AugmentConfig, CacheConfig, ConfigError, ImageConfig, MethodConfig, TrainConfig
+from demkd.config import AugmentConfig, CacheConfig, ConfigError, ImageConfig, MethodConfig, TrainConfig, parse
 from demkd.options import Command
 from demkd.pipeline.progress import SilentProgress
 from demkd.report.stages import blocks_of
@@ -64,6 +65,9 @@ def test_the_users_modules_stay_as_they_are(cache: Path, tmp_path: Path) -> None
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert os.fspath(report) == str(tmp_path)
+    frozen = teacher[1].eval()  # type: ignore[index]
+    demkd.evaluate(teacher, TEST, normalize="none", **QUIET)
+    assert (teacher.training, frozen.training) == (True, False)
 
 
 def test_a_run_of_the_users_module_is_evaluated_with_a_module(tmp_path: Path) -> None:
@@ -429,6 +433,24 @@ def test_python_has_every_option_of_the_command_line() -> None:
 def test_a_configuration_refuses_what_is_not_allowed_at_once(config: Any, values: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         config(**values)
+
+
+def test_numpys_numbers_are_as_good_as_pythons(tmp_path: Path) -> None:
+    """In JSON and TOML too."""
+    three, half = np.int64(3), np.float32(0.5)
+    demkd.train(module(), train=TRAIN, test=TEST, out=tmp_path, epochs=np.int64(1), learning_rate=half, **QUIET)
+    assert tomllib.loads((tmp_path / "recipe.toml").read_text())["learning_rate"] == 0.5
+    normalization = demkd.Normalization(mean=[half] * 3, std=np.ones(3))  # type: ignore[arg-type]
+    assert float(normalization.apply(torch.zeros(1, 3, 1, 1)).mean()) == -0.5
+    json.dumps([asdict(CacheConfig(views=three, tail_temperatures=[half])), asdict(normalization)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("features", "last, 3", ("last", "3")), ("shard", "1/2", "1/2"), ("tail_temperatures", "1,2", (1.0, 2.0))],
+)
+def test_a_list_is_separated_by_commas(name: str, text: str, value: object) -> None:
+    assert parse(CacheConfig, name, text) == value
 
 
 def test_every_public_name_is_exported_once() -> None:

@@ -219,6 +219,16 @@ def test_an_augmentation_survives_its_dict(name: str) -> None:
     assert as_augmentation(AugmentConfig(**words, size=size), default) == policy
 
 
+@pytest.mark.parametrize("default", [*AUGMENTATIONS.values(), ResizedCrop(size=160, scale=(0.5, 1), flip=False)])
+def test_an_option_that_is_left_out_is_the_datas(default: Augmentation) -> None:
+    assert as_augmentation(AugmentConfig(), default) == default
+    if default.view_size:
+        larger = as_augmentation(AugmentConfig(size=30), default)
+        assert as_augmentation(AugmentConfig(size=default.view_size), larger) == default != larger
+    if not default.mixes:
+        assert as_augmentation(AugmentConfig(mix="mixup"), default) == MixUp(base=default)
+
+
 # Written down once. A cache outlives processes, versions and machines; if one of these changes, every cache is stale.
 STORED = """
 79 136 41 139 52 7 146 63 48 134 84 67 52 78 121
