@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "teachers": {"config", "errors", "dataset", "networks"},
     "pipeline": {"config", "errors", "cache", "dataset", "losses", "networks", "teachers"},
     "report": {"errors", "cache", "pipeline"},
-    "api": {"config", "errors", "pipeline", "cache", "dataset", "report", "teachers"},
+    "api": {"config", "errors", "pipeline", "cache", "dataset", "networks", "report", "teachers"},
     "errors": set(),
     "cli": {"commands"},
     "commands": {"cli", "config", "errors", "api", "networks", "options", "pipeline", "cache", "report"},
