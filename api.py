@@ -117,7 +117,7 @@ def _prepared(
     from demkd.dataset import as_augmentation, as_dataset, closing_workers
     from demkd.pipeline.distributed import choose_compute, is_rank_zero
     from demkd.pipeline.preparation import prepare
-    from demkd.pipeline.progress import SilentProgress, as_progress
+    from demkd.pipeline.progress import SILENT, as_progress
     from demkd.teachers.load import normalizations_by_teacher, sizes_by_teacher, teacher_specs
 
     check_names(options, CacheConfig)
@@ -125,7 +125,7 @@ def _prepared(
     if not specs:
         raise ConfigError("`teachers` has none: give at least one")
     compute = choose_compute(device=device, precision=precision)
-    shown = as_progress(progress) if is_rank_zero() else SilentProgress()
+    shown = as_progress(progress) if is_rank_zero() else SILENT
     source = as_dataset(data, split="train", called="data", images=images, progress=shown)
     with closing_workers(source):
         job = prepare(

@@ -21,7 +21,7 @@ from demkd.pipeline.distributed import Compute
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.optim import OptimizerLike
 from demkd.pipeline.preparation import CachingJob, PreparedTeacher
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import SILENT
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.pipeline.trainer import Trainer
 from demkd.teachers import Teacher
@@ -115,7 +115,7 @@ class Bench:
 def epoch_of(trainer: Trainer) -> Callable[[], object]:
     """One epoch after the other."""
     epochs = iter(range(1_000_000))
-    return lambda: trainer.train_epoch(next(epochs), SilentProgress())
+    return lambda: trainer.train_epoch(next(epochs), SILENT)
 
 
 def bare_step(

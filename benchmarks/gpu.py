@@ -17,7 +17,7 @@ from demkd.benchmarks.bench import Bench, Scale, caching_job, epoch_of, random_t
 from demkd.benchmarks.timing import Measurement, seconds
 from demkd.pipeline.distributed import Compute
 from demkd.pipeline.optim import OptimizerLike
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import SILENT
 from demkd.pipeline.stage_one import fill_shards
 
 _TEACHER, _STUDENT, _TEACHERS = "resnet32x4", "resnet8x4", 3
@@ -34,7 +34,7 @@ def measure_gpu(compute: Compute, *, samples: int = 50_000, views: int = 2) -> I
         def stage_one() -> None:
             folder = bench.folder / f"stage-one-{next(folders)}"
             job = caching_job(compute, bench.images, teachers, folder, features=256, views=views, batch_size=1024)
-            fill_shards(job, SilentProgress())
+            fill_shards(job, SILENT)
 
         stage_one()
         a_view = min(seconds(stage_one) for _ in range(2)) / views

@@ -15,7 +15,7 @@ from pathlib import Path
 from demkd.benchmarks.memory import PeakMemory
 from demkd.benchmarks.timing import Measurement
 from demkd.pipeline.distributed import child_environment, python_module
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import Progress
 
 SAMPLES, _TEACHERS, _VIEWS, _KEEP = 1_280_000, 3, 4, 32
 _STEPS = 30  # of an epoch, after which its memory grows no more
@@ -78,7 +78,7 @@ def _distill(folder: Path, samples: int) -> Callable[[], float]:
     return learn
 
 
-class _FirstSteps(SilentProgress):
+class _FirstSteps(Progress):
     """Note when each step of an epoch is done, and end it after some."""
 
     def __init__(self) -> None:

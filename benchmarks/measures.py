@@ -22,7 +22,7 @@ from demkd.cache import open_cache
 from demkd.config import BATCH_SIZE
 from demkd.dataset import ArrayDataset, params_on, seeds
 from demkd.pipeline.distributed import choose_compute
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import SILENT
 from demkd.pipeline.stage_one import fill_shards
 from demkd.report.inspect import overview
 from demkd.report.statistics import read_statistics
@@ -92,7 +92,7 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
 
     def stage_one() -> None:
         job = caching_job(bench.compute, images, [teacher], next(folders), features=64, views=1, batch_size=BATCH_SIZE)
-        fill_shards(job, SilentProgress())
+        fill_shards(job, SILENT)
 
     def forward() -> None:
         for some in views:

@@ -29,7 +29,7 @@ from demkd.dataset import (
 from demkd.networks import build_network
 from demkd.pipeline.distributed import Compute, choose_compute
 from demkd.pipeline.preparation import CachingJob, prepare
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import SILENT
 from demkd.pipeline.stage_one import fill_shards, precompute_weights
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.pipeline.trainer import Trainer
@@ -61,7 +61,7 @@ def measure_photos(
             "P3": lambda: _workers_over_bare_decoder(bench, files),
         }
         bench.fill(bench.job(views=VIEWS), folder=Path(name) / "cache")
-        precompute_weights(Path(name) / "cache", SilentProgress())
+        precompute_weights(Path(name) / "cache", SILENT)
         for number, measure in lines.items():
             if not only or number in only:
                 yield measure()
@@ -97,7 +97,7 @@ class _Bench:
         """Each into a new folder, or the one given."""
         for one in jobs:
             place = folder or Path(tempfile.mkdtemp(dir=self.folder)) / "cache"
-            fill_shards(replace(one, folder=place), SilentProgress())
+            fill_shards(replace(one, folder=place), SILENT)
 
     def cached(self, *, method: str = "de-mkd-logits", **options: Any) -> Trainer:
         """`distill` from the cache."""

@@ -14,10 +14,10 @@ from statistics import median
 
 from demkd.benchmarks.timing import Measurement, compare
 from demkd.pipeline.distributed import child_environment, python_module
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import Progress
 
 
-class _FirstStep(SilentProgress):
+class _FirstStep(Progress):
     """Ends the process, without a word to anybody, once a step is done."""
 
     def advance(self, count: int) -> None:  # noqa: ARG002

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.config import ImageConfig
-from demkd.dataset.base import NO_PROGRESS, SMALL, ArrayDataset, ImageDataset, Progress, StreamedDataset
+from demkd.dataset.base import SMALL, ArrayDataset, ImageDataset, StreamedDataset
 from demkd.dataset.builtin import load_images
 from demkd.dataset.folder import processes
 from demkd.dataset.workers import Workers
 from demkd.errors import DataError
+from demkd.pipeline.progress import SILENT, Progress
 
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "picture"), ("label", "labels", "fine_label")
 _READ_TWICE = 4  # items that are compared with a second reading
@@ -47,7 +48,7 @@ def as_dataset(
     split: str,
     called: str = "data",
     images: ImageConfig | None = None,
-    progress: Progress = NO_PROGRESS,
+    progress: Progress = SILENT,
 ) -> ImageDataset:
     """Whatever the user has, as a data set.
 
@@ -223,7 +224,7 @@ def _from_items(
     labels: list[int] = []
     with (
         Workers(items.examine, workers if pixels is None else 0) as pool,
-        (progress if pixels is None else NO_PROGRESS).task(
+        (progress if pixels is None else SILENT).task(
             f"reading the images of {name}", total=count, unit="images"
         ) as task,
     ):

@@ -8,10 +8,10 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,32 +27,6 @@ from demkd.errors import DataError
 SMALL = 64  # pixels a side, up to which images of one size are kept in memory, and augmented by crop-flip
 
 Views = Mapping[int | None, Sequence[Tensor]]  # by size: V times (B, 3, H, W), uint8, channels last in memory
-
-
-class Progress(Protocol):
-    """Where long work is shown; the pipeline's `Progress` is one."""
-
-    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> AbstractContextManager[Any]: ...
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
-class NoProgress:
-    """Shows nothing."""
-
-    def task(self, *_arguments: Any, **_options: Any) -> AbstractContextManager[Any]:
-        return nullcontext(self)
-
-    def advance(self, count: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
-NO_PROGRESS = NoProgress()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

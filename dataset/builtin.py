@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from demkd.config import ImageConfig
-from demkd.dataset.base import NO_PROGRESS, ArrayDataset, ImageDataset, Progress
+from demkd.dataset.base import ArrayDataset, ImageDataset
 from demkd.dataset.crop_flip import CropFlip
 from demkd.dataset.folder import FOLDERS, load_folder
 from demkd.dataset.normalize import NORMALIZATIONS, Normalization
 from demkd.errors import DataError
+from demkd.pipeline.progress import SILENT, Progress
 
 
 def load_images(
@@ -21,7 +22,7 @@ def load_images(
     split: str,
     downloads: Path = Path("data"),
     images: ImageConfig | None = None,
-    progress: Progress = NO_PROGRESS,
+    progress: Progress = SILENT,
 ) -> ImageDataset:
     """Load one split.
 

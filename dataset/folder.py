@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.config import ImageConfig
-from demkd.dataset.base import NO_PROGRESS, SMALL, ArrayDataset, ImageDataset, Progress, StreamedDataset
+from demkd.dataset.base import SMALL, ArrayDataset, ImageDataset, StreamedDataset
 from demkd.dataset.decode import BrokenImageError, Pixels, Stamp, decode, decoder_version, is_image, read_file, stamp_of
 from demkd.dataset.workers import Workers, default_workers
 from demkd.errors import DataError, visible_line
+from demkd.pipeline.progress import SILENT, Progress
 
 # By split, the names of its folder; the first one that exists is it.
 FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test", "validation", "val")}
@@ -206,7 +207,7 @@ def _make_index(
         return rows, pixels, broken
     parts = np.array_split(missing, -(-len(missing) // _AT_ONCE))
     is_small = pixels is not None  # then decoding all takes seconds
-    shown: Progress = NO_PROGRESS if is_small else progress
+    shown: Progress = SILENT if is_small else progress
     try:
         with (
             Workers(partial(_examine_files, root, options.exif), 0 if is_small else processes(options)) as pool,

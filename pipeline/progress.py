@@ -32,15 +32,12 @@ class Task:
         """Show the end of an epoch."""
 
 
-class Progress:
+class Progress(Task):
     """Where a stage reports to; this class shows nothing."""
 
     def task(self, description: str, *, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:  # noqa: ARG002
         """Show a bar while the context lasts."""
-        return nullcontext(Task())
-
-    def epoch(self, report: EpochReport) -> None:
-        """Report the end of an epoch."""
+        return nullcontext(self)
 
     def settings(self, chosen: Mapping[str, object]) -> None:
         """Report the resolved choices of a run."""
@@ -52,11 +49,7 @@ class Progress:
         """Print a warning."""
 
 
-class SilentProgress(Progress, Task):
-    """Shows nothing: for library use, and `--quiet`."""
-
-    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:  # noqa: ARG002
-        return nullcontext(self)
+SILENT = Progress()
 
 
 class ConsoleProgress(Progress):

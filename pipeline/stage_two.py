@@ -41,7 +41,7 @@ from demkd.dataset import (
 from demkd.pipeline.distributed import Compute, choose_compute, process_group
 from demkd.pipeline.methods import METHODS, choose_method, method_options
 from demkd.pipeline.optim import OptimizerLike, SchedulerLike
-from demkd.pipeline.progress import Progress, SilentProgress, as_progress
+from demkd.pipeline.progress import SILENT, Progress, as_progress
 from demkd.pipeline.results import Callback, RunReport
 from demkd.pipeline.runs import flat_recipe
 from demkd.pipeline.targets import SoftTargetLoader
@@ -296,7 +296,7 @@ def _processes(device: str, precision: str, progress: bool | Progress) -> Iterat
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with process_group(choose_compute(device=device, precision=precision)) as compute:
-            yield compute, as_progress(progress) if compute.world.is_rank_zero else SilentProgress()
+            yield compute, as_progress(progress) if compute.world.is_rank_zero else SILENT
     finally:
         torch.set_rng_state(cpu)
         if gpus:

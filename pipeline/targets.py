@@ -40,7 +40,7 @@ from demkd.losses import PartnerLabels, Targets
 from demkd.losses.weights import needs_all_samples
 from demkd.pipeline.distributed import Compute, World, choose_compute
 from demkd.pipeline.methods import check_mixable, check_teacher_count, choose_method
-from demkd.pipeline.progress import Progress, SilentProgress
+from demkd.pipeline.progress import SILENT, Progress
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.teacher_targets import (
     CachedTeachers,
@@ -198,7 +198,7 @@ class SoftTargetLoader:
             self._check_live(names, [spec.name for spec in specs], views)
             for option, choices in (("normalize", normalizations), ("input_size", input_sizes), ("hint_layer", layers)):
                 check_teacher_names(choices, [spec.name for spec in specs], option=option)
-        progress, compute = progress or SilentProgress(), compute or choose_compute(device=str(device))
+        progress, compute = progress or SILENT, compute or choose_compute(device=str(device))
         self.device, self.batch_size, self._seed = compute.device, batch_size, seed
         self.dataset = as_dataset(train, split="train", called="train", images=images, progress=progress)
         given = range(len(self.dataset)) if indices is None else indices

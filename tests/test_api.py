@@ -23,7 +23,7 @@ from demkd.cache import CacheMismatchError
 from demkd.cli import main
 from demkd.config import AugmentConfig, CacheConfig, ConfigError, ImageConfig, MethodConfig, TrainConfig, parse
 from demkd.options import Command
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import Progress
 from demkd.report.stages import blocks_of
 from tests.pipeline.stages import Recorder
 
@@ -320,7 +320,7 @@ def test_the_dry_run_says_where_features_take_most_of_the_bytes(tmp_path: Path) 
     assert not any("features" in block for block in blocks_of(plan) if isinstance(block, str))
 
 
-class Notes(SilentProgress):
+class Notes(Progress):
     def __init__(self) -> None:
         self.texts: list[str] = []
 

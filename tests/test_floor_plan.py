@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "cache": {"errors"},
     "config": {"errors", "losses", "networks"},
     "options": {"config", "pipeline", "report"},
-    "dataset": {"config", "errors"},
+    "dataset": {"config", "errors", "pipeline.progress"},
     "losses": {"config", "pipeline.methods"},
     "networks": {"errors"},
     "teachers": {"config", "errors", "dataset", "networks"},

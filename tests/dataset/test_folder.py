@@ -64,7 +64,7 @@ def counted(function: Callable[..., Any], names: list[str]) -> Callable[..., Any
     return call
 
 
-def read(data: Path, *, split: str = "train", progress: Any = folder.NO_PROGRESS, **options: Any) -> ImageDataset:
+def read(data: Path, *, split: str = "train", progress: Any = folder.SILENT, **options: Any) -> ImageDataset:
     return load_images(str(data), split=split, images=ImageConfig(**{"workers": 0, **options}), progress=progress)
 
 

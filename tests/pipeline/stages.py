@@ -7,7 +7,7 @@ from typing import Any
 import demkd
 from demkd import api
 from demkd.pipeline.distributed import choose_compute
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import SILENT, Progress
 from demkd.pipeline.results import CachingReport, EpochReport, RunReport
 
 FLOAT32 = choose_compute(device="cpu", precision="float32")
@@ -16,19 +16,19 @@ SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 16, "learning_rate": 0.02, "
 
 
 def train_network(data: Path | str, network: str, out: Path, **changes: Any) -> RunReport:
-    options = {**SMALL, "progress": SilentProgress(), **changes}
+    options = {**SMALL, "progress": SILENT, **changes}
     return demkd.train(network, train=str(data), out=out, **options)
 
 
 def cache_one(data: Path, checkpoint: Path, out: Path, *, network: str = "resnet8", **changes: Any) -> CachingReport:
     """Cache one teacher, called as its file."""
-    options = {"precision": "float32", "progress": SilentProgress(), **changes}
+    options = {"precision": "float32", "progress": SILENT, **changes}
     return api.cache_teachers({checkpoint.stem: f"{network}@{checkpoint}"}, str(data), out=out, **options)
 
 
 def cache_run(workshop: "Workshop", name: str, **changes: Any) -> CachingReport:
     """Cache one view of a run folder of a workshop."""
-    options = {"views": 1, "precision": "float32", "progress": SilentProgress(), **changes}
+    options = {"views": 1, "precision": "float32", "progress": SILENT, **changes}
     return api.cache_teachers(workshop.teachers((name,)), str(workshop.data), out=workshop.cache, **options)
 
 
@@ -52,11 +52,11 @@ class Workshop:
         self.cache_teachers()
 
     def cache_teachers(self, *, out: Path | None = None, **changes: Any) -> CachingReport:
-        options = {"views": 5, "batch_size": 32, "precision": "float32", "progress": SilentProgress(), **changes}
+        options = {"views": 5, "batch_size": 32, "precision": "float32", "progress": SILENT, **changes}
         return api.cache_teachers(self.teachers(), str(self.data), out=out or self.cache, **options)
 
     def distill(self, out: Path, *, online: bool = False, **changes: Any) -> RunReport:
-        options = {**SMALL, "method": "de-mkd", "views": 5, "progress": SilentProgress(), **changes}
+        options = {**SMALL, "method": "de-mkd", "views": 5, "progress": SILENT, **changes}
         if online:
             options["live_teachers"] = self.teachers(tuple(sorted(TEACHERS)))
         else:
@@ -64,7 +64,7 @@ class Workshop:
         return demkd.distill("resnet8", train=str(self.data), out=out, **options)
 
 
-class Recorder(SilentProgress):
+class Recorder(Progress):
     """Keeps the epochs' reports, notes and warnings; presses Ctrl-C after some epoch if wanted."""
 
     def __init__(self, *, interrupt_after: int | None = None) -> None:

@@ -22,7 +22,7 @@ from demkd.cache import CacheBusyError, exclusive
 from demkd.cli import main
 from demkd.commands import sweep_runs
 from demkd.config import ConfigError
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import SILENT, Progress
 from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.sweep import OPTIONS_FILE, SweepError, SweepRun, find_baseline, run_sweep
 from tests.conftest import CHECKOUT, Cli
@@ -35,7 +35,7 @@ def planned(folder: Path, text: str, **options: Any) -> list[SweepRun]:
     return sweep_runs(folder / "sweep.toml", folder / "out", **options)
 
 
-class Notes(SilentProgress):
+class Notes(Progress):
     """Keeps notes, and whether each of some runs was finished at that time."""
 
     def __init__(self, *runs: SweepRun) -> None:
@@ -214,7 +214,7 @@ def test_a_sweep_may_turn_switches_off_and_use_live_teachers(
     live = {"online": True, "teacher": list(workshop.teachers().values()), "views": [5, "random"]}
     lines = {"cached": {"cache": str(workshop.cache)}, "live": live}
     runs = sweep(epochs=1, nesterov=False, cache=None, runs=lines)
-    run_sweep(runs, jobs=1, progress=SilentProgress())
+    run_sweep(runs, jobs=1, progress=SILENT)
     made = {run.folder.name: tomllib.loads((run.folder / "recipe.toml").read_text()) for run in runs}
     assert {name: (table["online"], table["views"], table["nesterov"]) for name, table in made.items()} == {
         "cached": (False, 5, False),
@@ -227,12 +227,12 @@ def test_a_sweep_may_turn_switches_off_and_use_live_teachers(
 def test_a_changed_sweep_does_not_pass_old_runs_off_as_its_own(sweep: Callable[..., list[SweepRun]]) -> None:
     """The same folder, another temperature: the run that is there is named with both values, and kept."""
     runs = sweep(epochs=1)
-    run_sweep(runs, jobs=1, progress=SilentProgress())
+    run_sweep(runs, jobs=1, progress=SILENT)
     assert runs[0].finished
     changed = sweep(epochs=1, temperature=2.0)
     assert not changed[0].finished
     with pytest.raises(SweepError, match=r"1 of 1 runs failed .*temperature was 4\.0 and is 2\.0"):
-        run_sweep(changed, jobs=1, progress=SilentProgress())
+        run_sweep(changed, jobs=1, progress=SILENT)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from demkd.cache import ShardFile, open_cache
 from demkd.pipeline import stage_one
 from demkd.pipeline.methods import METHODS
-from demkd.pipeline.progress import SilentProgress
+from demkd.pipeline.progress import Progress
 from demkd.pipeline.teacher_targets import CachedTeachers
 from tests.pipeline.stages import cache_one
 from tests.reliability import scenarios
@@ -26,7 +26,7 @@ def anonymous_memory() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
 
-class MemoryProgress(SilentProgress):
+class MemoryProgress(Progress):
     """Notes the memory after every block."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ def test_stage_one_keeps_no_view_in_memory(
     assert min(progress.memory[-10:]) - min(progress.memory[:10]) < FLAT
 
 
-class Interrupted(SilentProgress):
+class Interrupted(Progress):
     """Ctrl-C after so many batches."""
 
     def __init__(self, batches: int) -> None:
