@@ -6,7 +6,7 @@ B images in a batch, C classes, K teachers, L terms of the loss.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite, log
 from pathlib import Path
@@ -24,7 +24,7 @@ from demkd.losses.criterion import DistillationLoss
 from demkd.networks import Adapter, Network, build_network
 from demkd.pipeline.cuda_graph import CudaGraph
 from demkd.pipeline.distributed import Compute
-from demkd.pipeline.evaluate import Accuracy, evaluate
+from demkd.pipeline.evaluate import evaluate
 from demkd.pipeline.optim import SCHEDULES, OptimizerLike, SchedulerLike, make_optimizer
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import Callback, EpochReport, RunReport, best_split
@@ -39,18 +39,6 @@ _CLEARLY = 0.05  # share of the training labels by which a student must be bette
 
 class TrainingError(UserError, ArithmeticError):
     """A loss that is no longer finite, or a network that cannot be trained as asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
-    """The result of one pass over the data: means over the samples."""
-
-    losses: dict[str, float]
-    top1: float
-    learning_rate: float
-    seconds: float
-    data_seconds: float
-    view_index: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,8 +171,8 @@ class Trainer:
     def student(self) -> Network:
         return self.model.student
 
-    def train_epoch(self, epoch: int, task: Task) -> Epoch:
-        """One pass over the data, in epoch 0, 1, ...
+    def train_epoch(self, epoch: int, task: Task) -> EpochReport:
+        """One pass over the data, in epoch 0, 1, ...; the report has no test yet.
 
         Raises:
             TrainingError: if the loss is no longer finite.
@@ -218,12 +206,17 @@ class Trainer:
         if not all(map(isfinite, means.values())):
             raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower `learning_rate`")
         self._warn_if_unstable(epoch, label_loss=means["label_loss"], top1=means["right"])
-        return Epoch(
-            top1=means.pop("right"),
-            losses=means,
+        return EpochReport(
+            epoch=epoch + 1,
+            epochs=config.epochs,
             learning_rate=learning_rate,
+            train_top1=means.pop("right"),
+            losses=means,
+            test_top1=None,
+            test_top5=None,
             seconds=time.perf_counter() - started,
             data_seconds=data_seconds,
+            test_seconds=0.0,
             view_index=data.view_index,
         )
 
@@ -374,7 +367,7 @@ def fit(
         steps, title = len(trainer.loader), f"{trainer.name}, {recipe.get('method', 'labels only')}"
         with progress.task(title, total=epochs * steps, unit="steps", done=done * steps) as task:
             for epoch in range(done, epochs):
-                trained = trainer.train_epoch(epoch, task)
+                report = trainer.train_epoch(epoch, task)
                 while trainer.warnings:
                     progress.warn(trainer.warnings.pop(0))
                 validated = tested = None
@@ -383,7 +376,15 @@ def fit(
                     validated = evaluate(trainer.student, images, trainer.input, compute, samples=samples)
                 if not validation or epoch + 1 == epochs:
                     tested = evaluate(trainer.student, test, trainer.input, compute)
-                report = _epoch_report(epoch, epochs, trained, validated, tested, trainer)
+                report = replace(
+                    report,
+                    validation_top1=validated.top1 if validated else None,
+                    validation_top5=validated.top5 if validated else None,
+                    test_top1=tested.top1 if tested else None,
+                    test_top5=tested.top5 if tested else None,
+                    test_seconds=sum(accuracy.seconds for accuracy in (validated, tested) if accuracy),
+                    teachers=trainer.loader.statistics(),
+                )
                 if run and events:
                     run.add_metrics(report)
                     run.save_checkpoint({"epoch": epoch + 1, **trainer.state()})
@@ -434,27 +435,6 @@ def _resume(trainer: Trainer, run: RunFolder | None, compute: Compute) -> int:
     if run:
         run.cut_metrics(done)
     return done
-
-
-def _epoch_report(
-    epoch: int, epochs: int, trained: Epoch, validated: Accuracy | None, tested: Accuracy | None, trainer: Trainer
-) -> EpochReport:
-    return EpochReport(
-        epoch=epoch + 1,
-        epochs=epochs,
-        learning_rate=trained.learning_rate,
-        losses=trained.losses,
-        train_top1=trained.top1,
-        validation_top1=validated.top1 if validated else None,
-        validation_top5=validated.top5 if validated else None,
-        test_top1=tested.top1 if tested else None,
-        test_top5=tested.top5 if tested else None,
-        seconds=trained.seconds,
-        data_seconds=trained.data_seconds,
-        test_seconds=sum(accuracy.seconds for accuracy in (validated, tested) if accuracy),
-        view_index=trained.view_index,
-        teachers=trainer.loader.statistics(),
-    )
 
 
 def _summary(
