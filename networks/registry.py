@@ -14,7 +14,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -65,24 +64,6 @@ _OWN_CODE = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 _CLASSES_WORDS = ("classes", "num_classes")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedWeights:
-    """Weights that a library publishes under a name.
-
-    Attributes:
-        state: tensor by name.
-        mean, std: of the input that they were trained with, for pixels in [0, 1].
-        input_size, crop_pct, interpolation: of their evaluation.
-    """
-
-    state: Mapping[str, Tensor]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: int
-    crop_pct: float
-    interpolation: str
-
-
 @overload
 def build_network(name: str, *, classes: int) -> Classifier: ...
 @overload
@@ -125,12 +106,15 @@ def is_own_code(name: str) -> bool:
     return ":" in name and name.partition(":")[0] not in _LIBRARIES
 
 
-def fetch_published(name: str, weights: str, *, classes: int) -> PublishedWeights:
+def fetch_published(name: str, weights: str, *, classes: int) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The weights that a library publishes for `torchvision:NAME` or `timm:NAME`; downloaded on first use.
 
     Args:
         weights: the library's name of them: `IMAGENET1K_V2` (torchvision), `a1_in1k` (timm).
         classes: C, of the data.
+
+    Returns:
+        The state, and as metadata the mean, std, input_size, crop_pct and interpolation of their evaluation.
 
     Raises:
         NetworkSourceError: if there are none of this name, they have other classes, or cannot be downloaded.
@@ -149,9 +133,8 @@ def fetch_published(name: str, weights: str, *, classes: int) -> PublishedWeight
     entry = entries[weights]
     if source == "torchvision":
         figures, count = entry.transforms(), len(entry.meta["categories"])
+        size, crop_pct = figures.crop_size[0], min(figures.crop_size[0] / figures.resize_size[0], 1.0)
         known = {"mean": figures.mean, "std": figures.std, "interpolation": figures.interpolation.value}
-        size = figures.crop_size[0]
-        crop_pct = min(size / figures.resize_size[0], 1.0)
     else:
         config = timm.get_pretrained_cfg(entry)
         count, known = config.num_classes, timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
@@ -171,14 +154,8 @@ def fetch_published(name: str, weights: str, *, classes: int) -> PublishedWeight
         raise NetworkSourceError(
             f"{name}@{weights} could not be downloaded ({reason}): give a file, NETWORK@CHECKPOINT"
         ) from error
-    return PublishedWeights(
-        state=state,
-        mean=tuple(known["mean"]),
-        std=tuple(known["std"]),
-        input_size=size,
-        crop_pct=crop_pct,
-        interpolation=known["interpolation"],
-    )
+    normalization = {name: tuple(known[name]) for name in ("mean", "std")}
+    return state, {**normalization, "input_size": size, "crop_pct": crop_pct, "interpolation": known["interpolation"]}
 
 
 def _torchvision(name: str) -> Any:

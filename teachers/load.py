@@ -236,12 +236,10 @@ def load_network(
     if module or path.exists() or not name or ":" not in name or path.name != str(path):
         checkpoint = read_checkpoint(path)
     else:
-        published = fetch_published(name, str(path), classes=dataset.classes)
-        keys = ("mean", "std", "input_size", "crop_pct", "interpolation")
-        metadata = {key: getattr(published, key) for key in keys}
+        state, metadata = fetch_published(name, str(path), classes=dataset.classes)
         if isinstance(dataset.default_augmentation, CropFlip):
             metadata["crop_pct"] = None  # of images smaller than its input nothing is cut off
-        checkpoint = Checkpoint(path=Path(f"{name}@{path}"), state=published.state, metadata=metadata)
+        checkpoint = Checkpoint(path=Path(f"{name}@{path}"), state=state, metadata=metadata)
     if not name:
         name = str(checkpoint.metadata.get("network") or "")
         if not name:

@@ -122,14 +122,19 @@ def test_published_weights_come_with_their_normalization(tmp_path: Path, monkeyp
     """From torchvision's folder of downloads, which has the file already; the download itself needs the internet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    state = torchvision.models.resnet18().state_dict()
+    saved = torchvision.models.resnet18().state_dict()
     file = tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
     file.parent.mkdir(parents=True)
-    torch.save(state, file)
-    published = fetch_published("torchvision:resnet18", "IMAGENET1K_V1", classes=1000)
-    assert all(torch.equal(published.state[name], tensor) for name, tensor in state.items())
-    assert (published.mean, published.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (published.input_size, published.crop_pct, published.interpolation) == (224, 224 / 256, "bilinear")
+    torch.save(saved, file)
+    state, metadata = fetch_published("torchvision:resnet18", "IMAGENET1K_V1", classes=1000)
+    assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
+    assert metadata == {
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "input_size": 224,
+        "crop_pct": 224 / 256,
+        "interpolation": "bilinear",
+    }
 
 
 @pytest.mark.parametrize(
