@@ -15,6 +15,7 @@ from demkd.losses.base import (
     Loss,
     PartnerLabels,
     SoftTargets,
+    TargetBatch,
     Targets,
     TeacherLogits,
     label_loss,
@@ -82,9 +83,9 @@ def logit_terms(logits: Tensor, labels: Tensor, targets: SoftTargets, method: Me
 
 
 __all__ = [
-    "LOSSES", "UNCERTAINTIES", "WEIGHT_FORMS", "CoupledTargets", "Loss", "PartnerLabels", "SoftTargets", "Targets",
-    "TeacherLogits", "TeacherWeights", "decoupled_kd_loss", "entropy", "entropy_weights", "fuse", "fuse_coupled",
-    "fuse_decoupled", "hint_loss", "kd_loss", "label_loss", "logit_terms", "loss_temperatures", "mask_wrong_teachers",
-    "measure_teachers", "measure_uncertainty", "non_target_class_entropy", "standardized", "target_class_entropy",
-    "uniform_weights", "weigh", "wrong_above_uniform",
+    "LOSSES", "UNCERTAINTIES", "WEIGHT_FORMS", "CoupledTargets", "Loss", "PartnerLabels", "SoftTargets", "TargetBatch",
+    "Targets", "TeacherLogits", "TeacherWeights", "decoupled_kd_loss", "entropy", "entropy_weights", "fuse",
+    "fuse_coupled", "fuse_decoupled", "hint_loss", "kd_loss", "label_loss", "logit_terms", "loss_temperatures",
+    "mask_wrong_teachers", "measure_teachers", "measure_uncertainty", "non_target_class_entropy", "standardized",
+    "target_class_entropy", "uniform_weights", "weigh", "wrong_above_uniform",
 ]  # fmt: skip

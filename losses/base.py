@@ -63,6 +63,27 @@ class PartnerLabels:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TargetBatch:
+    """A batch on the device. With S views a step, B is S times the samples: all in the first view, then the second, ...
+
+    Attributes:
+        images: (B, 3, H, W), float32, normalized: the student's input, in the views that the teachers saw.
+        labels: (B,), int64.
+        targets: what the student learns from its teachers.
+        indices: (B,), the numbers of the samples.
+        epoch: from 0.
+        partner: labels of the images that MixUp or CutMix mixes in, and shares; else None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Targets
+    indices: Tensor
+    epoch: int
+    partner: PartnerLabels | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
     """A loss between the student's and the teachers' logits: one entry of `LOSSES`.
 

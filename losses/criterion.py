@@ -4,37 +4,17 @@ K teachers, B samples, C classes, L terms.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from demkd.config import ConfigError, MethodConfig
-from demkd.losses import LOSSES, PartnerLabels, Targets, hint_loss, label_loss, logit_terms
+from demkd.losses import LOSSES, PartnerLabels, TargetBatch, Targets, hint_loss, label_loss, logit_terms
 from demkd.losses.base import working_precision
 from demkd.pipeline.methods import choose_method
 
 _SHARED = ("loss", "standardize", "temperature", "target_power", "views_per_step", "needs_features")  # with the targets
-
-
-class Batch(Protocol):
-    """What `DistillationLoss` reads of a batch of `demkd.SoftTargetLoader`."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Class numbers (B,), int64."""
-
-    @property
-    def partner(self) -> PartnerLabels | None:
-        """Labels of the images mixed in by MixUp or CutMix."""
-
-    @property
-    def targets(self) -> Targets:
-        """What the student learns from its teachers."""
-
-    @property
-    def epoch(self) -> int:
-        """From 0."""
 
 
 class DistillationLoss(nn.Module):
@@ -71,7 +51,7 @@ class DistillationLoss(nn.Module):
         self._logit_factors = LOSSES[self.method.loss].factors(self.method) if self.method.needs_teachers else {}
         self.names = ("label_loss", *self._logit_factors, *(("hint_loss",) if self.method.needs_features else ()))
 
-    def forward(self, logits: Tensor, batch: Batch, features: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, logits: Tensor, batch: TargetBatch, features: Sequence[Tensor] = ()) -> Tensor:
         """The loss of the student's logits (B, C): a scalar.
 
         Args:

@@ -36,7 +36,7 @@ from demkd.dataset import (
     seeds,
     tasks_of,
 )
-from demkd.losses import PartnerLabels, Targets
+from demkd.losses import PartnerLabels, TargetBatch, Targets
 from demkd.losses.weights import needs_all_samples
 from demkd.pipeline.distributed import Compute, World, choose_compute
 from demkd.pipeline.methods import check_mixable, check_teacher_count, choose_method
@@ -67,27 +67,6 @@ from demkd.teachers.load import (
     sizes_by_teacher,
     teacher_specs,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetBatch:
-    """A batch on the device. With S views a step, B is S times the samples: all in the first view, then the second, ...
-
-    Attributes:
-        images: (B, 3, H, W), float32, normalized: the student's input, in the views that the teachers saw.
-        labels: (B,), int64.
-        targets: what the student learns from its teachers.
-        indices: (B,), the numbers of the samples.
-        epoch: from 0.
-        partner: labels of the images that MixUp or CutMix mixes in, and shares; else None.
-    """
-
-    images: Tensor
-    labels: Tensor
-    targets: Targets
-    indices: Tensor
-    epoch: int
-    partner: PartnerLabels | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

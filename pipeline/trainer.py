@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from demkd.config import TrainConfig
 from demkd.dataset import ImageDataset, seeds
 from demkd.errors import ToldElsewhereError, UserError
-from demkd.losses import Targets
+from demkd.losses import TargetBatch, Targets
 from demkd.losses.criterion import DistillationLoss
 from demkd.networks import Adapter, Network, build_network
 from demkd.pipeline.cuda_graph import CudaGraph
@@ -29,7 +29,7 @@ from demkd.pipeline.optim import SCHEDULES, OptimizerLike, SchedulerLike, make_o
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import Callback, EpochReport, RunReport, best_split
 from demkd.pipeline.runs import EventLog, RunFolder, flat_recipe, open_run
-from demkd.pipeline.targets import SoftTargetLoader, TargetBatch
+from demkd.pipeline.targets import SoftTargetLoader
 from demkd.teachers.load import NetworkInput, wrap
 
 # Healthy runs stay far below: their label loss falls from ln C, and their variances from about 1 to a few hundred.
