@@ -311,15 +311,6 @@ class TeacherCache:
             )
         return known.index(temperature)
 
-    def check_softmax(self) -> None:
-        """Check that the logits give a softmax at temperature 1: the tail at another temperature does not."""
-        if self.shape.top_k is not None and 1.0 not in self.shape.tail_temperatures:
-            raise CacheMissingError(
-                f"teacher {self.name} was cached with its {self.shape.top_k} largest logits, and its temperatures are "
-                f"{', '.join(f'{t:g}' for t in self.shape.tail_temperatures)}, so its probabilities are unknown: cache "
-                "it again with 1 among them (`tail_temperatures`) in another folder"
-            )
-
     def content_sha256(self, views: int) -> str:
         """Digest of the entropies' checksums in the first views; it does not depend on the number of files."""
         entries = [file.block_crc("entropy")[:views] for file in self.files]

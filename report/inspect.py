@@ -267,7 +267,6 @@ def sample(cache: Cache, index: int, *, view_index: int = 0) -> dict[str, Any]:
     columns += [Column("classes", rank=None), Column("probabilities", rank=None)]
     rows = []
     for teacher in cache.teachers:
-        teacher.check_softmax()
         for name in teacher.shape.logit_sets():
             teacher.read_one(name, view_index, index)  # checks the block
         logits = teacher.logits(view_index, np.array([index]), temperature=1.0)

@@ -156,12 +156,10 @@ def label_scores(cache: Cache, score: str = "cross-entropy", *, labels: NDArray[
     """
     if score not in SCORES:
         raise ReportError(f"there is no `score={score}`: choose {', '.join(SCORES)}")
-    for teacher in cache.teachers:
-        teacher.check_softmax()
     judged = cache.labels if labels is None else labels
     total = np.zeros(cache.samples)
     for view in range(cache.num_views):
-        cache.check_logits(view, temperatures=())
+        cache.check_logits(view, temperatures=[1.0])
         for start in range(0, cache.samples, _ROWS):
             rows = slice(start, min(start + _ROWS, cache.samples))
             for teacher in cache.teachers:

@@ -253,5 +253,5 @@ def test_probabilities_are_of_temperature_1_or_refused(caches: dict[str, Path], 
     expected = torch.softmax(full(caches["all"], 0)[5].double(), 0).sort(descending=True).values[:KEEP]
     assert found["predictions"][0]["probabilities"][:KEEP] == pytest.approx(expected.tolist(), abs=1e-3)
     for arguments in ({"sample": 5}, {"label_issues": 3}):
-        with pytest.raises(demkd.UserError, match="cache it again with 1 among them"):
+        with pytest.raises(demkd.UserError, match=r"but 1 is needed: .*cache it again with it"):
             demkd.inspect(tmp_path / "four", **arguments)  # type: ignore[arg-type]
