@@ -29,17 +29,11 @@ class ImageSizeError(UserError, ValueError):
 
 
 class Classifier(nn.Module, ABC):
-    """A stem, stages, global average pooling and one linear layer, named as in the published checkpoints.
+    """A stem, stages, global average pooling and one linear layer, named as in the published checkpoints."""
 
-    Attributes:
-        hint_layer: the last map, which a student may have to match.
-        head: the name of the linear layer's attribute.
-        least_side: the smallest height and width of a view in pixels.
-    """
-
-    hint_layer: str
-    head: str
-    least_side: int = 1
+    hint_layer: str  # the last map, which a student may have to match
+    head: str  # the name of the linear layer's attribute
+    least_side: int = 1  # the smallest height and width of a view in pixels
 
     @abstractmethod
     def forward_maps(self, views: Tensor) -> list[Tensor]:
@@ -58,15 +52,8 @@ class Classifier(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, C) of views (B, 3, H, W), and the features "stem", "stage1", ..., "pooled" (B, D), in order.
 
-        Under autocast, pooling and the linear layer still compute in float32: in bfloat16 they make the error of the
-        entropies 1.3 to 1.5 times as large (measured on resnet20, wrn_16_2 and vgg8).
-
-        Args:
-            layers: return only these features; all if None.
-
-        Raises:
-            ImageSizeError: if the views are smaller than `least_side`.
-            UnknownLayerError: if there is no such layer.
+        With `layers`, only these. Under autocast, pooling and the linear layer still compute in float32: in bfloat16
+        they make the error of the entropies 1.3 to 1.5 times as large (measured on resnet20, wrn_16_2 and vgg8).
         """
         height, width = views.shape[-2:]
         if min(height, width) < self.least_side:

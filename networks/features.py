@@ -26,10 +26,7 @@ class Adapter(nn.Module):
     For a teacher's map, the student's is resized, then Conv1x1, BatchNorm and ReLU (as in CA-MKD, Zhang et al. 2022).
     For a teacher's vector, the student's map is averaged, then Linear. The ReLU presumes a map that is never negative,
     which holds for the ResNets, VGGs and ShuffleNets here. Of the signed maps of a wide ResNet or MobileNetV2 only the
-    positive part can be matched: match their mean, a vector, instead.
-
-    Args:
-        student_shape, teacher_shape: without the batch: a map (C, h, w) or a vector (C,).
+    positive part can be matched: match their mean, a vector, instead. Shapes are without the batch: (C, h, w) or (C,).
     """
 
     def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
@@ -90,11 +87,7 @@ class WrappedNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module, *, name: str, classes: int, size: tuple[int, int]) -> None:
-        """Try the module on blank images of `size` (H, W); `name` is for messages.
-
-        Raises:
-            NetworkSourceError: if it cannot take such images, or does not return C logits.
-        """
+        """Try the module on blank images of `size` (H, W); `name` is for messages."""
         super().__init__()
         self.network = network
         self._name, self._size = name, size
@@ -123,12 +116,7 @@ class WrappedNetwork(nn.Module):
         """Logits (B, C) of views (B, 3, H, W), and the features of some modules; no other output is kept.
 
         Maps are (B, channels, height, width), vectors (B, D); of tokens (B, T, D), the mean (B, D) is returned.
-
-        Args:
-            layers: module paths, such as "layer4" or "layer4.1.conv2"; the hint layer if None.
-
-        Raises:
-            UnknownLayerError: if there is no such module, it never ran, or its output is nothing of the kind.
+        `layers` are module paths, such as "layer4" or "layer4.1.conv2"; the hint layer if None.
         """
         outputs: dict[str, Any] = {}
 
@@ -162,9 +150,6 @@ class WrappedNetwork(nn.Module):
         """The last module whose output has several places, a map or tokens, and is not made by pooling.
 
         Found by a dry run; if there is none, the last module before the logits whose output is a vector.
-
-        Raises:
-            UnknownLayerError: if there is neither.
         """
         outputs: dict[str, tuple[int, int]] = {}  # path -> dimensions, number of places
 

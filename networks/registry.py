@@ -73,13 +73,8 @@ def build_network(name: str, *, classes: int, size: tuple[int, int]) -> Network:
 def build_network(name: str, *, classes: int, size: tuple[int, int] | None = None) -> Network:
     """A network with fresh weights, drawn from torch's generator.
 
-    Args:
-        name: one of `NETWORKS`; or, with a size, `torchvision:NAME`, `timm:NAME` or the user's own `module:function`.
-        size: height and width of the images that it will get.
-
-    Raises:
-        UnknownNetworkError: if no network has this name.
-        NetworkSourceError: if a network of a library or of the user's cannot be built or used.
+    `name` is one of `NETWORKS`; or, with the height and width of its images, `torchvision:NAME`, `timm:NAME` or the
+    user's own `module:function`.
     """
     if size is not None and ":" in name:
         source, _, rest = name.partition(":")
@@ -109,15 +104,8 @@ def is_own_code(name: str) -> bool:
 def fetch_published(name: str, weights: str, *, classes: int) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The weights that a library publishes for `torchvision:NAME` or `timm:NAME`; downloaded on first use.
 
-    Args:
-        weights: the library's name of them: `IMAGENET1K_V2` (torchvision), `a1_in1k` (timm).
-        classes: C, of the data.
-
-    Returns:
-        The state, and as metadata the mean, std, input_size, crop_pct and interpolation of their evaluation.
-
-    Raises:
-        NetworkSourceError: if there are none of this name, they have other classes, or cannot be downloaded.
+    The state, and as metadata the mean, std, input_size, crop_pct and interpolation of their evaluation. `weights` is
+    the library's name of them: `IMAGENET1K_V2` (torchvision), `a1_in1k` (timm).
     """
     source, _, rest = name.partition(":")
     if source == "torchvision":

@@ -71,11 +71,7 @@ class Bottleneck(nn.Module):
 class ResNet(Classifier):
     """A stem of one 3x3 convolution at full size and three or four stages, of which all but the first halve the size.
 
-    Args:
-        classes: C.
-        block: `CifarBlock`, `BasicBlock` or `Bottleneck`.
-        blocks: how many in each stage.
-        channels: of the stem and of the stages.
+    `blocks` has the number of blocks in each stage, `channels` those of the stem and of the stages.
     """
 
     head = "linear"

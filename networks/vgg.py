@@ -17,11 +17,8 @@ class VGG(Classifier):
     """Five blocks of 3x3 convolutions, with max-pooling between them.
 
     There are three poolings, and a fourth before the last block for images of 64 pixels or more. So the last two
-    blocks see 4 x 4 maps of a 32 x 32 image.
-
-    Args:
-        classes: C.
-        convolutions: how many in each of the five blocks (table 1; vgg8 is not the paper's).
+    blocks see 4 x 4 maps of a 32 x 32 image. `convolutions` has the number in each block (table 1; vgg8 is not the
+    paper's).
     """
 
     hint_layer = "stage4"

@@ -38,10 +38,7 @@ class WideBlock(nn.Module):
 class WideResNet(Classifier):
     """Three stages of n blocks, depth 6n + 4, and `width` times the channels of a thin network (table 1).
 
-    Args:
-        classes: C.
-        depth: the number of convolutions, with one shortcut counted in every stage.
-        width: the widening factor.
+    The depth is the number of convolutions, with one shortcut counted in every stage.
     """
 
     hint_layer = "stage3"
