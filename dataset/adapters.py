@@ -43,25 +43,13 @@ Data = str | os.PathLike[str] | ImageDataset | MapDataset | tuple[Any, Any]
 
 
 def as_dataset(
-    data: Data,
-    *,
-    split: str,
-    called: str = "data",
-    images: ImageConfig | None = None,
-    progress: Progress = SILENT,
+    data: Data, *, split: str, called: str = "data", images: ImageConfig | None = None, progress: Progress = SILENT
 ) -> ImageDataset:
-    """Whatever the user has, as a data set.
+    """Whatever the user has, as a data set; `called` is the argument's name, for messages.
 
-    Args:
-        data: a data set; a name or folder as `load_images` takes it; a pair (images, labels) of tensors or arrays,
-            images (N, H, W), (N, H, W, C) or (N, C, H, W) in uint8, C 1 or 3; a map-style data set of (image, label);
-            a Hugging Face data set with an image and a label column.
-        split: "train" or "test".
-        called: the argument's name, for messages.
-        images, progress: as `load_images` takes them.
-
-    Raises:
-        DataError: naming the argument or the sample that cannot be used.
+    That is a data set; a name or folder as `load_images` takes it; a pair (images, labels) of tensors or arrays, images
+    (N, H, W), (N, H, W, C) or (N, C, H, W) in uint8, C 1 or 3; a map-style data set of (image, label); or a Hugging
+    Face data set with an image and a label column.
     """
     if isinstance(data, ImageDataset):
         return data
@@ -88,11 +76,7 @@ def as_dataset(
 
 
 def with_classes_of(train: ImageDataset, test: ImageDataset) -> ImageDataset:
-    """A test split with the class names of the training split.
-
-    Raises:
-        DataError: if it has others.
-    """
+    """A test split with the class names of the training split; DataError if it has others."""
     if test.class_names == train.class_names:
         return test
     numbers = tuple(map(str, range(test.classes)))

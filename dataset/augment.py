@@ -54,11 +54,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def make_params(self, *, view_seed: int, view_indices: Sequence[int], indices: Indices, sizes: Sizes) -> Params:
-        """The params (V, B, P) of some views of samples (B,): a pure function of its arguments.
-
-        Args:
-            sizes: (N, 2), of all samples.
-        """
+        """The params (V, B, P) of some views of samples (B,), a pure function; `sizes` are those of all N samples."""
 
     def make_epoch_params(self, *, run_seed: int, epoch: int, indices: Indices, sizes: Sizes) -> Params:
         """The params (B, P) of training without a cache, drawn anew in every epoch 1, 2, ..."""
@@ -67,11 +63,9 @@ class Augmentation(ABC):
 
     @abstractmethod
     def apply(self, images: Sequence[Tensor], params: Sequence[int], size: int | None) -> Tensor:
-        """One view (3, H, W), uint8, from its params (P,).
+        """One view (3, H, W), uint8, from its params (P,) and images (H, W, 3), uint8: its own, then its partners'.
 
-        Args:
-            images: the sample's own (H, W, 3), uint8, and then those of `partners`.
-            size: H and W of the view; None for its default.
+        `size` is H and W of the view; None for its default.
         """
 
     def batch_apply(self, images: Tensor) -> BatchApply | None:  # noqa: ARG002

@@ -199,23 +199,14 @@ class ArrayDataset(ImageDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedDataset(ImageDataset):
-    """Images of any sizes that worker processes read when they are needed, and compare with a digest.
+    """Images of any sizes that worker processes read when they are needed, and compare with a digest."""
 
-    Attributes:
-        reader: returns the image (H, W, 3), uint8, of a sample, or raises DataError if it was changed.
-        image_sizes: (N, 2), int32.
-        digests: (N, 32), uint8: SHA-256 of each image, as the reader compares it.
-        decoding: options of decoding that change pixels; part of the identity.
-        extra_notes: for people.
-        workers: processes that read; 0 for none.
-    """
-
-    reader: Callable[[int], Tensor]
+    reader: Callable[[int], Tensor]  # the image (H, W, 3), uint8, of a sample; DataError if it was changed
     image_sizes: Sizes
-    digests: np.ndarray[Any, np.dtype[np.uint8]]
-    decoding: Mapping[str, Any] = field(default_factory=dict)
-    extra_notes: Mapping[str, Any] = field(default_factory=dict)
-    workers: int = 0
+    digests: np.ndarray[Any, np.dtype[np.uint8]]  # (N, 32): SHA-256 of each image, as the reader compares it
+    decoding: Mapping[str, Any] = field(default_factory=dict)  # options that change pixels; part of the identity
+    extra_notes: Mapping[str, Any] = field(default_factory=dict)  # for people
+    workers: int = 0  # processes that read; 0 for none
 
     @property
     def sizes(self) -> Sizes:

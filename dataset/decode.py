@@ -50,11 +50,7 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def read_file(path: Path) -> tuple[bytes, Stamp]:
-    """The bytes of a regular file, and its stamp before they were read.
-
-    Raises:
-        BrokenImageError: if it is not a regular file, is empty or too long, or cannot be read.
-    """
+    """The bytes of a regular file, and its stamp before they were read."""
     try:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
@@ -79,15 +75,7 @@ def is_image(path: Path) -> bool:
 
 
 def decode(data: bytes, name: str | Path, *, exif: bool = True) -> Pixels:
-    """The image (H, W, 3) in a file's bytes.
-
-    Args:
-        name: of the file, for messages.
-        exif: apply the EXIF orientation.
-
-    Raises:
-        BrokenImageError: if there is no image, or it is cut off, too large, or not of integers.
-    """
+    """The image (H, W, 3) in a file's bytes; `name` is the file's, for messages."""
     from PIL import Image, ImageOps
 
     try:

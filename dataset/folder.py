@@ -179,13 +179,9 @@ _Examined = tuple[tuple[Stamp, NDArray[np.uint8], tuple[int, int]], Pixels | Non
 def _make_index(
     root: Path, files: NDArray[np.bytes_], options: ImageConfig, progress: Progress, title: str
 ) -> tuple[Rows, Pixels | None, list[str]]:
-    """Examine the files (N,) that changed since the last time.
+    """Examine the files (N,) that changed since the last time; return their rows (N,).
 
-    Returns:
-        rows (N,); pixels (N, H, W, 3), if all images are small and of one size; sentences about files left out.
-
-    Raises:
-        BrokenImageError: naming the first broken file, unless such files are left out.
+    And pixels (N, H, W, 3), if all images are small and of one size; and sentences about files left out.
     """
     key = hashlib.sha256(f"{_VERSION} {root.resolve()} {options.exif}".encode()).hexdigest()[:32]
     index_file = platformdirs.user_cache_path("demkd") / "images" / f"{key}.npz"

@@ -30,18 +30,13 @@ _LARGEST_ALPHA = 2.0  # beyond, the draw by rejection would take too long, and a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Mixing(Augmentation):
-    """What MixUp and CutMix have in common.
-
-    Attributes:
-        base: the views that are mixed; if they are finitely many, they are drawn independently here.
-        alpha: of the Beta(alpha, alpha) distribution of the share.
-    """
+    """What MixUp and CutMix have in common."""
 
     mixes: ClassVar[bool] = True
     num_mix_params: ClassVar[int]
 
-    base: Augmentation = field(default_factory=CropFlip)
-    alpha: float = 1.0
+    base: Augmentation = field(default_factory=CropFlip)  # if its views are finitely many, they are drawn independently
+    alpha: float = 1.0  # of the share's distribution, Beta(alpha, alpha)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= _LARGEST_ALPHA:
@@ -93,10 +88,7 @@ class _Mixing(Augmentation):
     def _mix_params(self, share: Floats, center: Floats, sides: Floats) -> Floats:
         """The params of the mixture: (B, num_mix_params).
 
-        Args:
-            share: (B,), from Beta(alpha, alpha).
-            center: (B, 2), uniform in [0, 1).
-            sides: (2,), height and width of the views.
+        The share (B,) is from Beta(alpha, alpha), the center (B, 2) uniform in [0, 1); sides (2,) are the views'.
         """
 
     @abstractmethod

@@ -61,11 +61,7 @@ NORMALIZATIONS = {
 
 
 def as_normalization(value: "str | Normalization | Sequence[Sequence[float]]") -> Normalization:
-    """A name of `NORMALIZATIONS`, the text `m,m,m/s,s,s`, or a pair of mean and standard deviation.
-
-    Raises:
-        DataError: with the allowed forms.
-    """
+    """A name of `NORMALIZATIONS`, the text `m,m,m/s,s,s`, or a pair of mean and standard deviation."""
     if isinstance(value, Normalization):
         return value
     if isinstance(value, str) and value in NORMALIZATIONS:

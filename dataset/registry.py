@@ -23,11 +23,7 @@ AugmentationLike = Augmentation | AugmentConfig | str | None
 
 
 def augmentation_from(options: Mapping[str, Any]) -> Augmentation:
-    """The augmentation that `Augmentation.to_dict` described.
-
-    Raises:
-        DataError: if this version has no such augmentation, or not these options.
-    """
+    """The augmentation that `Augmentation.to_dict` described."""
     own = {name: value for name, value in options.items() if name not in ("policy", "seed")}
     if isinstance(own.get("base"), Mapping):
         own["base"] = augmentation_from(own["base"])
@@ -44,9 +40,6 @@ def as_augmentation(value: AugmentationLike, default: Augmentation) -> Augmentat
     """An augmentation, or the one of this name or these options, for data whose own is the default.
 
     An option that is None is the default's, or the augmentation's own default.
-
-    Raises:
-        DataError: if there is none of this name, or an option belongs to another one.
     """
     config = AugmentConfig(view=value) if isinstance(value, str) else value
     if not isinstance(config, AugmentConfig):

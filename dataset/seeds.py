@@ -64,8 +64,7 @@ def permutations(keys: UInt64, *, size: int, length: int) -> NDArray[np.uint16]:
 def view_of_epoch(*, run_seed: int, epoch: int, num_views: int, place: int = 0, together: int = 1) -> int:
     """The view index that epoch 1, 2, ... trains on: every view once in each round of V epochs.
 
-    Args:
-        place, together: a step shows so many neighbouring views together; return the one at this place.
+    A step shows `together` neighboring views; return the one at `place`.
     """
     groups = num_views // together
     turn, position = divmod(epoch - 1, groups)
@@ -107,9 +106,6 @@ def noisy_labels(labels: NDArray[np.int64], *, share: float, classes: int, seed:
     """Labels (N,) with symmetric noise: a share, rounded to whole samples, is replaced by other classes, uniformly.
 
     With a larger share and the same seed, the same samples are wrong in the same way, and more.
-
-    Raises:
-        ValueError: if there is only one class.
     """
     noisy = labels.copy()
     count = round(share * len(labels))

@@ -39,11 +39,7 @@ class Workers(Generic[Item, Result]):
     """Calls a function on items, in processes that start when they are first needed and stay until `close`."""
 
     def __init__(self, function: Callable[[Item], Result], workers: int) -> None:
-        """Prepare; with 0 workers everything happens in this process.
-
-        Args:
-            function: pickled with all that it needs; results travel, so arrays should be tensors.
-        """
+        """With 0 workers all happens in this process; else the function is pickled, and arrays should be tensors."""
         self._function, self._workers = function, workers
         self._feed = _Feed()
         self._loader: DataLoader[Any] | None = None
@@ -61,15 +57,7 @@ class Workers(Generic[Item, Result]):
             loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # else they last as long as any reference
 
     def map(self, items: Iterable[Item], *, pin: bool = False) -> Generator[Result, None, None]:
-        """The results in the order of the items, which are taken some ahead of their results.
-
-        Args:
-            pin: put tensors into memory from which a GPU copies faster.
-
-        Raises:
-            UserError: that the function raised, without the worker's traceback.
-            DataError: if a worker was killed.
-        """
+        """Results in the order of the items, which are taken ahead; `pin` puts tensors where a GPU copies faster."""
         if not self._workers:
             yield from map(self._function, items)
             return
