@@ -41,24 +41,17 @@ class CheckpointError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A network's weights by name, and what their file says of them.
-
-    Attributes:
-        metadata: of a file of this project: network, class_names, mean, std, input_size, crop_pct, interpolation. Of
-            other files, class_names if they have them.
-    """
+    """A network's weights by name, and what their file says of them."""
 
     path: Path
     state: Mapping[str, Tensor]
+    # Of a file of this project: network, class_names, mean, std, input_size, crop_pct, interpolation; of other files,
+    # class_names if they have them.
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file, or the weights of a run folder.
-
-    Raises:
-        CheckpointError: if there is none, if it is truncated or no checkpoint, or if reading it would run code.
-    """
+    """Read a checkpoint file, or the weights of a run folder."""
     file = path / STUDENT_FILE if path.is_dir() else path
     if not file.is_file():
         what = f"{path} has no {STUDENT_FILE}: the run is not finished" if path.is_dir() else f"there is no file {path}"
@@ -91,11 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a network.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing, left over or of another shape.
-    """
+    """Put a checkpoint's weights into a network."""
     expected = network.state_dict()
     # PyTorch before 0.4.1 did not count batches, and nothing here depends on the count.
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(".num_batches_tracked")}

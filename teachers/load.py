@@ -67,17 +67,12 @@ class Compute(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSpec:
-    """A teacher as the user gives it: `NETWORK@CHECKPOINT`, a run folder, or a module.
-
-    Attributes:
-        checkpoint: a file, a run folder, or the name of published weights (`torchvision:resnet50@IMAGENET1K_V2`).
-        module: returns logits (B, C) for normalized images; then there is no checkpoint.
-    """
+    """A teacher as the user gives it: `NETWORK@CHECKPOINT`, a run folder, or a module."""
 
     name: str
     network: str | None = None
-    checkpoint: Path = Path()
-    module: nn.Module | None = None
+    checkpoint: Path = Path()  # a file, a run folder, or the name of published weights, such as IMAGENET1K_V2
+    module: nn.Module | None = None  # returns logits (B, C) for normalized images; then there is no checkpoint
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or _RESERVED_NAME.fullmatch(self.name):
@@ -134,16 +129,12 @@ def class_name(module: nn.Module) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkInput:
-    """The input that a network expects.
-
-    Attributes:
-        size: height and width in pixels; None for the images' own.
-        crop_pct: for evaluation, `size` as a share of the shorter side that an image is resized to before its center
-            is cropped; None to show the whole image.
-    """
+    """The input that a network expects."""
 
     normalization: Normalization
-    size: int | None = None
+    size: int | None = None  # height and width in pixels; None for the images' own
+    # For evaluation, `size` as a share of the shorter side that an image is resized to before its center is cropped;
+    # None to show the whole image.
     crop_pct: float | None = None
     interpolation: str = "bilinear"
 
@@ -186,16 +177,14 @@ class LoadedNetwork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputChoice:
-    """The user's choice of a network's input; None is the checkpoint's value, the publisher's, or the data's.
-
-    Attributes:
-        view_size: of the views that it will get, if nothing else gives a size; None for the images' own.
-    """
+    """The user's choice of a network's input; None is the checkpoint's value, the publisher's, or the data's."""
 
     normalization: Normalization | None = None
     size: int | None = None
     crop_pct: float | None = None
-    view_size: int | None = None
+    view_size: int | None = (
+        None  # of the views that it will get, if nothing else gives a size; None for the images' own
+    )
 
     def resolve(self, metadata: Mapping[str, Any], dataset: ImageDataset) -> NetworkInput:
         """The input of a network whose checkpoint has some metadata."""
@@ -220,17 +209,10 @@ class InputChoice:
 def load_network(
     path: Path, *, name: str | nn.Module | None, dataset: ImageDataset, choice: InputChoice | None = None
 ) -> LoadedNetwork:
-    """Build a network and read its weights.
+    """Build a network and read its weights from a checkpoint file, a finished run folder or a name of published ones.
 
-    Args:
-        path: a checkpoint file, a finished run folder, or the name of published weights.
-        name: the network's; a run folder stores its own. A module is copied, and the copy gets the weights.
-        dataset: the data that it classifies.
-        choice: its input; by default that of its run folder or publisher, else the data's.
-
-    Raises:
-        CheckpointError, UnknownNetworkError, NetworkSourceError: if there is no such network, or its weights do not
-            fit.
+    A run folder stores the network's name. A module is copied, and the copy gets the weights. The input is by default
+    that of the run folder or publisher, else that of the data.
     """
     module, name = (name, class_name(name)) if isinstance(name, nn.Module) else (None, name)
     if module or path.exists() or not name or ":" not in name or path.name != str(path):

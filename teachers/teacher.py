@@ -49,12 +49,7 @@ class Teacher:
         prepare: Callable[[Tensor], Tensor],
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Freeze a network, which is on its device.
-
-        Args:
-            prepare: turns views (B, 3, H, W), uint8, into its input.
-            autocast: makes the context of its precision.
-        """
+        """Freeze a network, which is on its device; `prepare` turns views (B, 3, H, W), uint8, into its input."""
         self.name = name
         self._network = network.eval().requires_grad_(requires_grad=False)
         self._prepare, self._autocast = prepare, autocast
@@ -74,11 +69,7 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, views: Tensor, *, features: Sequence[str] = ()) -> Prediction:
-        """Logits of views (B, 3, H, W), uint8, and the features of the keys.
-
-        Raises:
-            TeacherError: if there is no such layer, its map is smaller than the grid, or the views are too small.
-        """
+        """Logits of views (B, 3, H, W), uint8, and the features of the keys."""
         wanted = {key: parse_feature_key(key) for key in features}
         try:
             with self._autocast():
