@@ -22,11 +22,7 @@ _LOCK_TRIES, _SECONDS_BETWEEN = 3, 0.01  # `lock_owner` holds a lock for a momen
 
 @contextmanager
 def disk_errors_in_words(path: Path, *, remove: bool = False) -> Iterator[None]:
-    """Turn a full disk into one sentence, a CacheSpaceError; other errors pass through.
-
-    Args:
-        remove: on any error, remove what was written of the file.
-    """
+    """Turn a full disk into one sentence, a CacheSpaceError; others pass through. `remove` removes the file after any."""
     try:
         yield
     except OSError as error:
@@ -96,10 +92,6 @@ def exclusive(path: Path) -> Iterator[None]:
 
     The lock file is never deleted, or two processes could each hold a lock on a file of that name. Its content is
     only for the error message of the process that comes second.
-
-    Raises:
-        CacheBusyError: if another process holds it, with its host and process number.
-        CacheSpaceError: if the disk has no room for another file's name.
     """
     with disk_errors_in_words(path):
         descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)

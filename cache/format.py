@@ -65,29 +65,18 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheShape:
-    """The data sets of one teacher, in all its files or in one of them.
+    """The data sets of one teacher, in all its files or in one of them."""
 
-    Attributes:
-        num_views: V.
-        samples: N, of all files or of one.
-        num_params: R, the integers that describe a view.
-        top_k: k, the largest logits that are kept of every row; None for all C.
-        tail_temperatures: of the logsumexp of the other logits, with `top_k`.
-        encoding: of dense logits: "float16", or "uint8" (`encode_logits`).
-        features: layer -> shape of one sample's features, (channels,) or (channels, height, width).
-        first_sample: of the file.
-    """
-
-    num_views: int
-    samples: int
-    classes: int
-    num_params: int = 1
-    top_k: int | None = None
-    tail_temperatures: tuple[float, ...] = ()
-    encoding: str = "float16"
-    features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    num_views: int  # V
+    samples: int  # N, of all files or of one
+    classes: int  # C
+    num_params: int = 1  # R, the integers that describe a view
+    top_k: int | None = None  # k, the largest logits that are kept of every row; None for all C
+    tail_temperatures: tuple[float, ...] = ()  # of the logsumexp of the other logits, with `top_k`
+    encoding: str = "float16"  # of dense logits; or "uint8" (`encode_logits`)
+    features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # layer -> (channels,) or (channels, h, w)
     block_rows: int = BLOCK_ROWS
-    first_sample: int = 0
+    first_sample: int = 0  # of the file
 
     @property
     def blocks(self) -> int:
@@ -175,9 +164,7 @@ class CacheShape:
 def block_crc(name: str, view: int, block: int, data: Array, *, begun: int = 0) -> int:
     """The entry of a written block: the CRC-32 of its place and its bytes, so that a block in another place fails too.
 
-    Args:
-        block: its number among those of all files.
-        begun: the entry of its rows before these.
+    `block` is its number among those of all files, `begun` the entry of its rows before these.
     """
     place = f"{name}/{view}/{block}".encode()
     return WRITTEN | crc32(np.ascontiguousarray(data).data.cast("B"), begun % WRITTEN if begun else crc32(place))
@@ -240,11 +227,7 @@ class Header:
         return digest.hexdigest()
 
     def shape(self, provenance: Provenance, first_sample: int) -> CacheShape:
-        """The shape of a teacher's file.
-
-        Raises:
-            CacheDamagedError: if the contents are not those of a teacher's file.
-        """
+        """The shape of a teacher's file."""
         logits, params = (self.contents[name].shape if name in self.contents else () for name in ("logits", "params"))
         if len(logits) == len(params) == 3:
             shape = CacheShape(
@@ -287,9 +270,6 @@ def create_file(
 
     HDF5 only lays the file out, in its 1.10 format with checksummed metadata. The space is reserved before: on a full
     disk HDF5 reports an error late, and then ends the process.
-
-    Raises:
-        CacheSpaceError: if the disk cannot hold it; nothing is left behind.
     """
     import h5py
 
@@ -341,10 +321,6 @@ def open_file(path: Path) -> tuple[Header, dict[str, Array]]:
     """Check a file's header and every byte that its digest covers, and map every data set, read-only, unread.
 
     Both are of one file, opened once: at any moment another process may replace it by a larger one.
-
-    Raises:
-        CacheMissingError: if there is no such file.
-        CacheDamagedError: if it is not a cache file, truncated, of another format, or changed.
     """
     try:
         with open_regular(path) as file:
@@ -374,12 +350,7 @@ def _check_size(path: Path, actual: int, expected: int) -> None:
 
 
 def parse_header(path: Path, data: bytes) -> Header:
-    """The header as written, its digest not yet checked.
-
-    Raises:
-        CacheDamagedError: if this is no header, or one of another format; or if not every data set lies in the file,
-            none over another, none over the header.
-    """
+    """The header as written, its digest not yet checked; every data set lies in the file, and none over another."""
     foreign = CacheDamagedError(f"{path} is not a cache file of demkd, or its first bytes were overwritten")
     magic, _, rest = data.partition(b"\n")
     if not magic.startswith(_MAGIC):

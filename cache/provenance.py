@@ -27,18 +27,13 @@ _NOTES_TYPES = {"data": str, "parameters": int, "hint_layer": str, "batch_size":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """A cache file's origin, as JSON-like tables.
+    """A cache file's origin, as JSON-like tables."""
 
-    Attributes:
-        identity: what determines the logits: the teacher's weights and normalization, the pixels and labels, the
-            views, the precision, how logits are kept. Digests and words, never paths or times.
-        notes: what does not, or hardly: names, device, batch size, versions.
-        shard: number and count of the file's shard; the identity is that of all shards.
-    """
-
+    # What determines the logits: the teacher's weights and normalization, the pixels and labels, the views, the
+    # precision, how logits are kept. Digests and words, never paths or times.
     identity: Mapping[str, Any]
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    shard: tuple[int, int] = (1, 1)
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what does not, or hardly: names, device, versions
+    shard: tuple[int, int] = (1, 1)  # number and count of the file's shard; the identity is that of all shards
 
     @property
     def samples(self) -> int:
@@ -73,11 +68,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: bytes) -> "Provenance":
-        """Read what `to_json` wrote.
-
-        Raises:
-            CacheDamagedError: if the text is something else.
-        """
+        """Read what `to_json` wrote."""
         try:
             tables = json.loads(text)
             number, count = tables["shard"]
@@ -89,11 +80,7 @@ class Provenance:
         raise unrepairable("the provenance of the cache file cannot be read")
 
     def check_teacher(self) -> None:
-        """Check that this is the provenance of a teacher.
-
-        Raises:
-            CacheDamagedError: naming what is absent or of another type.
-        """
+        """Check that this is the provenance of a teacher."""
         wrong = [name for name, kind in _IDENTITY_TYPES.items() if type(_look_up(self.identity, name)) is not kind]
         wrong += [name for name, kind in _NOTES_TYPES.items() if type(self.notes.get(name, kind())) is not kind]
         if not wrong and not all(isinstance(name, str) for name in self.identity["data"]["class_names"]):
@@ -108,13 +95,8 @@ class Provenance:
     def check_same(self, other: "Provenance", *, cached: str, cure: str, tables: tuple[str, ...] | None = None) -> None:
         """Refuse to combine this cached provenance with the present one, if their identities differ.
 
-        Args:
-            cached: what to call the cached file in the message.
-            cure: what the user can do.
-            tables: compare only these tables of the identity; all of them by default.
-
-        Raises:
-            CacheMismatchError: naming every field that differs, the shortest two with both values.
+        In the message, `cached` names the file, and `cure` is what the user can do. With `tables`, only these tables of
+        the identity are compared.
         """
         chosen = self.identity.keys() | other.identity.keys() if tables is None else tables
         mine, theirs = (

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from demkd.cache import shards
 from demkd.cache.disk import lock_owner
 from demkd.cache.errors import (
     CacheDamagedError,
@@ -30,20 +31,7 @@ from demkd.cache.errors import (
 from demkd.cache.format import CacheShape, block_crc, decode_logits, is_written, open_file
 from demkd.cache.provenance import Provenance
 from demkd.cache.remote import local_folder
-from demkd.cache.shards import (
-    FILES,
-    PARTIAL,
-    WEIGHTS,
-    Shard,
-    all_shards,
-    files_by_teacher,
-    is_whole,
-    list_shards,
-    parse_name,
-    partial_file,
-    shard_count,
-    shard_file,
-)
+from demkd.cache.shards import WEIGHTS, Shard
 from demkd.errors import read_regular
 
 Array = NDArray[Any]
@@ -56,18 +44,13 @@ class ShardFile:
     """One file of a teacher. Rows and blocks are counted in the file."""
 
     def __init__(self, path: Path) -> None:
-        """Open and check the header; blocks are checked when they are read.
-
-        Raises:
-            CacheMissingError: if there is no such file.
-            CacheDamagedError: if it is not a sound cache file, or has the name of another shard.
-        """
-        named = parse_name(path.name)
+        """Open and check the header; blocks are checked when they are read."""
+        named = shards.parse_name(path.name)
         if named is None:
             raise CacheDamagedError(f"{path} is not called as a file of a teacher: give it its name back")
         self.path = path
         self.name, self.shard = named
-        self.is_partial = path.name.endswith(PARTIAL)
+        self.is_partial = path.name.endswith(shards.PARTIAL)
         self.header, self._arrays = open_file(path)
         self.provenance = Provenance.from_json(self._arrays["provenance"].tobytes())
         self.provenance.check_teacher()
@@ -136,13 +119,7 @@ class ShardFile:
         return float(np.all(list(self.written().values()), axis=0).mean())
 
     def check(self, name: str, view: int, blocks: Iterable[int] | None = None) -> None:
-        """Check a data set in one view, or in some blocks of it; all readers raise the same errors.
-
-        Raises:
-            CacheMissingError: if there is no such data set.
-            CacheIncompleteError: if a block is not written yet.
-            CacheDamagedError: if a block does not match its checksum, or the file was truncated since it was opened.
-        """
+        """Check a data set in one view, or in some blocks of it; all readers raise the same errors."""
         with contextlib.suppress(FileNotFoundError):  # replaced by a larger one; the map keeps the old one
             if self.path.stat().st_size < self.header.size:  # to read the map beyond the end would be a SIGBUS
                 raise CacheDamagedError(
@@ -198,12 +175,7 @@ class TeacherCache:
     """
 
     def __init__(self, files: Sequence[ShardFile]) -> None:
-        """Put the files of one teacher together.
-
-        Raises:
-            CacheMismatchError: if one was made from something else than the first.
-            CacheDamagedError: if together they do not match the provenance.
-        """
+        """Put the files of one teacher together."""
         first = files[0]
         self.files, self.name, self.path, self.provenance = tuple(files), first.name, first.path, first.provenance
         for other in files[1:]:
@@ -236,10 +208,10 @@ class TeacherCache:
     @classmethod
     def open(cls, folder: Path, name: str) -> "TeacherCache":
         """Open all files of a teacher; raises CacheMissingError if one is not there."""
-        count = shard_count(folder, name)
+        count = shards.shard_count(folder, name)
         if count is None:
             raise CacheMissingError(f"there is no teacher {name!r} in {folder}")
-        return cls([ShardFile(shard_file(folder, name, shard)) for shard in all_shards(count)])
+        return cls([ShardFile(shards.shard_file(folder, name, shard)) for shard in shards.all_shards(count)])
 
     def __reduce__(self) -> tuple[type["TeacherCache"], tuple[tuple[ShardFile, ...]]]:
         return TeacherCache, (self.files,)
@@ -278,10 +250,8 @@ class TeacherCache:
         """Logits (B, C) of some samples in a view, unchecked, for a softmax at a temperature.
 
         All of them, float16 or decoded to float32. With `top_k`, the k largest and the label's, and for the others one
-        number that gives them together the share that they had, spread evenly.
-
-        Raises:
-            CacheMissingError: if the share of the others was not kept at this temperature.
+        number that gives them together the share that they had, spread evenly; CacheMissingError where that was not
+        kept at this temperature.
         """
         kept = self.rows("logits", view)[rows]
         if self.shape.encoding == "uint8":
@@ -328,10 +298,6 @@ def read_weights(folder: Path, teachers: Sequence[TeacherCache]) -> CachedWeight
     """The weights of exactly these teachers.
 
     None if weights.h5 is absent, of another set of teachers, or of fewer views than the teachers have.
-
-    Raises:
-        CacheDamagedError: if the file is damaged.
-        CacheMismatchError: if it was computed from other entropies of these teachers.
     """
     path = folder / WEIGHTS
     if not path.exists():
@@ -369,20 +335,13 @@ def read_weights(folder: Path, teachers: Sequence[TeacherCache]) -> CachedWeight
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewPredictions:
-    """The predictions of K teachers in one view.
-
-    Attributes:
-        entropy: (K, N), float32, nats.
-        prediction: (K, N), uint16, or uint32 beyond 65,536 classes.
-        params: (N, R), uint16: the parameters of the view of every sample.
-        teacher_weights: (K, N), float32, or None where none were precomputed for these teachers.
-    """
+    """The predictions of K teachers in one view."""
 
     view_index: int
-    entropy: NDArray[np.float32]
-    prediction: NDArray[np.uint16]
-    params: NDArray[np.uint16]
-    teacher_weights: NDArray[np.float32] | None
+    entropy: NDArray[np.float32]  # (K, N), nats
+    prediction: NDArray[np.uint16]  # (K, N); uint32 beyond 65,536 classes
+    params: NDArray[np.uint16]  # (N, R): the parameters of the view of every sample
+    teacher_weights: NDArray[np.float32] | None  # (K, N), or None where none were precomputed for these teachers
 
 
 class Cache:
@@ -432,7 +391,7 @@ class Cache:
         Raises:
             CacheDamagedError: if it is of other images, or was changed.
         """
-        path, provenance = self.folder / FILES, self.teachers[0].provenance
+        path, provenance = self.folder / shards.FILES, self.teachers[0].provenance
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             if not path.exists():
                 return ()
@@ -513,16 +472,16 @@ def open_cache(
         CacheMismatchError: if the teachers did not see the same views of the same samples.
     """
     folder = local_folder(cache, teachers, task=task)
-    known = files_by_teacher(folder)
+    known = shards.files_by_teacher(folder)
     if teachers is None:
         # A teacher without one finished file does not block the others. One that has some is not left out: a shard
         # may be lost, and a student would learn without this teacher.
         teachers = [name for name, files in known.items() if any(file.suffix == ".h5" for file in files)] or list(known)
     for name in teachers:
         if name not in known:
-            have = ", ".join(name for name in known if is_whole(folder, name)) or "none"
+            have = ", ".join(name for name in known if shards.is_whole(folder, name)) or "none"
             raise CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {have}")
-    if states := [_describe_unfinished(folder, name) for name in teachers if not is_whole(folder, name)]:
+    if states := [_describe_unfinished(folder, name) for name in teachers if not shards.is_whole(folder, name)]:
         raise CacheIncompleteError(
             f"{'; '.join(states)}: run the same `cache_teachers` again to resume, or choose other `teachers`"
         )
@@ -542,26 +501,27 @@ def open_cache(
 
 
 def _describe_unfinished(folder: Path, name: str) -> str:
-    shards = all_shards(shard_count(folder, name) or 1)
-    states = describe_shards(folder, name, shards)
-    if len(shards) > 1:
-        finished = sum(shard_file(folder, name, shard).exists() for shard in shards)
-        states = [f"has {finished} of {len(shards)} shards", *states]
+    expected = shards.all_shards(shards.shard_count(folder, name) or 1)
+    states = describe_shards(folder, name, expected)
+    if len(expected) > 1:
+        finished = sum(shards.shard_file(folder, name, shard).exists() for shard in expected)
+        states = [f"has {finished} of {len(expected)} shards", *states]
     return f"teacher {name} in {folder} {'; '.join(states).removeprefix('shard 1 of 1 ')}"
 
 
-def describe_shards(folder: Path, name: str, shards: Iterable[Shard]) -> list[str]:
+def describe_shards(folder: Path, name: str, expected: Iterable[Shard]) -> list[str]:
     """Which shards are missing, which are partial, and who writes them; those of the same state in one phrase."""
     numbers: dict[str, list[int]] = {}
     count = 1
-    for shard in shards:
-        path, count = shard_file(folder, name, shard), shard.count
+    for shard in expected:
+        path, count = shards.shard_file(folder, name, shard), shard.count
         if path.exists():
             continue
-        started, owner = ShardFile.open_if_there(partial_file(path)), lock_owner(path)
+        started, owner = ShardFile.open_if_there(shards.partial_file(path)), lock_owner(path)
         state = [f"{started.progress():.0%} done"] if started else []
         state += [f"being written by {owner}"] if owner else []
         numbers.setdefault(", ".join(state) or "missing", []).append(shard.number)
     return [
-        f"{list_shards(some, count)} {'is' if len(some) == 1 else 'are'} {state}" for state, some in numbers.items()
+        f"{shards.list_shards(some, count)} {'is' if len(some) == 1 else 'are'} {state}"
+        for state, some in numbers.items()
     ]

@@ -48,17 +48,9 @@ def local_folder(
     *,
     task: Callable[..., AbstractContextManager[Any]] | None = None,
 ) -> Path:
-    """The folder of a cache. From a URL, what is missing is downloaded first.
+    """The folder of a cache. From a URL, what is missing of these teachers, or of all, is downloaded first.
 
-    Args:
-        teachers: whose files are needed; all by default.
-        task: `Progress.task`, which shows the download.
-
-    Raises:
-        CacheMissingError: if there is no such cache or teacher, or the server cannot be reached.
-        CacheDamagedError: if what it sends is not what SHA256SUMS lists.
-        CacheSpaceError: if the disk cannot hold it.
-        CacheValueError: if the protocol is unknown, or its package is not installed.
+    `task` is `Progress.task`, which shows the download.
     """
     if not (isinstance(cache, str) and "://" in cache):
         return Path(cache)

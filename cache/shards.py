@@ -66,11 +66,7 @@ def parse_name(name: str) -> tuple[str, Shard] | None:
 
 
 def files_by_teacher(folder: Path) -> Mapping[str, list[Path]]:
-    """The files of each teacher, finished or partial, sorted by name.
-
-    Raises:
-        CacheDamagedError: if there is HDF5 of another name, such as a cache of format 3 or older.
-    """
+    """The files of each teacher, finished or partial, sorted by name."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.name.endswith((".h5", ".h5" + PARTIAL)) or path.name in (WEIGHTS, WEIGHTS + PARTIAL):
@@ -86,11 +82,7 @@ def files_by_teacher(folder: Path) -> Mapping[str, list[Path]]:
 
 
 def shard_count(folder: Path, teacher: str) -> int | None:
-    """A teacher's number of files, finished or not; None if there are none yet.
-
-    Raises:
-        CacheMismatchError: if there are shards of two counts.
-    """
+    """A teacher's number of files, finished or not; None if there are none yet."""
     parsed = (parse_name(path.name) for path in files_by_teacher(folder).get(teacher, ()))
     counts = sorted({found[1].count for found in parsed if found})
     if len(counts) > 1:
@@ -131,11 +123,7 @@ def sums_text(sums: Mapping[str, str]) -> str:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The digests of a packed folder, by name.
-
-    Raises:
-        CacheDamagedError: if the list is something else.
-    """
+    """The digests of a packed folder, by name."""
     path = folder / SUMS
     small = path.is_file() and path.stat().st_size <= LARGEST_SUMS
     sums = parse_sums(read_regular(path)) if small else {}

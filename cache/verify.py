@@ -16,24 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from demkd.cache import shards
 from demkd.cache.errors import CacheError, CacheMismatchError, CacheMissingError
 from demkd.cache.format import Header, read_header
 from demkd.cache.reader import UNWRITTEN, ShardFile, TeacherCache, open_cache, read_weights
-from demkd.cache.shards import (
-    SUMS,
-    WEIGHTS,
-    Shard,
-    all_shards,
-    compute_sums,
-    files_by_teacher,
-    is_whole,
-    list_shards,
-    parse_name,
-    partial_file,
-    read_sums,
-    shard_count,
-    shard_file,
-)
+from demkd.cache.shards import SUMS, WEIGHTS, Shard, shard_file
 
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
 
@@ -73,12 +60,7 @@ for path in sys.argv[1:]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """Something that is wrong with a file.
-
-    Attributes:
-        text: what is wrong, and where.
-        dataset, view_index, first_row, last_row: the place, if it is in the blocks of a data set.
-    """
+    """What is wrong with a file and where, and the place again if it is in the blocks of a data set."""
 
     text: str
     dataset: str | None = None
@@ -91,26 +73,20 @@ class Fault:
 class FileVerdict:
     """The state of a file.
 
-    Attributes:
-        name: the teacher's, "weights", or "SHA256SUMS".
-        shard: which one, in words; empty for a teacher in one file.
-        verdict: "sound", "damaged", "unfinished" (no finished file yet), "growing" (beside a finished one), or
-            "outdated" (weights of other teachers or fewer views, which are not used). A block that a kill tore is no
-            damage while the file is written: it is computed again.
-        blocks: how many were compared with their checksums.
-        done: the share of blocks that are written.
-        cure: what to do, empty for a sound file.
+    The verdict is "sound", "damaged", "unfinished" (no finished file yet), "growing" (beside a finished one), or
+    "outdated" (weights of other teachers or fewer views, which are not used). A block that a kill tore is no damage
+    while the file is written: it is computed again.
     """
 
-    name: str
+    name: str  # the teacher's, "weights", or "SHA256SUMS"
     path: Path
     verdict: str
     file_bytes: int
-    blocks: int
-    done: float
+    blocks: int  # that were compared with their checksums
+    done: float  # the share of blocks that are written
     faults: tuple[Fault, ...]
-    cure: str
-    shard: str = ""
+    cure: str  # what to do; empty for a sound file
+    shard: str = ""  # which one, in words; empty for a teacher in one file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,16 +101,8 @@ class Verification:
 def verify_cache(
     folder: Path, teachers: Sequence[str] | None = None, *, advance: Callable[[int], None] = lambda _: None
 ) -> Verification:
-    """Check a cache; faults are in the verdict, and not raised.
-
-    Args:
-        teachers: which ones; all if left out.
-        advance: called after every block with its number of bytes.
-
-    Raises:
-        CacheMissingError: if there is no cache, or no such teacher.
-    """
-    present = files_by_teacher(folder)
+    """Check a cache; faults are in the verdict, and not raised. `advance` gets the bytes of every block."""
+    present = shards.files_by_teacher(folder)
     if not present:
         raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
     chosen = list(present) if teachers is None else list(teachers)
@@ -174,7 +142,7 @@ def _try(read: Callable[[Path], Any], path: Path) -> Any:
 def _verdict(
     path: Path, verdict: str, cure: str, faults: Sequence[Fault | str], *, blocks: int = 0, done: float = 0.0
 ) -> FileVerdict:
-    name, shard = parse_name(path.name) or (path.name.removesuffix(".h5"), Shard())
+    name, shard = shards.parse_name(path.name) or (path.name.removesuffix(".h5"), Shard())
     return FileVerdict(
         name=name,
         shard="" if shard.count == 1 else str(shard),
@@ -192,14 +160,14 @@ def _verify_teacher(
     folder: Path, name: str, layouts: Mapping[Path, Layout | None], advance: Callable[[int], None]
 ) -> Iterator[FileVerdict]:
     try:
-        count = shard_count(folder, name) or 1
+        count = shards.shard_count(folder, name) or 1
     except CacheMismatchError as error:
-        yield _verdict(files_by_teacher(folder)[name][0], DAMAGED, _REMAKE_ONE, [str(error)])
+        yield _verdict(shards.files_by_teacher(folder)[name][0], DAMAGED, _REMAKE_ONE, [str(error)])
         return
     missing = []
-    for shard in all_shards(count):
+    for shard in shards.all_shards(count):
         final = shard_file(folder, name, shard)
-        started = partial_file(final)
+        started = shards.partial_file(final)
         if final.exists():
             yield _verify_file(final, SOUND, layouts, advance)
         if started.exists():
@@ -207,7 +175,7 @@ def _verify_teacher(
         if not (final.exists() or started.exists()):
             missing.append(shard.number)
     if missing:
-        which = list_shards(missing, count)
+        which = shards.list_shards(missing, count)
         path = shard_file(folder, name, Shard(missing[0], count))
         verdict = _verdict(path, UNFINISHED, _RESUME, [f"teacher {name} lacks {which}"])
         yield replace(verdict, shard=which)
@@ -290,7 +258,7 @@ def _compare_files(folder: Path, names: Sequence[str], verdicts: list[FileVerdic
     """Change the verdict on sound files that do not fit together: shards of one teacher, or teachers of one cache."""
     reference: list[str] = []
     for name in names:
-        if any(file.verdict == DAMAGED for file in verdicts if file.name == name) or not is_whole(folder, name):
+        if any(file.verdict == DAMAGED for file in verdicts if file.name == name) or not shards.is_whole(folder, name):
             continue
         try:
             with open_cache(folder, [*reference, name], weights=False) as cache:
@@ -312,7 +280,7 @@ def _verify_weights(
         return _verdict(path, DAMAGED, _REMAKE_WEIGHTS, [header], done=1.0)
     try:
         faults += _structure_faults(path, header, layouts)
-        names = dict.fromkeys(file.name for file in teachers if is_whole(folder, file.name))
+        names = dict.fromkeys(file.name for file in teachers if shards.is_whole(folder, file.name))
         if names and not any(file.verdict == DAMAGED for file in teachers):  # else there is nothing to compare with
             weights = read_weights(folder, [TeacherCache.open(folder, name) for name in names])
             verdict = SOUND if weights else OUTDATED
@@ -328,10 +296,10 @@ def _verify_weights(
 
 def _verify_sums(folder: Path) -> FileVerdict:
     """Whether the files are those that were packed: each may be sound, and be of another version, or one may lack."""
-    listed = _try(read_sums, folder)
+    listed = _try(shards.read_sums, folder)
     if isinstance(listed, str):
         return _verdict(folder / SUMS, DAMAGED, _GET_AGAIN, [listed])
-    found = compute_sums(folder)
+    found = shards.compute_sums(folder)
     faults = [
         f"{name} {'is not the file that was packed' if name in found else 'is not there'}"
         for name, digest in listed.items()

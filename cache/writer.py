@@ -60,15 +60,7 @@ class _Present(NamedTuple):
 def _find_present(
     folder: Path, teacher: str, wanted: CacheShape, provenance: Provenance, shard: Shard, *, checked: bool = True
 ) -> _Present:
-    """Open the files of a shard, and compare them with what is wanted.
-
-    Args:
-        checked: compare blocks with their checksums; else those that are written count as done.
-
-    Raises:
-        CacheMismatchError: if a file was made from something else.
-        CacheDamagedError: if a file is damaged beyond its blocks.
-    """
+    """Open a shard's files, and compare them with what is wanted; unless `checked`, written blocks count as sound."""
     path = shard_file(folder, teacher, shard)
     # In this order, because a partial file may get its final name meanwhile.
     started, final = ShardFile.open_if_there(partial_file(path)), ShardFile.open_if_there(path)
@@ -101,11 +93,8 @@ class CacheWriter:
 
     It continues with what is there: a finished file that covers `shape` has nothing pending, a partial one has the
     rest. A smaller one, or one with damaged blocks, is copied into a new one as far as it is sound; the new one
-    replaces it when it is finished.
-
-    Attributes:
-        shape: of this file; on entry grown to cover what it already has.
-        finished: whether the final file has all that is wanted.
+    replaces it when it is finished. `shape` is the file's, on entry grown to cover what it already has; `finished` is
+    whether the final file has all that is wanted.
     """
 
     def __init__(
@@ -118,12 +107,7 @@ class CacheWriter:
         labels: NDArray[np.int64],
         shard: Shard = Shard(),  # noqa: B008 - frozen
     ) -> None:
-        """Prepare to write; nothing is touched before the lock is taken.
-
-        Args:
-            shape, provenance, labels: of all shards.
-            shard: which one to write.
-        """
+        """`shape`, `provenance` and `labels` are of all shards. Nothing is touched before the lock is taken."""
         samples = shard.samples(shape.samples, shape.block_rows)
         self.teacher, self.shape, self.finished = teacher, shape.part(shard), False
         self._folder, self._shard = folder, shard
@@ -135,11 +119,7 @@ class CacheWriter:
         self._locked = False
 
     def lock(self) -> None:
-        """Take the lock now, and do the rest on entry.
-
-        Raises:
-            CacheBusyError: if another process writes this file.
-        """
+        """Take the lock now, and do the rest on entry."""
         if not self._locked:
             with disk_errors_in_words(self._final):
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -151,14 +131,7 @@ class CacheWriter:
         self._locked = False
 
     def __enter__(self) -> Self:
-        """Take the lock, refuse a stale file, and create, grow or continue the file.
-
-        Raises:
-            CacheBusyError: if another process writes this file.
-            CacheMismatchError: if the file there was made from something else.
-            CacheDamagedError: if the file there is damaged.
-            CacheSpaceError: if the disk cannot hold the new file.
-        """
+        """Take the lock, refuse a stale file, and create, grow or continue the file."""
         try:
             self.lock()
             self._check_other_shards()
@@ -198,13 +171,8 @@ class CacheWriter:
     def write(self, view: int, block: int, arrays: Mapping[str, Array], *, first: int = 0) -> None:
         """Write a block, one array (B, ...) per data set that it lacks, in any type; logits are encoded here.
 
-        Args:
-            first: the row of the block that the arrays begin with, if they are a part of it: its parts come in order,
-                and rows that are there already are left as they are.
-
-        Raises:
-            CacheValueError: if a value is not finite, or too large for float16; nothing of the block is written.
-            CacheSpaceError: if the disk is full after all.
+        A part of the block begins with its row `first`: parts come in order, and rows that are there already stay. If a
+        value is not finite in the file's type, nothing of the block is written.
         """
         given, stored = dict(arrays), {}
         if self.shape.encoding == "uint8" and "logits" in given and given["logits"].dtype != np.uint8:
@@ -231,13 +199,7 @@ class CacheWriter:
             sync_data(self._descriptor)
 
     def finish(self) -> None:
-        """Check every block, sync, and give the file its final name.
-
-        Raises:
-            CacheIncompleteError: if a block is still pending.
-            CacheDamagedError: if a block is not what was written.
-            CacheMismatchError: if another process wrote a shard from something else meanwhile.
-        """
+        """Check every block, sync, and give the file its final name."""
         if self.finished:
             return
         self._check_other_shards()
@@ -252,11 +214,7 @@ class CacheWriter:
         self.finished = True
 
     def _check_other_shards(self) -> None:
-        """Check one other shard, which another process may have made meanwhile.
-
-        Raises:
-            CacheMismatchError: if it was made from something else, or the number of the teacher's files has changed.
-        """
+        """Check one other shard, which another process may have made meanwhile."""
         count = shard_count(self._folder, self.teacher)
         if count not in (None, self._shard.count):
             raise CacheMismatchError(
@@ -342,21 +300,13 @@ class CacheWriter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSpace:
-    """What remains to be done for some shards of a teacher.
+    """What remains to be done for some shards of a teacher."""
 
-    Attributes:
-        shape: of what will be there, which also covers what is there.
-        file_bytes: of the finished files, at most.
-        new_bytes: that the disk must have free; 0 where a file is finished, or its space is reserved.
-        freed_bytes: of the files that will be replaced.
-        pending: (sample, view) pairs that are missing or damaged.
-    """
-
-    shape: CacheShape
-    file_bytes: int
-    new_bytes: int
-    freed_bytes: int
-    pending: int
+    shape: CacheShape  # of what will be there, which also covers what is there
+    file_bytes: int  # of the finished files, at most
+    new_bytes: int  # that the disk must have free; 0 where a file is finished, or its space is reserved
+    freed_bytes: int  # of the files that will be replaced
+    pending: int  # (sample, view) pairs that are missing or damaged
 
 
 def plan_teacher(
@@ -368,14 +318,7 @@ def plan_teacher(
     shards: Sequence[Shard],
     checked: bool = True,
 ) -> TeacherSpace:
-    """Compare what is wanted of a teacher, in these shards, with what is there; nothing is written.
-
-    Args:
-        checked: compare blocks with their checksums; else those that are written count as done.
-
-    Raises:
-        CacheMismatchError, CacheDamagedError: if a file that is there cannot be continued.
-    """
+    """Compare what is wanted of a teacher in these shards with what is there, as `_find_present`; write nothing."""
     views = shape.num_views
     total_bytes = new_bytes = freed_bytes = pending = 0
     for shard in shards:
@@ -409,9 +352,6 @@ def check_space(folder: Path, plans: Sequence[TeacherSpace]) -> int:
     """Check that the disk can hold every planned file and the weights; the free bytes.
 
     Files of all teachers are filled side by side, and an old one is removed only when its successor is finished.
-
-    Raises:
-        CacheSpaceError: with what is needed and what is free.
     """
     real = real_path(folder)
     free = shutil.disk_usage(next(parent for parent in (real, *real.parents) if parent.is_dir())).free
@@ -430,11 +370,7 @@ def check_space(folder: Path, plans: Sequence[TeacherSpace]) -> int:
 
 
 def write_files(folder: Path, provenance: Provenance, files: Sequence[str]) -> None:
-    """Write files.json: the paths of the images below their folder, which are no part of the cache's identity.
-
-    Raises:
-        CacheSpaceError: if the disk is full.
-    """
+    """Write files.json: the paths of the images below their folder, which are no part of the cache's identity."""
     text = json.dumps({"sha256": provenance.files_sha256(files), "files": files}).encode()
     with contextlib.suppress(CacheBusyError), exclusive(folder / FILES):  # another process may write the same
         write_durably(folder / FILES, [text])
@@ -443,15 +379,7 @@ def write_files(folder: Path, provenance: Provenance, files: Sequence[str]) -> N
 def write_weights(
     folder: Path, teachers: Sequence[TeacherCache], values: NDArray[np.float32], *, weighting: str
 ) -> None:
-    """Write weights.h5 for these teachers, which must be in the order of their names.
-
-    Args:
-        values: (K, V, N), summing to 1 over K.
-        weighting: how they were computed, in words.
-
-    Raises:
-        CacheBusyError, CacheSpaceError: as `CacheWriter`.
-    """
+    """Write weights.h5 for teachers in the order of their names: values (K, V, N), which sum to 1 over K."""
     digests = {teacher.name: teacher.content_sha256(values.shape[1]) for teacher in teachers}
     assert list(digests) == sorted(digests)
     assert len(values) == len(digests)

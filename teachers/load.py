@@ -182,9 +182,7 @@ class InputChoice:
     normalization: Normalization | None = None
     size: int | None = None
     crop_pct: float | None = None
-    view_size: int | None = (
-        None  # of the views that it will get, if nothing else gives a size; None for the images' own
-    )
+    view_size: int | None = None  # of its views, if nothing else gives a size; None for the images' own
 
     def resolve(self, metadata: Mapping[str, Any], dataset: ImageDataset) -> NetworkInput:
         """The input of a network whose checkpoint has some metadata."""
