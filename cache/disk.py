@@ -22,7 +22,7 @@ _LOCK_TRIES, _SECONDS_BETWEEN = 3, 0.01  # `lock_owner` holds a lock for a momen
 
 @contextmanager
 def disk_errors_in_words(path: Path, *, remove: bool = False) -> Iterator[None]:
-    """Turn a full disk into one sentence, a CacheSpaceError; others pass through. `remove` removes the file after any."""
+    """Turn a full disk into one sentence, a CacheSpaceError; other errors pass. `remove` removes the file after any."""
     try:
         yield
     except OSError as error:
