@@ -28,31 +28,19 @@ DIGEST = "digest of "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedRun:
-    """One run: its options, its sources (digests of pixels, labels and teachers), and its top-1.
-
-    Attributes:
-        choices: to be shown; digests are shortened.
-        identity: all choices and sources in full: runs of one group share it.
-        last: test top-1 after the last epoch.
-        best_split: "validation", or "test" in a run without validation images.
-        top1: by epoch, of the images of `best_split`.
-    """
+    """One run: its options, its sources (digests of pixels, labels and teachers), and its top-1."""
 
     folder: Path
-    choices: Mapping[str, Any]
-    identity: str
+    choices: Mapping[str, Any]  # to be shown; digests are shortened
+    identity: str  # all choices and sources in full: runs of one group share it
     seed: int
-    last: float
-    best_split: str
-    top1: tuple[float, ...]
+    last: float  # test top-1 after the last epoch
+    best_split: str  # "validation", or "test" in a run without validation images
+    top1: tuple[float, ...]  # by epoch, of the images of `best_split`
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read a finished run folder.
-
-    Raises:
-        ReportError: if there is none, it is not finished, or a file of it is broken; naming the file.
-    """
+    """Read a finished run folder."""
     file = folder / "recipe.toml"
     try:
         recipe = {"sources": {}} | tomllib.loads(read_regular(file).decode())
@@ -105,9 +93,6 @@ def group_runs(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     A group's name has the options in which it differs from the others: `ce`, `kd kd_weight=1.0`, `kd kd_weight=4.0`.
     What a method sets is not repeated: groups differ by the method first, and by other options only among those that
     share it. Equal names, as of 1 and "1", are numbered.
-
-    Raises:
-        ReportError: if a group has a seed twice.
     """
     grouped: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -165,17 +150,10 @@ _DIFFERENCE_COLUMNS = [
 
 
 def compare(runs: Sequence[FinishedRun], *, baseline: str | None = None) -> dict[str, Any]:
-    """Group runs and compare the groups.
+    """Group runs and compare the groups with a baseline, given by its name or one of its run folders.
 
-    Args:
-        baseline: the name of the group that the others are compared with, or one of its run folders.
-
-    Returns:
-        "baseline": the group's name; "groups": a table of top-1 in the last and the best epoch, and differences to the
-        baseline over the seeds that both have; "runs": a table of every run.
-
-    Raises:
-        ReportError: if there is no such group, a seed comes twice in one, or SciPy is missing.
+    The result has the name of the "baseline"; "groups", a table of top-1 in the last and the best epoch, and of the
+    differences to the baseline over the seeds that both have; and "runs", a table of every run.
     """
     groups = group_runs(runs)
     base = baseline
@@ -219,11 +197,7 @@ def compare(runs: Sequence[FinishedRun], *, baseline: str | None = None) -> dict
         )
     table = Table.from_columns("Test top-1", columns, note)
     means = [row["last_top1"] for row in table]
-    return {
-        "baseline": base,
-        "groups": replace(table, best=means.index(max(means))),
-        "runs": _table_of_runs(groups),
-    }
+    return {"baseline": base, "groups": replace(table, best=means.index(max(means))), "runs": _table_of_runs(groups)}
 
 
 def _table_of_runs(groups: Mapping[str, Sequence[FinishedRun]]) -> Table:
@@ -258,9 +232,6 @@ def curves(runs: Sequence[FinishedRun]) -> dict[str, NDArray[np.float64]]:
 
     Names are "test_top1", "validation_top1", "train_top1", "effective_teachers", "losses.TERM" and "weights.TEACHER";
     those that some epoch lacks are left out.
-
-    Raises:
-        ReportError: if the metrics of a run cannot be read.
     """
     histories = []
     for run in runs:

@@ -21,11 +21,7 @@ MOST_PROBABLE = 5
 
 
 def overview(statistics: CacheStatistics) -> dict[str, Any]:
-    """A whole cache: what it was made from, the teachers' entropy, accuracy and weight, and their agreement.
-
-    Returns:
-        facts, and the tables "teachers", "provenance" and, for two teachers or more, "agreement".
-    """
+    """A whole cache: facts, and the tables "teachers", "provenance" and, for two teachers or more, "agreement"."""
     cache = statistics.cache
     first = cache.teachers[0].provenance
     data, views = first.identity["data"], first.identity["views"]
@@ -149,11 +145,7 @@ def agreement(statistics: CacheStatistics) -> Table:
 
 
 def classes(statistics: CacheStatistics, *, sort: str = "entropy", limit: int | None = None) -> Table:
-    """The classes by a column, largest first; `-COLUMN` is smallest first. What has no number comes last.
-
-    Raises:
-        ReportError: if there is no such column.
-    """
+    """The classes by a column, largest first; `-COLUMN` is smallest first. What has no number comes last."""
     cache = statistics.cache
     by_column: dict[Column, Any] = {
         Column("class"): cache.class_names,
@@ -192,13 +184,9 @@ def classes(statistics: CacheStatistics, *, sort: str = "entropy", limit: int | 
 def samples(statistics: CacheStatistics, by: str, count: int, *, score: str = "cross-entropy") -> Table:
     """The samples with the highest values, averaged over the views; equals by index.
 
-    Args:
-        by: "uncertain" is the teachers' mean entropy; "disagree" the fraction of views and pairs of teachers with
-            different predictions, among equals the distance of the teachers' mean entropies; "wrong_above_uniform" by
-            how much a wrong teacher weighs more than 1 / K, if it does; "label_issues" the label's `score`.
-
-    Raises:
-        ReportError: if there are no weights of these teachers, a single teacher, or no such score.
+    "uncertain" is the teachers' mean entropy; "disagree" the fraction of views and pairs of teachers with different
+    predictions, among equals the distance of the teachers' mean entropies; "wrong_above_uniform" by how much a wrong
+    teacher weighs more than 1 / K, if it does; "label_issues" the label's `score`.
     """
     cache, names = statistics.cache, statistics.cache.names
     then, by_weight = np.zeros(cache.samples), by == "wrong_above_uniform"
@@ -251,10 +239,6 @@ def sample(cache: Cache, index: int, *, view_index: int = 0) -> dict[str, Any]:
     """One sample: the most probable classes in one view, and entropy and weight over all views.
 
     Reads only the blocks of this sample.
-
-    Raises:
-        CacheMissingError: if there is no such sample.
-        CacheIncompleteError: if there is no such view.
     """
     by_view = list(sample_views(cache, index))
     if not 0 <= view_index < cache.num_views:
@@ -303,11 +287,7 @@ def sample(cache: Cache, index: int, *, view_index: int = 0) -> dict[str, Any]:
 
 
 def sample_views(cache: Cache, index: int) -> Table:
-    """What all teachers predict for one sample, view by view: V rows.
-
-    Raises:
-        CacheMissingError: if there is no such sample.
-    """
+    """What all teachers predict for one sample, view by view: V rows."""
     if not 0 <= index < cache.samples:
         raise CacheMissingError(f"there is no sample {index}: {cache.folder} has samples 0 to {cache.samples - 1}")
     label, views = int(cache.labels[index]), range(cache.num_views)

@@ -30,14 +30,7 @@ _LARGEST_SIDE = 64
 def write_cache_page(
     statistics: CacheStatistics, path: Path, *, images: Images | None = None, file_of: Files | None = None
 ) -> int:
-    """Write the report of a cache; returns its bytes.
-
-    Args:
-        images, file_of: give the image of a sample, and its path, for the lists of samples; the cache may have paths.
-
-    Raises:
-        ReportError: if a library is missing, or the file cannot be written.
-    """
+    """Write the report of a cache, with the images and paths of listed samples if they are given; returns its bytes."""
     check_libraries("an HTML report")
     from demkd.report.figures import cache_figures
 
@@ -64,11 +57,7 @@ def write_cache_page(
 
 
 def write_runs_page(runs: Sequence[FinishedRun], comparison: dict[str, Any], path: Path) -> int:
-    """Write the report of some runs and their comparison; returns its bytes.
-
-    Raises:
-        ReportError: if a library is missing, metrics cannot be read, or the file cannot be written.
-    """
+    """Write the report of some runs and their comparison; returns its bytes."""
     check_libraries("an HTML report")
     from demkd.report.figures import MOST_GROUPS, run_figures
 
@@ -89,11 +78,7 @@ def write_runs_page(runs: Sequence[FinishedRun], comparison: dict[str, Any], pat
 
 
 def write_accuracy_plot(runs: Sequence[FinishedRun], path: Path) -> int:
-    """Write test top-1 by epoch as SVG or PNG, by the file's suffix; returns its bytes.
-
-    Raises:
-        ReportError: if the suffix is another, a library is missing, or the file cannot be written.
-    """
+    """Write test top-1 by epoch as SVG or PNG, by the file's suffix; returns its bytes."""
     file_format = path.suffix.lower().removeprefix(".")
     if file_format not in ("svg", "png"):
         raise ReportError(f"{path} is neither .svg nor .png: give the plot one of these suffixes")
@@ -105,11 +90,7 @@ def write_accuracy_plot(runs: Sequence[FinishedRun], path: Path) -> int:
 
 
 def check_libraries(what: str) -> None:
-    """Refuse early where the extra is not installed.
-
-    Raises:
-        ReportError: with the command that installs it.
-    """
+    """Refuse early where the extra is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "jinja2")):
         raise ReportError(f"{what} needs matplotlib and jinja2: pip install 'demkd[report]' installs them")
 

@@ -17,11 +17,7 @@ _SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1
 
 
 def readme(cache: Cache, license_name: str | None = None) -> str:
-    """The text, in Markdown.
-
-    Args:
-        license_name: an identifier of the hub, such as cc-by-4.0, or any text.
-    """
+    """The text, in Markdown; a license is an identifier of the hub, such as cc-by-4.0, or any text."""
     front = "other  # fill in: that of the data and of the teachers' weights"
     if license_name:  # the hub refuses an unknown identifier
         known = re.fullmatch(r"[a-z][a-z0-9.-]*", license_name)

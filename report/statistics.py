@@ -30,37 +30,23 @@ SCORES = ("cross-entropy", "margin", "certainty", "disagreement", "entropy")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheStatistics:
-    """Means by sample over the views; entropies in nats, accuracies as fractions.
-
-    Attributes:
-        entropy, prediction: for each teacher V arrays (N,), mapped and checked.
-        weights: (K, V, N), or None where none were computed for these teachers; then all made from it are NaN.
-        mean_entropy, top1, mean_weight: (K, N).
-        wrong_above_uniform: (K, N), the fraction of views in which the teacher is wrong and weighs more than 1 / K.
-        excess_weight: (K, N), by how much the teacher weighs more than 1 / K where it is wrong, else 0.
-        same_top1: (K, K), the fraction of all views in which two teachers predict the same class.
-        disagreement: (N,), the fraction of views and pairs of teachers with different predictions; NaN for K = 1.
-    """
+    """Means by sample over the views; entropies in nats, accuracies as fractions."""
 
     cache: Cache
-    entropy: Sequence[Sequence[Array]]
-    prediction: Sequence[Sequence[Array]]
-    weights: NDArray[np.float32] | None
-    mean_entropy: Numbers
-    top1: Numbers
-    mean_weight: Numbers
-    wrong_above_uniform: Numbers
-    excess_weight: Numbers
-    same_top1: Numbers
-    disagreement: Numbers
+    entropy: Sequence[Sequence[Array]]  # of each teacher V arrays (N,), mapped and checked
+    prediction: Sequence[Sequence[Array]]  # the same
+    weights: NDArray[np.float32] | None  # (K, V, N); None if there are none of these teachers: made from it is NaN
+    mean_entropy: Numbers  # (K, N)
+    top1: Numbers  # (K, N)
+    mean_weight: Numbers  # (K, N)
+    wrong_above_uniform: Numbers  # (K, N), the fraction of views where the teacher is wrong and weighs more than 1 / K
+    excess_weight: Numbers  # (K, N), by how much the teacher weighs more than 1 / K where it is wrong, else 0
+    same_top1: Numbers  # (K, K), the fraction of all views in which two teachers predict the same class
+    disagreement: Numbers  # (N,), the fraction of views and pairs with different predictions; NaN for K = 1
 
 
 def read_statistics(cache: Cache) -> CacheStatistics:
-    """Read all entropies, predictions and weights of a cache once; memory is a few arrays (K, N).
-
-    Raises:
-        CacheDamagedError: if a checksum does not match, or a predicted class does not exist.
-    """
+    """Read all entropies, predictions and weights of a cache once; memory is a few arrays (K, N)."""
     entropy, prediction = (
         [[teacher.read(name, view) for view in range(cache.num_views)] for teacher in cache.teachers]
         for name in ("entropy", "prediction")
@@ -143,16 +129,10 @@ def histogram(views: Iterable[Array], bins: int, highest: float) -> Array:
 def label_scores(cache: Cache, score: str = "cross-entropy", *, labels: NDArray[np.int64] | None = None) -> Numbers:
     """A score (N,) of every label, the mean over all teachers and views; higher for a less likely label y.
 
-    Args:
-        score: "cross-entropy" is -ln p_y, in nats; "margin" is p_c - p_y of the most probable other class c, in -1..1,
-            confident learning's margin (Northcutt et al. 2021); "certainty" is the largest probability where it is
-            another class's, else 0; "disagreement" is 1 where another class is predicted, else 0; "entropy", in nats,
-            is for comparison, because it does not use the label.
-        labels: (N,), instead of the cache's own.
-
-    Raises:
-        ReportError: if there is no such score.
-        CacheMissingError: if the cache does not give probabilities at temperature 1.
+    "cross-entropy" is -ln p_y, in nats; "margin" is p_c - p_y of the most probable other class c, in -1..1, confident
+    learning's margin (Northcutt et al. 2021); "certainty" is the largest probability where it is another class's, else
+    0; "disagreement" is 1 where another class is predicted, else 0; "entropy", in nats, is for comparison, because it
+    does not use the label. `labels` (N,) replace the cache's own.
     """
     if score not in SCORES:
         raise ReportError(f"there is no `score={score}`: choose {', '.join(SCORES)}")
@@ -192,10 +172,9 @@ def log_softmax(logits: Array) -> Numbers:
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
     """The difference of two groups of runs over the seeds that both have: the two-sided paired t-test.
 
-    Returns:
-        pairs: n; difference: their mean; and with two pairs or more low, high: its 95 % interval; p; detectable: half
-        of the interval, the smallest difference that n pairs can detect; seeds_for_a_point: see `pairs_needed`;
-        deviation: the sample standard deviation of the differences.
+    `difference` is the mean. With two pairs or more, `low` and `high` are its 95 % interval, `detectable` is half of
+    it, the smallest difference that n pairs can detect, `seeds_for_a_point` is of `pairs_needed`, and `deviation` the
+    sample standard deviation of the differences.
     """
     differences = np.array([value - baseline[seed] for seed, value in values.items() if seed in baseline])
     found: dict[str, Any] = {"pairs": len(differences)}

@@ -28,19 +28,16 @@ class ReportError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column.
+    """A column of a table.
 
-    Attributes:
-        key: the name in JSON and CSV.
-        heading: for people; the key if empty. A line break separates a teacher's name from the measure.
-        format: "" for text, "percent" for a fraction, "points" for a signed difference of fractions, "bytes", "bars"
-            for a list of numbers, "image" for a data URI, or a format of Python such as ".3f".
-        rank: where the terminal is too narrow, columns of the highest rank are left out first, and those of rank 0
-            never; None is for JSON and CSV only.
+    Where the terminal is too narrow, columns of the highest rank are left out first, and those of rank 0 never; None is
+    for JSON and CSV only.
     """
 
-    key: str
-    heading: str = ""
+    key: str  # the name in JSON and CSV
+    heading: str = ""  # for people; the key if empty. A line break separates a teacher's name from the measure
+    # "" for text, "percent" for a fraction, "points" for a signed difference of fractions, "bytes", "bars" for a list
+    # of numbers, "image" for a data URI, or a format of Python such as ".3f"
     format: str = ""
     rank: int | None = 0
 
@@ -55,20 +52,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table(Sequence[dict[str, Any]]):
-    """A table; also a sequence of rows as dicts.
+    """A table; also a sequence of rows as dicts."""
 
-    Attributes:
-        title: a heading or a sentence above the table.
-        rows: one value per column, unformatted; None where there is none.
-        note: what to read from it, below the table.
-        best: a row to highlight.
-    """
-
-    title: str
+    title: str  # a heading or a sentence above the table
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Any]]
-    note: str = ""
-    best: int | None = None
+    rows: Sequence[Sequence[Any]]  # one value per column, unformatted; None where there is none
+    note: str = ""  # what to read from it, below the table
+    best: int | None = None  # a row to highlight
 
     @classmethod
     def from_columns(cls, title: str, columns: Mapping[Column, Iterable[Any]], note: str = "") -> Self:

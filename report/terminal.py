@@ -29,12 +29,7 @@ _ASCII = str.maketrans(" ▁▂▃▄▅▆▇█", " .:-=+*#@")
 
 
 def show(result: Any, *, as_json: bool = False, image: Pixels | None = None) -> None:
-    """Print a table, a dict of facts and tables, or the report of a stage on stdout.
-
-    Args:
-        as_json: print JSON.
-        image: (H, W, 3) uint8, printed below the facts.
-    """
+    """Print a table, a dict of facts and tables, or a stage's report on stdout; an image (H, W, 3) below the facts."""
     if as_json:
         sys.stdout.write(to_json(result))
         return
@@ -82,8 +77,9 @@ def print_table(console: Console, table: Table) -> None:
         console.print(Text(visible_line(table.title)), style="bold")
     if not table.rows:
         return
+    marks = _ASCII if console.options.ascii_only else {}
     cells = {
-        i: [_text(console, format_value(row[i], column.format)) for row in table.rows] for i, column in table.shown()
+        i: [format_value(row[i], column.format).translate(marks) for row in table.rows] for i, column in table.shown()
     }
     headings, least, wanted = {}, {}, {}
     for i, column in table.shown():
@@ -117,10 +113,6 @@ def print_table(console: Console, table: Table) -> None:
     if text := "; ".join(part for part in (table.note, note) if part):
         console.print(Text(visible_line(text)), style="dim")
     console.print()
-
-
-def _text(console: Console, text: str) -> str:
-    return text.translate(_ASCII) if console.options.ascii_only else text
 
 
 def draw(console: Console, pixels: Pixels) -> list[Text]:
