@@ -75,7 +75,7 @@ class _Commands(click.Group):
         """End in one sentence too if the output cannot be written."""
         try:
             try:
-                return super().main(*arguments, **options)
+                return super().main(*arguments, **{**options, "prog_name": "demkd"})
             finally:
                 if sys.stdout is not None:  # closed by the shell: `>&-`
                     sys.stdout.flush()
@@ -185,20 +185,25 @@ compute_options = section(
         "--precision", default="auto", show_default=True, help="float32, bfloat16 or auto (bfloat16 where it is fast)."
     ),
 )
-normalize_option = click.option(
+
+
+def by_teacher(name: str, value: str, kind: Callable[[str], Any], text: str) -> list[Callable[[Any], Any]]:
+    """An option of each teacher, and the same for a command with a single network."""
+    return [
+        click.option(name, multiple=True, metavar=metavar, callback=pairs(kind), help=text)
+        for metavar in (f"[TEACHER=]{value}", value)
+    ]
+
+
+normalize_option, network_normalize_option = by_teacher(
     "--normalize",
-    multiple=True,
-    metavar="[TEACHER=]MEAN/STD",
-    callback=pairs(str),
-    help="Mean and deviation of the network's training: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
+    "MEAN/STD",
+    str,
+    "Mean and std of the images that the network was trained on: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
     "Default: its run folder's, else the data's.",
 )
-input_size_option = click.option(
-    "--input-size",
-    multiple=True,
-    metavar="[TEACHER=]PIXELS",
-    callback=pairs(int),
-    help="Input size of the network; views are cut at or resized to it.",
+input_size_option, network_size_option = by_teacher(
+    "--input-size", "PIXELS", int, "Input size of the network; views are cut at or resized to it."
 )
 
 
@@ -215,12 +220,12 @@ def teacher_option(name: str, text: str, *, required: bool = False) -> Callable[
 @out_option
 @config_options("Training", TrainConfig)
 @config_options("Views", AugmentConfig, without=("size",))
-@normalize_option
+@network_normalize_option
 @config_options("Images", ImageConfig)
 @compute_options
 @output_options
 def train(network: str, data: str, **options: Any) -> Any:
-    """Train NETWORK on labels: a teacher, or a student's baseline.
+    """Train NETWORK on labels. It is a teacher, or a student's baseline; `demkd networks` lists the networks.
 
     \b
     Example:
@@ -249,7 +254,7 @@ def train(network: str, data: str, **options: Any) -> Any:
 @compute_options
 @output_options
 def cache_teachers(teachers: tuple[str, ...], data: str, dry_run: bool, **options: Any) -> Any:
-    """Stage one: run each teacher once, and cache its logits, entropies and features.
+    """Stage one: cache the teachers' logits. Each teacher runs once; entropies and features are cached too.
 
     \b
     Example:
@@ -274,7 +279,7 @@ def cache_teachers(teachers: tuple[str, ...], data: str, dry_run: bool, **option
 @click.option("--license", metavar="TEXT", help="License for the README, such as cc-by-4.0.")
 @output_options
 def pack(cache: str, features: tuple[str, ...] = (), **options: Any) -> Any:
-    """Copy CACHE, or a part of it, into a folder to upload as it is, with digests and a README; no teacher runs.
+    """Copy CACHE into a folder to upload. The copy may be a part of it, and has digests and a README; no teacher runs.
 
     \b
     Examples:
@@ -333,7 +338,7 @@ _EXCLUDE = (
 @click.option("--json", is_flag=True, help="Output JSON.")
 @click.option("--csv", is_flag=True, help="Output CSV.")
 def inspect(cache: str, json: bool, csv: bool, teachers: Sequence[str] | None = None, **options: Any) -> None:
-    """Show the cached entropies: entropy, accuracy and weight of each teacher.
+    """Show entropy, accuracy and weight by teacher. Options list classes or samples, or write a report.
 
     \b
     Example:
@@ -402,7 +407,7 @@ def inspect(cache: str, json: bool, csv: bool, teachers: Sequence[str] | None = 
 def verify(
     cache: str, only: Sequence[str] | None = None, recompute: int | None = None, data: str = "", **options: Any
 ) -> Any:
-    """Check every byte of CACHE; exit with 1 if anything is wrong.
+    """Check every byte of CACHE. The exit code is 1 if anything is wrong.
 
     \b
     Examples:
@@ -426,7 +431,7 @@ def verify(
 @main.command(cls=Command)
 @recipe_and_settings
 @data_option
-@click.option("--student", required=True, metavar="NETWORK", help="The network to train.")
+@click.option("--student", required=True, metavar="NETWORK", help="The network to train (see `demkd networks`).")
 @out_option
 @click.option("--cache", type=CACHE, help="Cache folder, or the URL of one that pack wrote.")
 @teachers_option
@@ -434,7 +439,7 @@ def verify(
     "--views", callback=number_or_random, help="Train on the first N views (default all); or random, with --online."
 )
 @click.option("--method", default=METHOD, show_default=True, help=f"{', '.join(METHODS)}; see docs/methods.md.")
-@config_options("Method", MethodConfig)
+@config_options("Method (default: the preset's)", MethodConfig)
 @click.option(
     "--hint-layer",
     multiple=True,
@@ -454,7 +459,7 @@ def verify(
 @compute_options
 @output_options
 def distill(data: str, online: bool, **options: Any) -> Any:
-    """Stage two: train a student from a cache; no teacher is loaded.
+    """Stage two: train a student from a cache. No teacher is loaded.
 
     \b
     Example:
@@ -480,14 +485,14 @@ def distill(data: str, online: bool, **options: Any) -> Any:
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["test", "train"]), help="Split to evaluate."
 )
-@normalize_option
-@input_size_option
+@network_normalize_option
+@network_size_option
 @click.option("--crop-pct", type=float, help="Fraction of a photo shown in evaluation (default 0.875).")
 @config_options("Images", ImageConfig)
 @compute_options
 @output_options
 def evaluate(run: Path, data: str, **options: Any) -> Any:
-    """Measure top-1 and top-5 of a finished RUN, or of a checkpoint, on the test split.
+    """Measure top-1 and top-5 of a finished RUN. A checkpoint works too. The images are the test split's.
 
     \b
     Example:
@@ -502,7 +507,7 @@ def evaluate(run: Path, data: str, **options: Any) -> Any:
 @click.option("--classes", default=100, show_default=True, type=click.IntRange(min=1), help="Number of classes.")
 @json_option
 def networks(classes: int) -> Any:
-    """List the networks with parameters and feature shapes for a 32 x 32 image.
+    """List the networks and their parameters. With the shapes of features for a 32 x 32 image.
 
     \b
     Example:
@@ -537,7 +542,7 @@ def networks(classes: int) -> Any:
 @config_options("Images", ImageConfig)
 @output_options
 def export(run: str, **options: Any) -> Any:
-    """Write the network of a finished RUN for use elsewhere, and check the file by loading it in a fresh process.
+    """Write a finished RUN's network to a file. A fresh process loads the file, to check it.
 
     With --format parquet, write a cache as Parquet: one row per sample and view.
 
@@ -568,7 +573,7 @@ _seeds_option = click.option("--seeds", is_flag=True, help="Show every run: last
 def compare(
     runs: tuple[Path, ...], baseline: str | None = None, html: Path | None = None, plot: Path | None = None, **how: Any
 ) -> None:
-    """Compare finished RUNS: means over seeds, and paired differences to a baseline.
+    """Compare finished RUNS over their seeds. Means, and paired differences to a baseline.
 
     \b
     Example:
@@ -621,7 +626,7 @@ def sweep(
     baseline: str | None = None,
     **how: Any,
 ) -> None:
-    """Run every combination of RECIPE's options that is missing, then compare them all.
+    """Run the missing combinations of the options in RECIPE. Then compare them all.
 
     \b
     Example:
@@ -663,7 +668,7 @@ def sweep_runs(recipe: Path, out: Path, *, leave_one_out: bool = False) -> "list
 @compute_options
 @output_options
 def demo(out: Path, **options: Any) -> Any:
-    """Distill three teachers into small students on handwritten digits, offline, in about a minute.
+    """Run both stages on handwritten digits. Three teachers and small students, offline, in about a minute.
 
     \b
     Example:

@@ -105,14 +105,19 @@ class Command(click.Command):
             if rows := [row for option in options if (row := option.get_help_record(ctx))]:
                 with formatter.section(title):
                     formatter.write_dl(rows)
-        if rest := self.set_only():
-            with formatter.section("Settings (--set NAME=VALUE)"):
+        for title, rest in self.set_only().items():
+            with formatter.section(title):
                 formatter.write_dl([(entry.name, help_text(entry)) for entry in rest])
 
-    def set_only(self) -> "list[Field[Any]]":
-        """The fields without a flag."""
+    def set_only(self) -> "dict[str, list[Field[Any]]]":
+        """The fields without a flag, by the titles of their sections."""
         flags = {parameter.name for parameter in self.params}
-        return [entry for name, (_, entry) in self.settings.items() if name not in flags]
+        found: dict[str, list[Field[Any]]] = {}
+        for name, (config, entry) in self.settings.items():
+            if name not in flags:
+                preset = "of the method (default: the preset's; " if config is MethodConfig else "("
+                found.setdefault(f"Settings {preset}--set NAME=VALUE)", []).append(entry)
+        return found
 
 
 def _take(options: dict[str, Any], config: type[Any]) -> dict[str, Any]:
@@ -185,9 +190,7 @@ def help_text(entry: "Field[Any]") -> str:
     text, default = str(entry.metadata["help"]), entry.default
     if not entry.metadata["flag"] and entry.metadata["choices"]:
         text = f"{text} One of {', '.join(entry.metadata['choices'])}."
-    if entry.name in {field.name for field in fields(MethodConfig)}:
-        return f"{text} [default: the preset's]"
-    if default in (None, (), MISSING, "") or isinstance(default, bool):
+    if entry in fields(MethodConfig) or default in (None, (), MISSING, "") or isinstance(default, bool):
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{text} [default: {shown:.4g}]" if isinstance(shown, float) else f"{text} [default: {shown}]"

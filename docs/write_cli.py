@@ -59,8 +59,8 @@ def _tables(command: click.Command) -> Iterator[str]:
         if title != "Options":
             yield f"**{title}**"
         yield "\n".join(["| option | meaning | default |", "|---|---|---|", *map(_row, options)])
-    if isinstance(command, Command) and (rest := command.set_only()):
-        yield "**Settings** (`--set NAME=VALUE`, or in a recipe)"
+    for title, rest in command.set_only().items() if isinstance(command, Command) else ():
+        yield f"**{title}**"
         yield "\n".join(["| name | meaning |", "|---|---|", *(f"| `{x.name}` | {_cell(help_text(x))} |" for x in rest)])
 
 

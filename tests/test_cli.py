@@ -143,6 +143,14 @@ def test_wrong_usage_exits_with_2(command: str) -> None:
     assert result.exit_code == 2, result.output
 
 
+def test_the_help_is_of_demkd_and_has_whole_summaries(cli: Cli) -> None:
+    shown = cli("-h", environment={"COLUMNS": "80"}).stdout
+    assert shown.startswith("Usage: demkd [OPTIONS]")
+    assert "..." not in shown.partition("\nCommands:\n")[2]
+    assert "TEACHER=" not in call("train", "-h").output + call("evaluate", "-h").output
+    assert call("distill", "-h").output.count("the preset's") == 2  # of flags, and of settings
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "code", "expected"),
     [
