@@ -628,6 +628,18 @@ def sweep(
 ) -> None:
     """Run the missing combinations of the options in RECIPE. Then compare them all.
 
+    RECIPE is a TOML file: options for all runs, and a table [runs.NAME] for each line of the comparison. An option with
+    a list of values is tried with each value; teachers = [["a", "b"], ["c"]] tries two sets. Only the list of an option
+    that distill repeats, such as teacher, is one value. With --jobs, runs are parallel; they end with the sweep.
+
+    \b
+    Recipe:
+        cache = "runs/demo/cache"
+        seed = [0, 1, 2]
+        [runs.dkd]
+        method = "dkd"
+        nckd_weight = [2.0, 8.0]
+
     \b
     Example:
         demkd sweep recipes/digits-sweep.toml --out runs/sweep

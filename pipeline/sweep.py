@@ -1,25 +1,6 @@
-"""Many students from one cache: every combination of a sweep's options is a run of `distill`, in a folder of its own.
+"""Many students from one cache: each combination of options of a sweep file is a run of `distill`, in its own process.
 
-A sweep is a TOML file: options for all runs, and one table `[runs.NAME]` for each line of the comparison; without
-tables, the options are one line. An option that is given a list of values is tried with each of them:
-
-    data = "digits"
-    cache = "runs/demo/cache"
-    student = "resnet8"
-    seed = [0, 1, 2]
-
-    [runs.kd]
-    method = "kd"
-
-    [runs.dkd]
-    method = "dkd"
-    nckd_weight = [2.0, 8.0]
-
-So `teachers = ["resnet8", "vgg8"]` tries one, then the other; to try sets of them, give a list of lists:
-`teachers = [["resnet8", "vgg8"], ["wrn_16_1"]]`. Only the list of an option that the command line repeats, such as
-`teacher`, is one value. A sweep is checked as a whole before anything runs.
-
-Each run is a process of its own. `--jobs` processes run at once. They end when the sweep ends, also if it is killed.
+`demkd sweep -h` has the format of the file, which is checked as a whole before anything runs.
 """
 
 import itertools
