@@ -52,6 +52,12 @@ def real_path(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
+def shorten(text: str, length: int = 80) -> str:
+    """A text that fits in a message: printable, and no longer than `length`."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[: length + 1])
+    return printable if len(printable) <= length else f"{printable[: length - 3]}..."
+
+
 def visible(text: str) -> str:
     """A text whose control characters are spelt out (`\\x1b`, `\\u202e`), in lines as before."""
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

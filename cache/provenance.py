@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from demkd.cache.errors import CacheMismatchError, unrepairable
+from demkd.errors import shorten
 
 _ABSENT = "(absent)"
 _DEEPEST = 8
@@ -108,7 +109,7 @@ class Provenance:
         )
         pairs = {name: (mine.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in mine | theirs}
         different = {
-            name: f"{name} is {_short(before)} in the cache and {_short(now)} now"
+            name: f"{name} is {shorten(before)} in the cache and {shorten(now)} now"
             for name, (before, now) in sorted(pairs.items())
             if before != now
         }
@@ -145,9 +146,3 @@ def _depth(value: Any, reached: int = 0) -> int:
         return reached
     inner = value.values() if isinstance(value, dict) else value
     return max((_depth(item, reached + 1) for item in inner), default=reached)
-
-
-def _short(text: str) -> str:
-    """A value that fits in a message."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:81])
-    return printable if len(printable) <= 80 else f"{printable[:77]}..."

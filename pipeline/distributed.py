@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from demkd.dataset.workers import local_processes
-from demkd.errors import ToldElsewhereError, UserError
+from demkd.errors import ToldElsewhereError, UserError, shorten
 
 Value = TypeVar("Value")
 
@@ -121,8 +121,9 @@ class World:
             different = [name for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]
             if different:
                 name = different[0]
+                here, there = (shorten(facts.get(name, "(absent)"), 60) for facts in (first, other))
                 raise ProcessesError(
-                    f"{name} is {_short(other.get(name))} in rank {rank} and {_short(first.get(name))} in rank 0: "
+                    f"{name} is {there} in rank {rank} and {here} in rank 0: "
                     "start all with the same command, version, data and cache"
                 )
 
@@ -327,11 +328,6 @@ def _once(world: World, error: UserError) -> UserError:
 def _is_lost_connection(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection"))
-
-
-def _short(text: str | None) -> str:
-    shown = "(absent)" if text is None else text
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def python_module(name: str) -> list[str]:

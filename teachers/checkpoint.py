@@ -23,14 +23,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from demkd.errors import UserError
+from demkd.errors import UserError, shorten
 
 STUDENT_FILE = "student.safetensors"
 _RUN_STATE_FILE = "checkpoint.pt"
 _WRAPPERS = ("model", "state_dict", "net")
 _LARGEST_FIGURE = 1_000_000  # of a mean or a standard deviation; no NaN is below it
 _SHOWN = 4
-_SHOWN_LENGTH = 80
 _LEGACY_PICKLES = 5  # a file of PyTorch before 1.6 is so many pickles, then the numbers
 _NUMPY_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 
@@ -74,12 +73,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{file} holds no state dict, because {_short(str(name))} is a {type(value).__name__} and no tensor: "
+                f"{file} holds no state dict, because {shorten(str(name))} is a {type(value).__name__} and no tensor: "
                 f"put the tensors alone under one of {', '.join(_WRAPPERS)}"
             )
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "quantized" if value.is_quantized else "without numbers (meta)" if value.is_meta else "sparse"
-            raise CheckpointError(f"the tensor {_short(str(name))} of {file} is {kind}: save dense tensors")
+            raise CheckpointError(f"the tensor {shorten(str(name))} of {file} is {kind}: save dense tensors")
     return Checkpoint(path=file, state=_without_prefix(content), metadata=metadata)
 
 
@@ -96,7 +95,7 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
         if name in state and state[name].shape != tensor.shape
     ]
     differences += [f"{name} is missing" for name in expected if name not in state]
-    differences += [f"{_short(name)} is left over" for name in state if name not in expected]
+    differences += [f"{shorten(name)} is left over" for name in state if name not in expected]
     if differences:
         more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise CheckpointError(
@@ -200,7 +199,7 @@ def _unpickle(file: Path) -> Any:
         if not isinstance(error, pickle.UnpicklingError) or not _is_whole(file):
             raise CheckpointError(f"{file} is truncated or no checkpoint: get it again") from error
         culprit = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({_short(culprit.group(1))})" if culprit else ""
+        what = f" ({shorten(culprit.group(1))})" if culprit else ""
         raise CheckpointError(
             f"{file} holds more than tensors{what}, and reading it could run code: where you trust it, load it and "
             "save its state dict with safetensors.torch.save_file(state_dict, 'FILE.safetensors'), then give that file"
@@ -241,7 +240,3 @@ def _without_prefix(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(n) for n in tensor.shape) or "a scalar"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..."
