@@ -1,7 +1,6 @@
 """HTML reports of a cache and of runs, and files written whole or not at all."""
 
 import base64
-import contextlib
 import importlib.util
 import io
 import stat
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from demkd.cache.disk import write_durably
 from demkd.errors import real_path, visible
 from demkd.report import inspect
 from demkd.report.compare import FinishedRun, curves, group_runs, shared_choices
@@ -129,20 +129,15 @@ def write_whole(path: Path, content: bytes) -> int:
     Raises:
         ReportError: if the file cannot be written.
     """
-    target = real_path(path)
-    draft = target.with_name(f".{target.name}.writing")
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as file:
                 file.write(content)
-            return len(content)
-        draft.unlink(missing_ok=True)  # opening a pipe of that name would block
-        draft.write_bytes(content)
-        draft.replace(target)
+        else:
+            write_durably(real_path(path), [content])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
+        reason = error.strerror or getattr(error.__cause__, "strerror", None)  # a full disk is a CacheSpaceError
         raise ReportError(
-            f"{path} cannot be written ({error.strerror}): choose a file in a folder that exists and is writable"
+            f"{path} cannot be written ({reason}): choose a file in a folder that exists and is writable"
         ) from error
     return len(content)

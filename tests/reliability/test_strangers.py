@@ -82,7 +82,7 @@ def test_a_pipe_where_a_cache_is_made_is_replaced(run: Run, caching: Command, tm
         as_pipe(tmp_path / name)
     run(*caching(tmp_path, views=1, features="none"), code=0)
     run("inspect", tmp_path, code=0)
-    as_pipe(tmp_path / ".page.html.writing")
+    as_pipe(tmp_path / "page.html.creating")
     run("inspect", tmp_path, "--html", tmp_path / "page.html", code=0)
 
 

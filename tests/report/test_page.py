@@ -225,7 +225,7 @@ def test_a_missing_library_is_named_with_its_cure(
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     assert write_whole(path, b"before") == 6
-    (tmp_path / ".page.html.writing").mkdir()  # in the way
+    (tmp_path / "page.html.creating").mkdir()  # in the way
     with pytest.raises(ReportError, match=r"page.html cannot be written \(Is a directory\): choose a file in a folder"):
         write_whole(path, b"after")
     assert path.read_bytes() == b"before"
