@@ -56,23 +56,26 @@ def as_dataset(
     if isinstance(data, str | os.PathLike):
         progress.note(f"reading the {split} images of {os.fspath(data)}")
         return load_images(os.fspath(data), split=split, images=images, progress=progress)
-    kind = type(data).__name__
+    kind = f"a {type(data).__name__}"
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
-        return _from_arrays(*data, split=split, name=f"`{called}`, a pair of {type(data[0]).__name__}s")
+        kind = f"a pair of {type(data[0]).__name__}s"
+        return replace(_from_arrays(*data, split=split, name=f"`{called}`, {kind}"), name=kind)
     if hasattr(data, "features") and hasattr(data, "column_names"):
-        name = f"`{called}`, a Hugging Face data set"
+        kind = "a Hugging Face data set"
+        name = f"`{called}`, {kind}"
         image = _column(data.features, "Image", _IMAGE_COLUMNS, name)
         label = _column(data.features, "ClassLabel", _LABEL_COLUMNS, name)
         class_names, items = getattr(data.features[label], "names", None), _Items(data, name, (image, label))
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         class_names = getattr(data, "classes", None) or getattr(getattr(data, "dataset", None), "classes", None)
-        items = _Items(data, f"`{called}`, a {kind}")
+        items = _Items(data, f"`{called}`, {kind}")
     else:
         raise DataError(
-            f"`{called}` is a {kind}, which has no images by number: give a folder, a pair of tensors (images, "
+            f"`{called}` is {kind}, which has no images by number: give a folder, a pair of tensors (images, "
             "labels), or a map-style data set of (image, label)"
         )
-    return _from_items(items, class_names, split=split, workers=processes(images or ImageConfig()), progress=progress)
+    workers = processes(images or ImageConfig())
+    return replace(_from_items(items, class_names, split=split, workers=workers, progress=progress), name=kind)
 
 
 def with_classes_of(train: ImageDataset, test: ImageDataset) -> ImageDataset:
@@ -83,8 +86,8 @@ def with_classes_of(train: ImageDataset, test: ImageDataset) -> ImageDataset:
     if test.origin is None and test.class_names == numbers and test.classes <= train.classes:
         return replace(test, class_names=train.class_names)  # numbers alone, of which the last may be absent
     raise DataError(
-        f"{test.name} has the classes {_first(test.class_names)}, and {train.name} has {_first(train.class_names)}: "
-        "give a test split of the same data"
+        f"the {test.split} split of {test.name} has the classes {_first(test.class_names)}, and the {train.split} "
+        f"split of {train.name} has {_first(train.class_names)}: give a {test.split} split of the same data"
     )
 
 

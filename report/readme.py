@@ -53,7 +53,8 @@ def readme(cache: Cache, license_name: str | None = None) -> str:
     packed = dict.fromkeys(str(teacher.provenance.notes.get("packed", "")) for teacher in cache.teachers)
     notes = "".join(f"\nNote: {escape_markdown(note)}.\n" for note in packed if note)
     kept = dict.fromkeys(
-        "all" if teacher.shape.top_k is None else f"the {teacher.shape.top_k} largest, and the sum of the others"
+        f"{teacher.shape.encoding}: "
+        + ("all" if teacher.shape.top_k is None else f"the {teacher.shape.top_k} largest, and the sum of the others")
         for teacher in cache.teachers
     )
     check = f"    sha256sum -c {SUMS}\n" if (cache.folder / SUMS).exists() else ""
@@ -85,7 +86,7 @@ Entropy is at most ln C = {math.log(cache.classes):.2f} nats. The teachers may h
 
 ## Files
 
-HDF5, {overview["file_bytes"]:,} bytes; logits are float16: {", ".join(kept)}.
+HDF5, {overview["file_bytes"]:,} bytes; logits are {", ".join(kept)}.
 {notes}
 ## How to use it
 

@@ -50,6 +50,7 @@ def test_tensors_and_arrays_are_images_and_labels() -> None:
     source = as_dataset((pixels[:, ::-1, ::-1], LABELS), split="train")
     pixels[:] = 0
     assert torch.equal(source.pixels, expected), "a copy"
+    assert source.name == "a pair of ndarrays"
 
 
 def test_a_copy_with_other_pixels_makes_its_own_views() -> None:
@@ -154,5 +155,5 @@ def test_a_test_split_takes_the_names_of_the_training_split() -> None:
     assert with_classes_of(named, numbers).class_names == ("ant", "bee", "cat")
     other = ArrayDataset(name="birds", split="test", pixels=torch.from_numpy(PIXELS), labels=torch.from_numpy(LABELS),
                          class_names=("owl", "rook", "wren"))  # fmt: skip
-    with pytest.raises(DataError, match="birds has the classes owl, rook, wren, and insects has ant, bee, cat"):
+    with pytest.raises(DataError, match="of birds has the classes owl, rook, wren, and the train split of insects "):
         with_classes_of(named, other)

@@ -81,6 +81,9 @@ def test_a_packed_copy_is_what_stage_one_would_have_written(caches: dict[str, Pa
     demkd.cache_teachers(TEACHERS, data(), out=tmp_path / "copy", views=4, logits="uint8", **SILENT)
     assert open_cache(tmp_path / "copy").num_views == 4
     demkd.pack(caches["uint8"], out=tmp_path / "few", top_k=3, progress=False)
+    readmes = [(tmp_path / name / "README.md").read_text() for name in ("copy", "few")]
+    assert "logits are uint8: all" in readmes[0]
+    assert "logits are float16: the 3 largest" in readmes[1]
     few = open_cache(tmp_path / "few").teachers[0]
     assert np.array_equal(few.read("classes", 0)[:, 0], few.read("prediction", 0))
     with pytest.raises(CacheValueError, match="exclude each other"):
