@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demkd.config import CacheConfig, ConfigError, ImageConfig, check_names
+from demkd.config import CacheConfig, ConfigError, ImageConfig, check_counts, check_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -248,6 +248,7 @@ def inspect(
     wrong = contradiction(given, named=lambda name: f"`{name}`")
     if wrong:
         raise ConfigError(wrong)
+    check_counts(limit=limit, **lists)
     with open_cache(cache, teachers) as opened:
         if sample is not None:
             if views:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from demkd.api import LISTINGS, NEEDS, contradiction
 from demkd.cli import INTERRUPTED, last_words
@@ -416,15 +417,20 @@ def verify(
     """
     import demkd
 
-    needed = (data, options.pop("teachers", ()))
-    if (recompute is not None) != all(needed) or (recompute is None and any(needed)):
-        raise click.UsageError("--recompute needs --data and --teacher, and they need --recompute")
+    context, teachers = click.get_current_context(), options.pop("teachers", ())
+    names_of_options = [parameter.name or "" for parameter in context.command.params]
+    given = {name: context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names_of_options}
+    needs = {name: ("recompute",) for name in given if name not in ("cache", "only", "as_json", "quiet")}
+    if wrong := contradiction(given, named=lambda name: f"`{name}`", needs=needs, exclude=()):
+        raise click.UsageError(in_options(wrong, context.command))
+    if recompute is not None and not (data and teachers):
+        raise click.UsageError("--recompute needs --data and --teacher: give them too")
     if recompute is None:
         report = demkd.verify(cache, teachers=only, progress=options["progress"])
     elif only:
         raise click.UsageError("--recompute checks the whole cache: leave --teachers out")
     else:
-        report = demkd.recompute(cache, needed[1], data, pairs=recompute, **options)
+        report = demkd.recompute(cache, teachers, data, pairs=recompute, **options)
     return report.translated(lambda text: in_options(text, main.commands["verify"]))
 
 

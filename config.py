@@ -229,6 +229,8 @@ class CacheConfig:
         object.__setattr__(self, "features", tuple(layer for layer in layers if layer != "none"))
         object.__setattr__(self, "tail_temperatures", tuple(self.tail_temperatures))
         check(self)
+        if self.top_k is None and self.tail_temperatures != CacheConfig.tail_temperatures:
+            raise ConfigError("`tail_temperatures` needs `top_k`: give it too, or leave `tail_temperatures` out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +337,17 @@ def check_names(options: Iterable[str], *configs: type[Any], also: Iterable[str]
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3)
             raise ConfigError(f"there is no option {name!r}: choose among {', '.join(close or known)}")
+
+
+def check_counts(**counts: object) -> None:
+    """Refuse what is neither None nor a whole number of at least 1.
+
+    Raises:
+        ConfigError: with the argument and its value.
+    """
+    for name, count in counts.items():
+        if count is not None and not (_is_a(int, count) and count >= 1):  # type: ignore[operator]
+            raise ConfigError(f"`{name}` is {count!r}: give a whole number of at least 1")
 
 
 def parse(config: type[Any], name: str, text: str) -> Any:

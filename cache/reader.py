@@ -110,10 +110,6 @@ class ShardFile:
         """By data set, which blocks (V, blocks) are written, sound or not."""
         return {name: is_written(self.block_crc(name)) for name in self.shape.data_sets()}
 
-    def is_complete(self) -> bool:
-        """Whether every block of every data set is sound."""
-        return all(blocks.all() for blocks in self.sound().values())
-
     def progress(self) -> float:
         """The share of blocks that are written, in 0..1."""
         return float(np.all(list(self.written().values()), axis=0).mean())
@@ -470,7 +466,9 @@ def open_cache(
         CacheIncompleteError: if a teacher's files are still being written, or some of them are lost.
         CacheDamagedError: if a file is not what it should be.
         CacheMismatchError: if the teachers did not see the same views of the same samples.
+        CacheValueError: if a teacher comes twice.
     """
+    teachers = None if teachers is None else shards.teacher_names(teachers)
     folder = local_folder(cache, teachers, task=task)
     known = shards.files_by_teacher(folder)
     if teachers is None:

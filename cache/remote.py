@@ -26,7 +26,16 @@ import platformdirs
 
 from demkd.cache.disk import exclusive, write_durably
 from demkd.cache.errors import CacheBusyError, CacheDamagedError, CacheMissingError, CacheSpaceError, CacheValueError
-from demkd.cache.shards import LARGEST_SUMS, SUMS, WEIGHTS, compute_sums, parse_name, parse_sums, read_sums
+from demkd.cache.shards import (
+    LARGEST_SUMS,
+    SUMS,
+    WEIGHTS,
+    compute_sums,
+    parse_name,
+    parse_sums,
+    read_sums,
+    teacher_names,
+)
 from demkd.errors import visible_line
 
 PACKAGES = {  # by protocol, the package that fsspec needs for it
@@ -35,7 +44,6 @@ PACKAGES = {  # by protocol, the package that fsspec needs for it
     "hf": "huggingface_hub",
     "s3": "s3fs",
     "gs": "gcsfs",
-    "memory": "fsspec",
 }
 _CHUNK = 1 << 22
 _SILENCE = 60  # seconds until a server that sends nothing is given up
@@ -52,6 +60,7 @@ def local_folder(
 
     `task` is `Progress.task`, which shows the download.
     """
+    teachers = None if teachers is None else teacher_names(teachers)
     if not (isinstance(cache, str) and "://" in cache):
         return Path(cache)
     url = cache.rstrip("/")
@@ -148,11 +157,11 @@ def _file_system(url: str) -> Any:
     import fsspec  # with the package of the protocol, it takes half a second
 
     protocol = url.partition("://")[0]
-    if protocol not in PACKAGES:
+    if protocol not in (*PACKAGES, "memory"):  # of tests
         raise CacheValueError(f"there is no cache at {url}: a URL begins with {', '.join(PACKAGES)}")
     options: dict[str, Any] = {}
     try:
-        if PACKAGES[protocol] == "aiohttp":
+        if PACKAGES.get(protocol) == "aiohttp":
             import aiohttp
 
             # Its usual limit is five minutes for a file of any size.

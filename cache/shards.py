@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demkd.cache.errors import CacheDamagedError, CacheMismatchError
+from demkd.cache.errors import CacheDamagedError, CacheMismatchError, CacheValueError
 from demkd.errors import open_regular, read_regular
 
 WEIGHTS = "weights.h5"
@@ -55,6 +55,19 @@ def shard_file(folder: Path, teacher: str, shard: Shard) -> Path:
 def partial_file(path: Path) -> Path:
     """The path before the file is finished."""
     return path.with_name(path.name + PARTIAL)
+
+
+def teacher_names(teachers: Sequence[str]) -> tuple[str, ...]:
+    """Some teachers, by name; a text is one name.
+
+    Raises:
+        CacheValueError: if one comes twice, and so would count twice.
+    """
+    names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
+    for name in names:
+        if names.count(name) > 1:
+            raise CacheValueError(f"`teachers` has {name} twice: name each once")
+    return names
 
 
 def parse_name(name: str) -> tuple[str, Shard] | None:

@@ -105,7 +105,7 @@ def verify_cache(
     present = shards.files_by_teacher(folder)
     if not present:
         raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
-    chosen = list(present) if teachers is None else list(teachers)
+    chosen = tuple(present) if teachers is None else shards.teacher_names(teachers)
     for name in chosen:
         if name not in present:
             raise CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {', '.join(present)}")

@@ -10,6 +10,8 @@ stream may change between versions, and a cache outlives them. N samples, B samp
 import numpy as np
 from numpy.typing import NDArray
 
+from demkd.errors import DataError
+
 UInt64 = NDArray[np.uint64]
 
 # What a number is drawn for, so that equal seeds for different purposes do not draw equal numbers.
@@ -112,7 +114,7 @@ def noisy_labels(labels: NDArray[np.int64], *, share: float, classes: int, seed:
     if not count:
         return noisy
     if classes < 2:
-        raise ValueError(f"labels of {classes} class cannot be wrong")
+        raise DataError("with one class no label can be wrong: leave `label_noise` out")
     keys = _hash(_LABEL, seed, np.arange(len(labels)))
     chosen = np.argsort(keys, kind="stable")[:count]
     shift = 1 + (_mix(keys[chosen]) % np.uint64(classes - 1)).astype(np.int64)

@@ -142,6 +142,8 @@ def _plan(
     kept = has.top_k if top_k is None else top_k
     encoding = encoding or ("float16" if kept else has.encoding)
     usual = has.tail_temperatures if has.top_k else CacheConfig.tail_temperatures
+    if temperatures and not kept:
+        raise CacheValueError("`tail_temperatures` needs `top_k`: give it too, or leave `tail_temperatures` out")
     chosen = tuple(map(float, temperatures or usual))
     check_logits(kept, most, f"there are {most} to choose from", chosen, encoding)
     if encoding == "float16" and has.encoding == "uint8" and not kept:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demkd.cache import Cache, Provenance, ShardFile, TeacherCache, open_cache
-from demkd.config import METHOD, ConfigError, ImageConfig, MethodConfig
+from demkd.cache.shards import teacher_names
+from demkd.config import METHOD, ConfigError, ImageConfig, MethodConfig, TrainConfig, plain
 from demkd.dataset import (
     ArrayDataset,
     Augmentation,
@@ -162,7 +163,11 @@ class SoftTargetLoader:
             UserError: if the data are not those of the cache, or the cache lacks what the method needs.
         """
         self.method = chosen = choose_method(method, **method_options)
-        specs, names = teacher_specs(live_teachers), (teachers,) if isinstance(teachers, str) else tuple(teachers)
+        options = TrainConfig(seed=seed, batch_size=batch_size, size=size, label_noise=label_noise)
+        seed, batch_size, size, views = options.seed, options.batch_size, options.size, plain(views)
+        if views not in (None, "random") and type(views) is not int:
+            raise ConfigError(f"`views` is {views!r}: give a whole number of at least 1, or random")
+        specs, names = teacher_specs(live_teachers), teacher_names(teachers)
         normalizations, layers = normalizations_by_teacher(normalize), by_teacher(hint_layer)
         input_sizes = sizes_by_teacher(input_size)
         self._world = World(rank=rank, size=world_size)
@@ -180,11 +185,9 @@ class SoftTargetLoader:
         progress, compute = progress or SILENT, compute or choose_compute(device=str(device))
         self.device, self.batch_size, self._seed = compute.device, batch_size, seed
         self.dataset = as_dataset(train, split="train", called="train", images=images, progress=progress)
-        given = range(len(self.dataset)) if indices is None else indices
-        self._indices = torch.as_tensor(np.asarray(given, np.int64))
-        self._check_size()
+        self._indices = self._checked(range(len(self.dataset)) if indices is None else indices)
         noisy = seeds.noisy_labels(
-            self.dataset.labels.numpy(), share=label_noise, classes=self.dataset.classes, seed=seed
+            self.dataset.labels.numpy(), share=options.label_noise, classes=self.dataset.classes, seed=seed
         )
         self._labels = torch.from_numpy(noisy).to(self.device)
         self._cached: CachedTeachers | None = None
@@ -408,7 +411,7 @@ class SoftTargetLoader:
     ) -> None:
         check_same_data(cache.teachers[0], self.dataset)
         self.augmentation, self.view_seed = cached_views(cache.teachers[0])
-        count = cache.num_views if views is None else int(views)
+        count = views if isinstance(views, int) else cache.num_views
         if not 1 <= count <= cache.num_views:
             raise DataError(
                 f"`views` is {count}, but the cache in {cache.folder} has {cache.num_views}: choose 1 to "
@@ -477,14 +480,20 @@ class SoftTargetLoader:
             blank: Images = {size: self.blank(size) for size in self._live.sizes}
             self.hint_shapes = [tuple(hint.shape[1:]) for hint in self._live.predict(blank)[1]]
 
-    def _check_size(self) -> None:
-        samples, least = len(self._indices), self._world.least_batch
+    def _checked(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """The numbers of the samples to train on."""
+        numbers, last = np.asarray(indices), len(self.dataset) - 1
+        whole = numbers.ndim == 1 and numbers.dtype.kind in "iu"
+        if numbers.size and not (whole and 0 <= numbers.min() <= numbers.max() <= last):
+            raise DataError(f"`indices` are not numbers of images: give whole numbers from 0 to {last}")
+        samples, least = numbers.size, self._world.least_batch
         if samples < least:
             count = "1 image" if samples == 1 else f"{samples} images"
             raise ConfigError(
                 f"`train` has {count}: fewer than one batch. Give at least {least}: batch normalization needs two "
                 "images per process"
             )
+        return torch.from_numpy(numbers.astype(np.int64))
 
     def blank(self, size: int | None) -> Tensor:
         """Two black images (2, 3, H, W), uint8, to try a network with."""

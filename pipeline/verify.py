@@ -16,7 +16,7 @@ from demkd.cache.reader import TeacherCache
 from demkd.cache.remote import local_folder
 from demkd.cache.shards import is_whole
 from demkd.cache.verify import DAMAGED, bytes_to_verify, verify_cache
-from demkd.config import BATCH_SIZE, CacheConfig, ImageConfig
+from demkd.config import BATCH_SIZE, CacheConfig, ImageConfig, check_counts
 from demkd.pipeline.progress import Progress, as_progress
 from demkd.pipeline.results import RecomputeReport, VerificationReport
 
@@ -81,6 +81,7 @@ def recompute(
     from demkd.pipeline.targets import cached_views
     from demkd.teachers import load
 
+    check_counts(pairs=pairs)
     shown = as_progress(progress)
     report, specs = verify(cache, progress=shown), load.teacher_specs(teachers)
     source = as_dataset(data, split="train", called="data", images=images, progress=shown)

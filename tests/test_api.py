@@ -308,6 +308,20 @@ def test_every_stage_answers_in_python(cache: Path, tmp_path: Path) -> None:
     assert (plan.teachers[0].pending, (tmp_path / "none").exists()) == (180, False)
 
 
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (partial(demkd.inspect, uncertain=-3), "`uncertain` is -3: give a whole number of at least 1"),
+        (partial(demkd.inspect, by_class=True, limit=0), "`limit` is 0"),
+        (partial(demkd.recompute, teachers=TEACHERS, data=TRAIN, pairs=0), "`pairs` is 0"),
+        (partial(demkd.verify, teachers=["a", "a"]), "`teachers` has a twice"),
+    ],
+)
+def test_other_numbers_are_refused_in_a_sentence(cache: Path, call: Any, why: str) -> None:
+    with pytest.raises(demkd.UserError, match=why):
+        call(cache)
+
+
 def test_the_dry_run_says_where_features_take_most_of_the_bytes(tmp_path: Path) -> None:
     wide = {"wide": module(width=256, classes=3)}
     plan = demkd.plan_caching(wide, TRAIN, out=tmp_path / "none", views=50, features=("1",), top_k=1, **QUIET)
@@ -427,6 +441,7 @@ def test_python_has_every_option_of_the_command_line() -> None:
         (TrainConfig, {"nesterov": 1}, "`nesterov` is 1: give true or false"),
         (CacheConfig, {"batch_size": 1025}, "`batch_size` is 1025: give .* at most 1,024"),  # a block of the cache
         (CacheConfig, {"tail_temperatures": ("1",)}, "`tail_temperatures` is .*: give a list of numbers"),
+        (CacheConfig, {"tail_temperatures": (1.0,)}, "`tail_temperatures` needs `top_k`"),
         (AugmentConfig, {"mix": "mixdown"}, "`mix` is 'mixdown': give one of mixup, cutmix"),
     ],
 )
@@ -442,7 +457,7 @@ def test_numpys_numbers_are_as_good_as_pythons(tmp_path: Path) -> None:
     assert tomllib.loads((tmp_path / "recipe.toml").read_text())["learning_rate"] == 0.5
     normalization = demkd.Normalization(mean=[half] * 3, std=np.ones(3))  # type: ignore[arg-type]
     assert float(normalization.apply(torch.zeros(1, 3, 1, 1)).mean()) == -0.5
-    json.dumps([asdict(CacheConfig(views=three, tail_temperatures=[half])), asdict(normalization)])
+    json.dumps([asdict(CacheConfig(top_k=three, tail_temperatures=[half])), asdict(normalization)])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
+import demkd
 from demkd.cli import main
 from tests.conftest import CHECKOUT, Cli
 
@@ -34,6 +35,8 @@ def test_the_whole_pipeline_by_hand(digits: Path, tmp_path: Path) -> None:
     assert re.search(r"^ big +\d\d\.\d\d% ", shown, re.MULTILINE)
     inspected = json.loads(call("inspect", digits / "cache", "--json").stdout)
     assert [row["teacher"] for row in inspected["teachers"]] == ["big", "resnet8"]
+    assert demkd.inspect(digits / "cache", teachers="big")["teachers"][0]["top1"] == inspected["teachers"][0]["top1"]
+    assert len(demkd.verify(digits / "cache", teachers="big", progress=False).files) == 1
     assert sum(inspected["teachers"][0]["histogram"]) == 2 * 1437
     assert sum(row["weight"] for row in inspected["teachers"]) == pytest.approx(1)
 
@@ -134,6 +137,8 @@ def test_bad_input_is_one_sentence_exit_code_1_and_nothing_written(
         f"{TRAIN} --epochs 0",
         f"{CACHE} --teacher x --views 0",
         f"{CACHE} --teacher x --tail-temperatures 1,two",
+        "verify c --device nonsense",
+        "verify c --normalize foo",
         "train resnet8 --out r",
         "no-such-command",
     ],

@@ -128,5 +128,5 @@ def test_noisy_labels_are_wrong_in_exactly_the_share_asked_for() -> None:
     assert set(many) == set(range(10))
     assert np.array_equal(seeds.noisy_labels(labels, share=0.0, classes=10, seed=3), labels)
     assert not np.array_equal(seeds.noisy_labels(labels, share=0.2, classes=10, seed=4), few)
-    with pytest.raises(ValueError, match="cannot be wrong"):
+    with pytest.raises(DataError, match="with one class no label can be wrong"):
         seeds.noisy_labels(np.zeros(5, np.int64), share=0.5, classes=1, seed=0)

@@ -159,6 +159,7 @@ def test_shards_are_copied_as_shards(tmp_path: Path, count: int) -> None:
         ({"views": 4}, DataError, "`views` is 4, but .* has 3: choose 1 to 3"),
         ({"top_k": CLASSES}, CacheValueError, f"`top_k` is {CLASSES}, and there are 11"),
         ({"top_k": 2, "tail_temperatures": (0,)}, CacheValueError, "`tail_temperatures` are"),
+        ({"tail_temperatures": (1,)}, CacheValueError, "`tail_temperatures` needs `top_k`"),
         ({"features": ["other"]}, CacheValueError, "teacher a has no features 'other'; it has "),
         ({"teachers": ["c"]}, UserError, "there is no teacher 'c'"),
     ],

@@ -63,3 +63,20 @@ def test_an_epoch_is_the_same_whenever_it_is_asked_for(cache: Path) -> None:
 def test_no_rank_is_left_without_a_batch(cache: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="for 2 processes"):
         demkd.SoftTargetLoader(cache, data(), **{**CPU, "rank": 0, "world_size": 2, "batch_size": 16, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"label_noise": -0.5}, "`label_noise` is -0.5: give a number of at least 0 and at most 1"),
+        ({"label_noise": 2}, "`label_noise` is 2: give"),
+        ({"views": 2.7}, "`views` is 2.7: give a whole number of at least 1, or random"),
+        ({"cache": None, "live_teachers": TEACHERS, "views": "radnom"}, "`views` is 'radnom': give"),
+        ({"teachers": ["b", "a", "b"]}, "`teachers` has b twice: name each once"),
+        ({"indices": [0, 1, SAMPLES]}, f"`indices` are not numbers of images: .* from 0 to {SAMPLES - 1}"),
+        ({"indices": [True] * SAMPLES}, "`indices` are not numbers of images"),
+    ],
+)
+def test_a_loader_refuses_what_it_cannot_use(cache: Path, wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(demkd.UserError, match=why):
+        demkd.SoftTargetLoader(**{"cache": cache, "train": data(), **CPU, **wrong})
