@@ -5,7 +5,7 @@ Where a paper's page gives one setting for all pairs, the preset has it.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from demkd.config import ConfigError, MethodConfig, check_names
@@ -66,6 +66,12 @@ def choose_method(method: str | MethodConfig, **options: Any) -> MethodConfig:
     if changes.get("loss") == "none" != method.loss:
         raise ConfigError("`loss` is 'none', which is the method ce: choose that, or another loss")
     return replace(method, **changes)
+
+
+def changed_options(method: MethodConfig) -> dict[str, Any]:
+    """The options in which a method differs from the preset of its name."""
+    preset = METHODS.get(method.name, method)
+    return {name: value for name, value in asdict(method).items() if value != getattr(preset, name)}
 
 
 def method_options(options: Mapping[str, Any]) -> dict[str, Any]:

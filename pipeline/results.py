@@ -71,6 +71,7 @@ class RunReport:
     """What `train` and `distill` return.
 
     Attributes:
+        method_changes: the options in which the method differs from the preset of its name.
         test_top1, test_top5: after the last epoch.
         best_split: the images of which `best_top1` and `best_epoch` are: "validation", or "test" in a run without.
     """
@@ -88,6 +89,7 @@ class RunReport:
     best_split: str
     seconds: float
     resumed_after: int
+    method_changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Callback(Protocol):

@@ -25,6 +25,7 @@ from demkd.networks import Adapter, Network, build_network
 from demkd.pipeline.cuda_graph import CudaGraph
 from demkd.pipeline.distributed import Compute
 from demkd.pipeline.evaluate import evaluate
+from demkd.pipeline.methods import changed_options
 from demkd.pipeline.optim import SCHEDULES, OptimizerLike, SchedulerLike, make_optimizer
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import Callback, EpochReport, RunReport, best_split
@@ -447,6 +448,7 @@ def _summary(
         folder=run.path,
         network=trainer.name,
         method=recipe.get("method", "labels only"),
+        method_changes=changed_options(trainer.loader.method),
         seed=recipe["seed"],
         epochs=recipe["epochs"],
         test_samples=test_samples,

@@ -18,7 +18,7 @@ def blocks_of(report: Any) -> Blocks:
 
 
 def _caching(report: results.CachingReport) -> Blocks:
-    yield f"{report.folder}: {_views(report)} of {report.samples:,} samples"
+    yield _views(report)
     columns = [Column("teacher"), Column("network"), Column("top-1", format="percent"), Column("entropy", format=".3f")]
     columns += [Column("answered", "new logits", ",d"), Column("time"), Column("size", format="bytes")]
     rows = [
@@ -34,7 +34,7 @@ def _caching(report: results.CachingReport) -> Blocks:
 
 
 def _plan(plan: results.CachingPlan) -> Blocks:
-    yield f"{plan.folder}: {_views(plan)} of {plan.samples:,} samples"
+    yield _views(plan)
     columns = [Column("teacher"), Column("network"), Column("pending", "missing logits", ",d"), Column("time")]
     columns += [Column("file", format="bytes"), Column("new on disk", format="bytes")]
     rows = [
@@ -58,15 +58,16 @@ def _plan(plan: results.CachingPlan) -> Blocks:
         )
     yield (
         f"{decimal_bytes(new)} of {decimal_bytes(plan.free_bytes)} free on the disk; about {_duration(plan.seconds)}, "
-        f"by a short probe{decoding}. It costs as many teacher passes as {plan.break_even_epochs:.3g} epochs of one "
-        f"online student, which is {plan.break_even_runs:.2g} runs of {plan.student_epochs} epochs; every epoch after "
-        "those is free. Nothing was written."
+        f"by a short probe{decoding}. It costs as much as {plan.break_even_epochs:.3g} epochs with live teachers. "
+        "Nothing was written."
     )
 
 
 def _views(report: results.CachingReport | results.CachingPlan) -> str:
     of = "" if report.num_distinct_views is None else f" of {report.num_distinct_views}"
-    return f"{report.views}{of} views"
+    there = min(one.views for one in report.teachers)
+    wanted = f" are there; {report.views} wanted" if there > report.views else ""
+    return f"{report.folder}: {there}{of} views of {report.samples:,} samples{wanted}"
 
 
 def _duration(seconds: float) -> str:
@@ -114,8 +115,10 @@ def _pack(report: results.PackReport) -> Blocks:
 
 def _run(report: results.RunReport) -> Blocks:
     split = "" if report.best_split == "test" else f"{report.best_split} top-1 "
+    changes = ", ".join(f"{name}={value}" for name, value in report.method_changes.items())
+    method = f"{report.method} ({changes})" if changes else report.method
     yield (
-        f"{report.network}, {report.method}, seed {report.seed}: test top-1 {report.test_top1:.2%} "
+        f"{report.network}, {method}, seed {report.seed}: test top-1 {report.test_top1:.2%} "
         f"({round(report.test_top1 * report.test_samples)} of {report.test_samples}) after {report.epochs} "
         f"{'epoch' if report.epochs == 1 else 'epochs'}; best {split}{report.best_top1:.2%} in epoch "
         f"{report.best_epoch}; "

@@ -55,13 +55,21 @@ def test_the_whole_pipeline_by_hand(digits: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
     recipe = ("--recipe", first / "recipe.toml", "--cache", digits / "cache")  # all but the folders
-    lines = call("distill", *recipe, "--out", second).stderr.splitlines()
+    distilled = call("distill", *recipe, "--out", second)
+    assert distilled.stdout.startswith("resnet8, kd (temperature=2.0), seed 3: test top-1 ")
+    lines = distilled.stderr.splitlines()
     for name in ("recipe.toml", "student.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     (settings,) = (line for line in lines if line.startswith("settings: "))
     for pair in ("student resnet8", "method kd", "temperature 2", "batch-size 64", "device cpu"):
         assert f", {pair}, " in f"{settings.replace(': ', ': , ', 1)}, "
     assert ", precision " in settings
+
+
+def test_fewer_views_than_a_cache_has_are_no_loss(digits: Path) -> None:
+    arguments = ("--data", "digits", "--teacher", digits / "resnet8", "--out", digits / "cache")
+    shown = call("cache-teachers", *arguments, "--views", 1, "--dry-run").stdout
+    assert shown.startswith(f"{digits / 'cache'}: 2 of 9 views of 1,437 samples are there; 1 wanted\n")
 
 
 def test_a_cache_at_a_url_is_used_as_a_folder_is(digits: Path, tmp_path: Path) -> None:
