@@ -58,7 +58,7 @@ class DistillationLoss(nn.Module):
             features: for a method with a hint loss, the student's features for each teacher, in the teacher's shape.
 
         Raises:
-            ValueError: if the targets are of another method, or `features` are not of K teachers.
+            ValueError: if the targets are of another method or number of classes, or `features` not of K teachers.
         """
         targets = batch.targets
         for option in _SHARED if targets.method else ():
@@ -69,6 +69,11 @@ class DistillationLoss(nn.Module):
                 )
         if targets.soft is None and self.method.needs_teachers:
             raise ValueError(f"the method {self.method.name} needs soft targets: give the loader this method")
+        soft = getattr(targets.soft, "soft_targets", getattr(targets.soft, "others", logits))  # (B, ..., C)
+        if soft.shape[-1] != logits.shape[-1]:
+            raise ValueError(
+                f"{logits.shape[-1]} logits, but {soft.shape[-1]} classes: give the student one logit per class"
+            )
         if len(features) != len(targets.hints):
             raise ValueError(f"give features for {len(targets.hints)} teachers, not {len(features)}")
         terms = self.terms(working_precision(logits), batch.labels, targets, features, batch.partner)

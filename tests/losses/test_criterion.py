@@ -84,6 +84,14 @@ def test_targets_of_another_method_are_refused(given: str, in_loss: dict[str, An
         demkd.DistillationLoss(epochs=1, **in_loss)(batch.logits, batch)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ce"])
+def test_another_number_of_classes_is_refused(name: str) -> None:
+    batch = batch_of(name, views_per_step=1)
+    criterion = demkd.DistillationLoss(name, epochs=1, views_per_step=1)
+    with pytest.raises(ValueError, match="4 logits, but 5 classes"):
+        criterion(batch.logits[:, 1:], batch, batch.features)
+
+
 def test_a_method_is_a_name_with_options_or_complete() -> None:
     assert demkd.DistillationLoss("kd", epochs=1, temperature=2.0).method == replace(METHODS["kd"], temperature=2.0)
     with pytest.raises(ConfigError, match="`method` is a MethodConfig already: change temperature there"):
