@@ -173,6 +173,10 @@ class AugmentConfig:
         "append +randaugment.",
         metavar="NAME",
     )
+    flip: bool | None = setting(None, "Flip half of the views; false for digits, letters and signs (default true).")
+    padding: int | None = setting(
+        None, "crop-flip: zero padding in pixels (default an eighth of the height).", within="[0, 127]"
+    )
     scale: tuple[float, ...] | None = setting(
         None, "resized-crop: range of the area (default 0.08,1).", metavar="LOW,HIGH"
     )

@@ -54,9 +54,12 @@ def as_augmentation(value: AugmentationLike, default: Augmentation) -> Augmentat
             f"`view` cannot be {config.view!r}: choose crop-flip or resized-crop, or either with +randaugment"
         )
     box = _given(size=config.size, scale=config.scale, ratio=config.ratio, interpolation=config.interpolation)
-    if box and name != "resized-crop":
-        raise DataError(f"`{next(iter(box))}` is of `view=resized-crop`, and these views are {name}: leave it out")
-    augmentation = replace(crop, **box) if name == crop.name else AUGMENTATIONS[name](**box)  # type: ignore[type-var]
+    padding, flip = _given(padding=config.padding), _given(flip=config.flip)
+    for options, of in ((box, "resized-crop"), (padding, "crop-flip")):
+        if options and name != of:
+            raise DataError(f"`{next(iter(options))}` is of `view={of}`, and these views are {name}: leave it out")
+    chosen = {**box, **padding, **flip}
+    augmentation = replace(crop, **chosen) if name == crop.name else AUGMENTATIONS[name](**chosen)  # type: ignore[type-var]
     operations = _given(num_ops=config.randaugment_ops, magnitude=config.magnitude, strong_every=config.strong_every)
     if plus:
         augmentation = replace(randaugment or RandAugment(), base=augmentation, **operations)

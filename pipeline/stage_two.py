@@ -242,27 +242,32 @@ def _recipe(
         "precision": compute.precision,
         "normalize": [f"{_joined(normalization.mean)}/{_joined(normalization.std)}"],
         **(teaching if taught else {}),
-        **augment_options(facts),
+        **augment_options(facts, usual=loader.dataset.default_augmentation.to_dict()),
         "augmentation": facts,
         "sources": {**_digests(loader.dataset), **loader.fingerprints},
     }
 
 
-def augment_options(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `AugmentConfig` that choose an augmentation; none for crop and flip."""
+def augment_options(facts: Mapping[str, Any], *, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `AugmentConfig` that choose an augmentation for data whose own is the usual one."""
     name, base = str(facts.get("policy")), facts.get("base")
     if name in ("mixup", "cutmix") and isinstance(base, Mapping):
-        return {**augment_options(base), "mix": name, "mix_alpha": facts.get("alpha")}
+        return {**augment_options(base, usual=usual), "mix": name, "mix_alpha": facts.get("alpha")}
     if name == "randaugment" and isinstance(base, Mapping):
         numbers = {
             "randaugment_ops": facts.get("num_ops"),
             "magnitude": facts.get("magnitude"),
             "strong_every": facts.get("strong_every", 1),
         }
-        return {**augment_options(base), "view": f"{base.get('policy')}+{name}", **numbers}
+        return {**augment_options(base, usual=usual), "view": f"{base.get('policy')}+{name}", **numbers}
+    while "base" in usual:
+        usual = usual["base"]
+    same = usual.get("policy") == name
+    own = usual if same else {"flip": True}
+    changed = {key: facts[key] for key in ("padding", "flip") if key in facts and facts[key] != own.get(key)}
     if name == "resized-crop":
-        return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}}
-    return {}
+        return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}, **changed}
+    return changed if same else {"view": name, **changed}
 
 
 def _joined(values: Sequence[float]) -> str:

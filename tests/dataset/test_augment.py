@@ -213,10 +213,10 @@ def test_an_augmentation_survives_its_dict(name: str) -> None:
     """A provenance, or the words of a recipe, make the same augmentation."""
     policy = AUGMENTATIONS[name]
     assert augmentation_from(policy.to_dict()) == policy
-    words = {key: value for key, value in augment_options(policy.to_dict()).items() if value is not None}
-    size = policy.view_size
-    default = CropFlip(padding=4, flip=True)
-    assert as_augmentation(AugmentConfig(**words, size=size), default) == policy
+    for default in (CropFlip(padding=4, flip=True), CropFlip(padding=1, flip=False), ResizedCrop(flip=False)):
+        options = augment_options(policy.to_dict(), usual=default.to_dict())
+        words = {key: value for key, value in options.items() if value is not None}
+        assert as_augmentation(AugmentConfig(**words, size=policy.view_size), default) == policy
 
 
 @pytest.mark.parametrize("default", [*AUGMENTATIONS.values(), ResizedCrop(size=160, scale=(0.5, 1), flip=False)])
@@ -267,6 +267,8 @@ def test_the_numbers_are_the_stored_ones_in_another_process_too() -> None:
         ({"view": "center-crop"}, r"`view` cannot be 'center-crop': choose crop-flip or resized-crop, or either with"),
         ({"view": "resized-crop+autoaugment"}, "cannot be 'resized-crop.autoaugment'"),
         ({"view": "crop-flip", "size": 32}, "`size` is of `view=resized-crop`"),
+        ({"view": "resized-crop", "padding": 2}, "`padding` is of `view=crop-flip`, and these views are resized-crop"),
+        ({"padding": 128}, "`padding` is 128: give a whole number"),
         ({"magnitude": 3}, "RandAugment's options are given without it: add it"),
         ({"view": "crop-flip+randaugment", "magnitude": 31}, "`magnitude` is 31: give a whole number"),
         ({"mix": "mixout"}, "`mix` is 'mixout': give one of mixup, cutmix"),
