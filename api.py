@@ -118,12 +118,13 @@ def _prepared(
     from demkd.pipeline.distributed import choose_compute, is_rank_zero
     from demkd.pipeline.preparation import prepare
     from demkd.pipeline.progress import SILENT, as_progress
-    from demkd.teachers.load import normalizations_by_teacher, sizes_by_teacher, teacher_specs
+    from demkd.teachers.load import check_teachers, normalizations_by_teacher, sizes_by_teacher, teacher_specs
 
     check_names(options, CacheConfig)
     config, specs = CacheConfig(**options), teacher_specs(teachers)
     if not specs:
         raise ConfigError("`teachers` has none: give at least one")
+    check_teachers(specs)
     compute = choose_compute(device=device, precision=precision)
     shown = as_progress(progress) if is_rank_zero() else SILENT
     source = as_dataset(data, split="train", called="data", images=images, progress=shown)

@@ -13,10 +13,10 @@ from demkd.networks.classifier import (
     UnknownNetworkError,
 )
 from demkd.networks.features import Adapter, WrappedNetwork, feature_shapes, logits_problem
-from demkd.networks.registry import NETWORKS, Network, build_network, fetch_published, is_own_code
+from demkd.networks.registry import NETWORKS, Network, build_network, check_network, fetch_published, is_own_code
 
 __all__ = [
-    "NETWORKS", "Adapter", "Classifier", "ImageSizeError", "Network", "NetworkSourceError",
-    "UnknownLayerError", "UnknownNetworkError", "WrappedNetwork", "build_network", "feature_shapes", "fetch_published",
+    "NETWORKS", "Adapter", "Classifier", "ImageSizeError", "Network", "NetworkSourceError", "UnknownLayerError",
+    "UnknownNetworkError", "WrappedNetwork", "build_network", "check_network", "feature_shapes", "fetch_published",
     "is_own_code", "logits_problem",
 ]  # fmt: skip

@@ -88,12 +88,17 @@ def build_network(name: str, *, classes: int, size: tuple[int, int] | None = Non
         if isinstance(network, Classifier):  # the user's code may return one of ours
             return network
         return WrappedNetwork(network, name=name, classes=classes, size=size)
+    check_network(name)
+    return NETWORKS[name](classes)
+
+
+def check_network(name: str) -> None:
+    """Refuse a name that is not one of `NETWORKS`, with those that are like it."""
     if name not in NETWORKS:
         lower = {known.lower(): known for known in NETWORKS}
         close = [lower[match] for match in get_close_matches(name.lower(), lower)]
         meant = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise UnknownNetworkError(f"there is no network {name!r}{meant}; there are: {', '.join(NETWORKS)}")
-    return NETWORKS[name](classes)
 
 
 def is_own_code(name: str) -> bool:

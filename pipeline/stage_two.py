@@ -38,6 +38,7 @@ from demkd.dataset import (
     seeds,
     with_classes_of,
 )
+from demkd.networks import check_network
 from demkd.pipeline.distributed import Compute, choose_compute, process_group
 from demkd.pipeline.methods import METHODS, choose_method, method_options
 from demkd.pipeline.optim import OptimizerLike, SchedulerLike
@@ -118,6 +119,8 @@ def distill(
     chosen = choose_method(method, **method_options(options))
     named = optimizer if isinstance(optimizer, str) else TrainConfig.optimizer
     config = of_options(TrainConfig, {**options, "optimizer": named})
+    if isinstance(student, str) and ":" not in student:
+        check_network(student)
     if test is None and not isinstance(train, str | Path):
         raise ConfigError("`test` is missing: give the images that the student is evaluated on")
     with _processes(device, precision, progress) as (compute, progress):

@@ -62,6 +62,7 @@ from demkd.teachers.load import (
     TeacherSpecError,
     by_teacher,
     check_teacher_names,
+    check_teachers,
     chosen_for,
     load_teacher,
     normalizations_by_teacher,
@@ -176,13 +177,18 @@ class SoftTargetLoader:
                 f"`batch_size` is {batch_size} for {world_size} processes (rank {rank}): every process needs 2 samples "
                 f"of a batch; give at least {self._world.least_batch}"
             )
-        if cache is not None:
+        progress, compute = progress or SILENT, compute or choose_compute(device=str(device))
+        self.cache: Cache | None = None
+        if cache is not None:  # opened before the images are read, which may take minutes
             _check_cached(specs, views, normalizations)
+            # A method with a weighting of its own is not stopped by a weights.h5 that is damaged or does not fit.
+            weights = reads_weights_file(chosen)
+            self.cache = open_cache(cache, names or None, weights=weights, task=progress.task)
         else:
             self._check_live(names, [spec.name for spec in specs], views)
             for option, choices in (("normalize", normalizations), ("input_size", input_sizes), ("hint_layer", layers)):
                 check_teacher_names(choices, [spec.name for spec in specs], option=option)
-        progress, compute = progress or SILENT, compute or choose_compute(device=str(device))
+            check_teachers(specs)
         self.device, self.batch_size, self._seed = compute.device, batch_size, seed
         self.dataset = as_dataset(train, split="train", called="train", images=images, progress=progress)
         self._indices = self._checked(range(len(self.dataset)) if indices is None else indices)
@@ -192,14 +198,10 @@ class SoftTargetLoader:
         self._labels = torch.from_numpy(noisy).to(self.device)
         self._cached: CachedTeachers | None = None
         self._live: LiveTeachers | None = None
-        self.cache: Cache | None = None
         self.hint_shapes: list[tuple[int, ...]] = []
         self.hint_layers: Mapping[str, str] = {}
         augmentation = as_augmentation(augment, self.dataset.default_augmentation)
-        if cache is not None:
-            # A method with a weighting of its own is not stopped by a weights.h5 that is damaged or does not fit.
-            weights = reads_weights_file(chosen)
-            self.cache = open_cache(cache, names or None, weights=weights, task=progress.task)
+        if self.cache:
             self._read_cache(self.cache, augmentation, views, view_seed, layers)
             for note in (weighting_note(self.cache, chosen), self.cache.views_note if views is None else ""):
                 if note:

@@ -51,10 +51,7 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint file, or the weights of a run folder."""
-    file = path / STUDENT_FILE if path.is_dir() else path
-    if not file.is_file():
-        what = f"{path} has no {STUDENT_FILE}: the run is not finished" if path.is_dir() else f"there is no file {path}"
-        raise CheckpointError(f"{what}; give a checkpoint file or a finished run folder")
+    file = weights_file(path)
     if file.name == _RUN_STATE_FILE and (file.parent / "metrics.jsonl").is_file():
         raise CheckpointError(f"{file} holds the state to resume a run: give the run folder, {file.parent}")
     if file.suffix == ".safetensors":
@@ -80,6 +77,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             kind = "quantized" if value.is_quantized else "without numbers (meta)" if value.is_meta else "sparse"
             raise CheckpointError(f"the tensor {shorten(str(name))} of {file} is {kind}: save dense tensors")
     return Checkpoint(path=file, state=_without_prefix(content), metadata=metadata)
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the weights of a run folder; refused if it is not there."""
+    file = path / STUDENT_FILE if path.is_dir() else path
+    if not file.is_file():
+        what = f"{path} has no {STUDENT_FILE}: the run is not finished" if path.is_dir() else f"there is no file {path}"
+        raise CheckpointError(f"{what}; give a checkpoint file or a finished run folder")
+    return file
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ A network is loaded for a data set, and with its input: normalization, size, and
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,18 @@ from demkd.networks import (
     Network,
     WrappedNetwork,
     build_network,
+    check_network,
     fetch_published,
     is_own_code,
 )
-from demkd.teachers.checkpoint import Checkpoint, CheckpointError, load_weights, read_checkpoint, trained_classes
+from demkd.teachers.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_weights,
+    read_checkpoint,
+    trained_classes,
+    weights_file,
+)
 from demkd.teachers.teacher import Teacher
 
 Choice = TypeVar("Choice")
@@ -120,6 +128,16 @@ def teacher_specs(teachers: Teachers) -> tuple[TeacherSpec, ...]:
         if names.count(name) > 1:
             raise TeacherSpecError(f"two teachers are called {name}: write NAME=NETWORK@CHECKPOINT")
     return tuple(specs)
+
+
+def check_teachers(specs: Iterable[TeacherSpec]) -> None:
+    """Refuse a network or a checkpoint that is not there, before the images are read, which may take minutes."""
+    for spec in specs:
+        own = ":" not in (spec.network or "")
+        if spec.network and own and not spec.module:
+            check_network(spec.network)
+        if not spec.module and (own or spec.checkpoint.exists()):
+            weights_file(spec.checkpoint)
 
 
 def class_name(module: nn.Module) -> str:

@@ -97,7 +97,10 @@ TRAIN, CACHE, DISTILL = (
 CACHED = f"{DISTILL} --cache {{digits}}/cache"
 BAD_INPUT = [
     ("inspect {tmp}/nothing", "there is no cache in .*: make one with cache-teachers"),
-    (f"{CACHE} --teacher resnet8@{{tmp}}/no.pth", "there is no file .*no.pth; give a checkpoint file or"),
+    # Before the images are read: these are not there either.
+    ("distill --data nodata --cache {tmp}/no --student resnet8 --out {tmp}/r", "there is no cache in"),
+    ("train resnet9 --data nodata --out {tmp}/r", "there is no network 'resnet9' .did you mean resnet8 or"),
+    ("cache-teachers --data nodata --teacher resnet8@{tmp}/no.pth --out {tmp}/c", "no file .*no.pth; give a"),
     (f"{CACHE} --teacher resnet20@{{digits}}/resnet8",
      r"does not fit the network: .*layer1\.1\.bn1\.bias is missing; .* and \d+ more"),
     (f"{CACHE} --teacher resnet8", r"is no run folder: write \[NAME=\]NETWORK@CHECKPOINT"),
