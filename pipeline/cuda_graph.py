@@ -24,13 +24,10 @@ class CudaGraph(Generic[Argument]):
     def __init__(
         self, function: Callable[[Argument], Tensor], device: torch.device, warn: Callable[[str], None]
     ) -> None:
-        """Prepare.
+        """The function does the same for equal shapes; what it returns is overwritten by the next call.
 
-        Args:
-            function: does the same for equal shapes; what it returns is overwritten by the next call. One that waits
-                for the GPU is called in the ordinary way. Tensors that are those of the call before are not copied
-                again: do not change them.
-            warn: called once if the function cannot be recorded.
+        One that waits for the GPU cannot be recorded: after one warning, it is called in the ordinary way. Tensors that
+        are those of the call before are not copied again: do not change them.
         """
         self._function, self._warn = function, warn
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

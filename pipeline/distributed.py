@@ -38,19 +38,12 @@ class ProcessesError(UserError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """The ranks that train one network together.
-
-    Attributes:
-        rank: from 0.
-        size: W.
-        store: of torchrun's group, for the first error; None otherwise.
-        joined: whether there is a process group, if only of one.
-    """
+    """The ranks that train one network together."""
 
     rank: int = 0
-    size: int = 1
-    joined: bool = False
-    store: Any = field(default=None, repr=False, compare=False)
+    size: int = 1  # W
+    joined: bool = False  # whether there is a process group, if only of one
+    store: Any = field(default=None, repr=False, compare=False)  # of torchrun's group, for the first error
 
     @property
     def is_rank_zero(self) -> bool:
@@ -68,8 +61,7 @@ class World:
     def wrap(self, model: nn.Module, device: torch.device, *, uses_all: bool) -> nn.Module:
         """The model in DistributedDataParallel: gradients are the mean over all ranks.
 
-        Args:
-            uses_all: whether every parameter gets a gradient in every step.
+        `uses_all` is whether every parameter gets a gradient in every step.
         """
         if not self.joined:
             return model
@@ -106,11 +98,7 @@ class World:
             dist.broadcast(buffer, 0)
 
     def check_same(self, facts: Mapping[str, str]) -> None:
-        """Refuse ranks that would train different things.
-
-        Raises:
-            ProcessesError: naming the rank, and what differs, with both values.
-        """
+        """Refuse ranks that would train different things."""
         if self.size == 1:
             return
         versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -140,11 +128,7 @@ class ComputeError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compute:
-    """A device and a precision; networks and views are channels-last in memory, which convolutions like best.
-
-    Attributes:
-        world: the processes that train one network together.
-    """
+    """A device and a precision; networks and views are channels-last in memory, which convolutions like best."""
 
     device: torch.device
     precision: str
@@ -169,11 +153,7 @@ class Compute:
 
 
 def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
-    """Resolve "auto": the GPU if there is one; bfloat16 where the processor multiplies in it.
-
-    Raises:
-        ComputeError: if the device or precision is unknown or absent.
-    """
+    """Resolve "auto": the GPU if there is one; bfloat16 where the processor multiplies in it."""
     chosen = _choose_device(device)
     if precision == "auto":
         precision = "bfloat16" if _multiplies_bfloat16(chosen) else "float32"
@@ -224,11 +204,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def ranks_from_environment() -> tuple[int, int] | None:
-    """Rank and number of processes, from torchrun's environment variables; None without them.
-
-    Raises:
-        ProcessesError: if one of them is missing or wrong.
-    """
+    """Rank and number of processes, from torchrun's environment variables; None without them."""
     names = ("RANK", "WORLD_SIZE")
     texts = [os.environ.get(name) for name in names]
     if texts == [None, None]:
@@ -252,11 +228,8 @@ def is_rank_zero() -> bool:
 def process_group(compute: Compute) -> Iterator[Compute]:
     """Join the processes that torchrun started, if any; the same compute, with its world.
 
-    A group that exists already is used, and left as it is. Of several ranks that fail, the first shows its error.
-
-    Raises:
-        ProcessesError: if the ranks cannot connect.
-        ToldElsewhereError: if another rank has shown its error.
+    A group that exists already is used, and left as it is. Of several ranks that fail, the first shows its error,
+    and the others raise a ToldElsewhereError.
     """
     if dist.is_available() and dist.is_initialized():
         yield replace(compute, world=World(rank=dist.get_rank(), size=dist.get_world_size(), joined=True))
@@ -298,20 +271,16 @@ def _join(rank: int, size: int, device: torch.device) -> World:
     try:
         store, _, _ = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
         own = PrefixStore(f"demkd/{next(_GROUPS)}", store)
-        dist.init_process_group(_backend(device), store=own, rank=rank, world_size=size, timeout=_TIMEOUT)
+        # NCCL between GPUs, where each process has one; Gloo for all else.
+        nccl = device.type == "cuda" and local_processes() <= torch.cuda.device_count()
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ProcessesError(
             f"rank {rank} of {size} cannot connect to {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]})"
         ) from error
     return World(rank=rank, size=size, joined=True, store=PrefixStore("errors", own))
-
-
-def _backend(device: torch.device) -> str:
-    """NCCL between GPUs, where each process has one; Gloo for all else."""
-    if device.type != "cuda":
-        return "gloo"
-    return "cpu:gloo,cuda:nccl" if local_processes() <= torch.cuda.device_count() else "gloo"
 
 
 def _once(world: World, error: UserError) -> UserError:

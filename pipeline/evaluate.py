@@ -38,10 +38,7 @@ def evaluate(
 ) -> Accuracy:
     """Top-1 and top-5 of a network on images without augmentation; each process evaluates its part.
 
-    Args:
-        expected: what the network takes as input.
-        samples: the numbers of the images, on the CPU; all by default.
-        task: shows progress, in images.
+    `samples` are the numbers of the images, on the CPU; all by default. The task counts images.
     """
     started = time.perf_counter()
     network.eval()
@@ -70,11 +67,7 @@ def evaluate(
 def evaluation_views(
     source: ImageDataset, expected: NetworkInput, batches: Sequence[Tensor], device: torch.device
 ) -> Iterator[Tensor]:
-    """The evaluation views of batches of samples: (B, 3, H, W), uint8, each.
-
-    Raises:
-        DataError: if images of different sizes would keep their size.
-    """
+    """The evaluation views of batches of samples: (B, 3, H, W), uint8, each."""
     policy = expected.evaluation_views()
     policy.check_images(source.sizes)
     size = policy.view_size

@@ -50,11 +50,7 @@ _WITH_A_LABEL = ("dkd", "ofa")  # losses that need one label a sample
 
 
 def choose_method(method: str | MethodConfig, **options: Any) -> MethodConfig:
-    """A preset, or a configuration, with some options changed; None leaves an option as it is.
-
-    Raises:
-        ConfigError: if there is no such preset, option or value, or if options contradict each other.
-    """
+    """A preset, or a configuration, with some options changed; None leaves an option as it is."""
     if isinstance(method, str):
         if method not in METHODS:
             close = difflib.get_close_matches(method, METHODS, n=1)
@@ -81,22 +77,14 @@ def method_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_teacher_count(method: MethodConfig, names: Sequence[str]) -> None:
-    """Refuse fixed weights that do not fit the number of teachers.
-
-    Raises:
-        ConfigError: with both numbers.
-    """
+    """Refuse fixed weights that do not fit the number of teachers."""
     fixed = method.fixed_weights
     if fixed and len(fixed) != len(names):
         raise ConfigError(f"`fixed_weights` has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
 
 
 def check_mixable(method: MethodConfig) -> None:
-    """Refuse a method that needs one label a sample, where views mix two samples.
-
-    Raises:
-        ConfigError: with the reason.
-    """
+    """Refuse a method that needs one label a sample, where views mix two samples."""
     reason = "needs one label an image, and mixed images have two"
     if method.loss in _WITH_A_LABEL:
         loss = "the decoupled loss" if method.loss == "dkd" else "OFA's loss"

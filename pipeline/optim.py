@@ -24,12 +24,7 @@ def make_optimizer(
 ) -> tuple[Optimizer, LRScheduler | None, dict[str, Any]]:
     """The optimizer, the user's scheduler if there is one, and what the run's recipe calls them.
 
-    Args:
-        optimizer: makes the user's optimizer, which has a learning rate of its own.
-        scheduler: makes the user's schedule, which is stepped once an epoch.
-
-    Raises:
-        ConfigError: if the scheduler's `step` needs an argument, such as a loss.
+    The user's optimizer has a learning rate of its own; the user's scheduler is stepped once an epoch.
     """
     names: dict[str, Any] = {}
     if optimizer:
@@ -85,10 +80,6 @@ def _on_gpu(parameters: list[nn.Parameter]) -> bool:
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], TrainConfig], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
 
 
-def _constant(_done: float) -> float:
-    return 1.0
-
-
 def _step(done: float) -> float:
     """x 0.1 after 62.5 %, 75 % and 87.5 %: epochs 150, 180 and 210 of the usual 240."""
     return 0.1 ** sum(done >= milestone for milestone in (0.625, 0.75, 0.875))
@@ -109,5 +100,5 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "step": _step,
     "cosine": _cosine,
     "one-cycle": _one_cycle,
-    "constant": _constant,
+    "constant": lambda _done: 1.0,
 }

@@ -64,18 +64,7 @@ def pack(
     features: Sequence[str] | None,
     progress: Progress,
 ) -> PackReport:
-    """Write the copy: the teachers' files, then the weights, then the digests of them all; None is what there is.
-
-    Args:
-        views: the first so many.
-        top_k: how many of the largest logits.
-        tail_temperatures: of the sum of the others.
-        logits: "uint8" encodes all logits in 8 bits.
-
-    Raises:
-        CacheError: of the cache, or of what is in the copy's folder already; the same call resumes.
-        DataError: if there are not so many views.
-    """
+    """Write the copy: the teachers' files, then the weights, then the digests of them all; None is what there is."""
     with open_cache(folder, teachers, weights=False, task=progress.task) as cache:
         if out.resolve() == cache.folder.resolve():
             raise CacheMismatchError(f"{out} is the cache itself: choose another folder (`out`)")

@@ -25,12 +25,7 @@ _LOGITS_IN_MEMORY, _LOGITS_IN_FILE = 1 << 22, 1 << 27  # 16 MB, 512 MB before co
 
 
 def export_rows(cache: Cache, out: Path, file_of: Callable[[int], str | None], progress: Progress) -> ParquetReport:
-    """Write `train-00000-of-00003.parquet` and so on into a folder; each gets its name when it is complete.
-
-    Raises:
-        ConfigError: if pyarrow is not installed, or the folder has other Parquet files, which would be read too.
-        CacheError: if something in the cache is damaged; or with `top_k`, if there is no tail at temperature 1.
-    """
+    """Write `train-00000-of-00003.parquet` and so on into a folder; each gets its name when it is complete."""
     try:
         from pyarrow.parquet import ParquetWriter
     except ImportError:
@@ -40,7 +35,7 @@ def export_rows(cache: Cache, out: Path, file_of: Callable[[int], str | None], p
     batches = cache.num_views * -(-cache.samples // rows)
     count = min(batches, -(-cache.num_views * cache.samples * logits_per_row // _LOGITS_IN_FILE))
     files = [out / f"train-{number:05}-of-{count:05}.parquet" for number in range(count)]
-    if others := set(out.glob("*.parquet")) - set(files):
+    if others := set(out.glob("*.parquet")) - set(files):  # which would be read too
         raise ConfigError(f"{min(others)} is there already: choose another folder (`out`)")
     out.mkdir(parents=True, exist_ok=True)
     tables = _tables(cache, rows, file_of)

@@ -31,20 +31,14 @@ _TRIED = 64  # samples that a teacher is tried on
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedTeacher:
-    """A teacher that passed every check, and what its cache shall have.
-
-    Attributes:
-        shape: of all its samples.
-        view_size: of the images that it sees; None for the data's own size.
-        shards: its number of files.
-    """
+    """A teacher that passed every check, and what its cache shall have."""
 
     teacher: Teacher
     network: str
-    shape: CacheShape
+    shape: CacheShape  # of all its samples
     provenance: Provenance
-    view_size: int | None
-    shards: int
+    view_size: int | None  # of the images that it sees; None for the data's own size
+    shards: int  # its number of files
 
     @property
     def name(self) -> str:
@@ -53,11 +47,7 @@ class PreparedTeacher:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachingJob:
-    """The work of stage one: images, their views, and the teachers, each loaded once.
-
-    Attributes:
-        shard: number of the only shard that is made here; None for all.
-    """
+    """The work of stage one: images, their views, and the teachers, each loaded once."""
 
     source: ImageDataset
     policy: Augmentation
@@ -67,7 +57,7 @@ class CachingJob:
     folder: Path
     compute: Compute
     teachers: tuple[PreparedTeacher, ...]
-    shard: int | None = None
+    shard: int | None = None  # number of the only shard that is made here; None for all
 
     def tasks(self, views: Sequence[int], indices: Tensor) -> tuple[Params, list[ViewTask]]:
         """The params (V, B, P) of some views of samples (B,), and the batches of these views.
@@ -118,15 +108,7 @@ def prepare(
 ) -> CachingJob:
     """Choose the views, load every teacher, and check that its logits depend on the image alone.
 
-    Args:
-        policy: None for the data's own.
-        normalize, input_size: by teacher name; "" stands for all others.
-
-    Raises:
-        DataError: if there are not so many views.
-        CacheValueError: if the logits cannot be kept as wanted, or the number of shards cannot be.
-        CacheMismatchError: if a teacher is in another number of shards.
-        CheckpointError, TeacherError, NetworkSourceError: if a teacher cannot be used.
+    `normalize` and `input_size` are by teacher name; "" stands for all others.
     """
     names = [spec.name for spec in specs]
     check_teacher_names(normalize, names, option="normalize")
@@ -227,12 +209,7 @@ def prepare(
 
 
 def check_logits(top_k: int | None, most: int, has: str, tail_temperatures: Iterable[float], encoding: str) -> None:
-    """Refuse a way of keeping logits that cannot be.
-
-    Args:
-        most: the largest `top_k`.
-        has: says why, in words.
-    """
+    """Refuse a way of keeping logits that cannot be; `most` is the largest `top_k`, and `has` says why."""
     if top_k is not None and not 1 <= top_k <= most:
         raise CacheValueError(
             f"`top_k` is {top_k}, and {has}: choose 1 to {most}, or leave it out to keep all that there are"

@@ -64,13 +64,9 @@ class ConsoleProgress(Progress):
         epochs: bool = True,
         translate: Callable[[str], str] = str,
     ) -> None:
-        """Show progress on a console, by default that of stderr.
+        """Show progress on a console, by default that of stderr; if `quiet`, only warnings, which `translate` changes.
 
-        Args:
-            quiet: show warnings only.
-            settings: show the choices of a run.
-            epochs: where there are no bars, print one line per epoch.
-            translate: changes the text of warnings.
+        `settings` shows the choices of a run; `epochs` prints one line per epoch where there are no bars.
         """
         self._console = console or open_console(stderr=True)
         self._quiet, self._settings, self._epochs, self._translate = quiet, settings, epochs, translate

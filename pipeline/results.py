@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherStatistics:
-    """How K teachers were weighted in an epoch; lists are by teacher.
-
-    Attributes:
-        mean_entropy: nats.
-        wrong_above_uniform: fraction of samples where the teacher is wrong and weighs more than 1 / K.
-        effective_teachers: exp of the weights' entropy, mean over samples, from 1 to K.
-    """
+    """How K teachers were weighted in an epoch, by teacher; docs/runs.md explains the fields."""
 
     names: tuple[str, ...]
     top1: tuple[float, ...]
@@ -34,15 +28,7 @@ class TeacherStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochReport:
-    """One line of metrics.jsonl.
-
-    Attributes:
-        losses: mean over the epoch's samples of every term, unweighted, and of their weighted sum, "loss".
-        train_top1: over the epoch's views, while the student was learning.
-        test_top1, test_top5: None before the last epoch of a run with validation images.
-        validation_top1, validation_top5: None in a run without.
-        seconds: training only; data_seconds: the part of it before the first step (reading, weighting, fusing).
-    """
+    """One line of metrics.jsonl; docs/runs.md explains the fields."""
 
     epoch: int
     epochs: int
@@ -68,13 +54,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
-    """What `train` and `distill` return.
-
-    Attributes:
-        method_changes: the options in which the method differs from the preset of its name.
-        test_top1, test_top5: after the last epoch.
-        best_split: the images of which `best_top1` and `best_epoch` are: "validation", or "test" in a run without.
-    """
+    """What `train` and `distill` return; test top-1 and top-5 are those after the last epoch."""
 
     folder: Path
     network: str
@@ -86,10 +66,10 @@ class RunReport:
     test_top5: float
     best_top1: float
     best_epoch: int
-    best_split: str
+    best_split: str  # the images of `best_top1` and `best_epoch`: "validation", or "test" in a run without
     seconds: float
     resumed_after: int
-    method_changes: Mapping[str, Any] = field(default_factory=dict)
+    method_changes: Mapping[str, Any] = field(default_factory=dict)  # options in which the method is not its preset
 
 
 class Callback(Protocol):
@@ -123,48 +103,34 @@ class EvaluationReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherCachingReport:
-    """What stage one did for one teacher.
-
-    Attributes:
-        answered: views that this process computed; the others existed.
-        top1, mean_entropy: over all views, entropy in nats. None where other processes still compute, or rank 0
-            reports it; likewise file_bytes, of all its files.
-        shards: number of files.
-    """
+    """What stage one did for one teacher; None where other processes still compute, or rank 0 reports it."""
 
     name: str
     network: str
     parameters: int
     views: int
-    answered: int
+    answered: int  # views that this process computed; the others existed
     seconds: float
-    top1: float | None = None
-    mean_entropy: float | None = None
-    file_bytes: int | None = None
-    shards: int = 1
+    top1: float | None = None  # over all views
+    mean_entropy: float | None = None  # over all views, in nats
+    file_bytes: int | None = None  # of all its files
+    shards: int = 1  # number of files
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachingReport:
-    """What `cache_teachers` returns.
-
-    Attributes:
-        views: V, of each sample.
-        num_distinct_views: of the augmentation; None where it is unlimited.
-        seconds: without the weights.
-        held: sentences about what other processes still write.
-    """
+    """What `cache_teachers` returns."""
 
     folder: Path
     samples: int
-    views: int
-    num_distinct_views: int | None
+    views: int  # V, of each sample
+    num_distinct_views: int | None  # of the augmentation; None where it is unlimited
     precision: str
     teachers: tuple[TeacherCachingReport, ...]
     weighted: tuple[str, ...]
-    seconds: float
-    held: tuple[str, ...] = ()
+    seconds: float  # without the weights
+    held: tuple[str, ...] = ()  # sentences about what other processes still write
 
     def __fspath__(self) -> str:
         """The cache's folder: the report can be passed as the cache."""
@@ -173,35 +139,22 @@ class CachingReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherPlan:
-    """What stage one would do for one teacher.
-
-    Attributes:
-        file_bytes: of the finished file, at most; feature_bytes: of the features in it.
-        new_bytes: free disk space that it needs.
-        pending: (sample, view) pairs to compute.
-        seconds: to compute them, by a short probe, without writing.
-    """
+    """What stage one would do for one teacher."""
 
     name: str
     network: str
     parameters: int
     views: int
-    file_bytes: int
-    feature_bytes: int
-    new_bytes: int
-    pending: int
-    seconds: float
+    file_bytes: int  # of the finished file, at most
+    feature_bytes: int  # of the features in it
+    new_bytes: int  # free disk space that it needs
+    pending: int  # (sample, view) pairs to compute
+    seconds: float  # to compute them, by a short probe, without writing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachingPlan:
-    """What a dry run of `cache_teachers` returns.
-
-    Attributes:
-        break_even_epochs: epochs of one online student with as many teacher passes as this run of stage one.
-        student_epochs: of the online runs that `break_even_runs` counts.
-        decode_seconds: of decoding, by all workers; a part of `seconds`.
-    """
+    """What a dry run of `cache_teachers` returns."""
 
     folder: Path
     samples: int
@@ -210,32 +163,26 @@ class CachingPlan:
     precision: str
     teachers: tuple[TeacherPlan, ...]
     free_bytes: int
-    decode_seconds: float
+    decode_seconds: float  # of decoding, by all workers; a part of `seconds`
     seconds: float
-    break_even_epochs: float
-    student_epochs: int
+    break_even_epochs: float  # of one online student, with as many teacher passes as this run of stage one
+    student_epochs: int  # of the online runs that `break_even_runs` counts
     break_even_runs: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecomputeReport:
-    """How a teacher's logits of today differ from its cached ones, on some (sample, view) pairs.
-
-    Attributes:
-        largest_difference: of a logit, at `sample` and `view_index`.
-        tolerance: the largest effect of rounding; `agrees` if the difference is within it.
-        top1_agreement: fraction of pairs with the same prediction.
-    """
+    """How a teacher's logits of today differ from its cached ones, on some (sample, view) pairs."""
 
     teacher: str
     pairs: int
     precision: str
-    largest_difference: float
+    largest_difference: float  # of a logit, at `sample` and `view_index`
     sample: int
     view_index: int
-    tolerance: float
-    agrees: bool
-    top1_agreement: float
+    tolerance: float  # the largest effect of rounding
+    agrees: bool  # whether the difference is within the tolerance
+    top1_agreement: float  # fraction of pairs with the same prediction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,22 +220,16 @@ class DemoReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
-    """What `export` returns.
-
-    Attributes:
-        input_shape: (C, H, W); the batch size is free.
-        images: number of test images on which the file was compared.
-        largest_difference: of any logit, between the run's student and the file loaded in a fresh process.
-    """
+    """What `export` returns."""
 
     folder: Path
     file: Path
     format: str
     network: str
     classes: int
-    input_shape: tuple[int, ...]
-    images: int
-    largest_difference: float
+    input_shape: tuple[int, ...]  # (C, H, W); the batch size is free
+    images: int  # number of test images on which the file was compared
+    largest_difference: float  # of any logit, between the run's student and the file loaded in a fresh process
     file_bytes: int
 
 
@@ -316,16 +257,11 @@ class PackedTeacher:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackReport:
-    """What `pack` returns.
-
-    Attributes:
-        source_bytes: of the same teachers in the original.
-        file_bytes: of the copy, with its weights.
-    """
+    """What `pack` returns."""
 
     folder: Path
-    source_bytes: int
-    file_bytes: int
+    source_bytes: int  # of the same teachers in the original
+    file_bytes: int  # of the copy, with its weights
     teachers: tuple[PackedTeacher, ...]
 
     def __fspath__(self) -> str:
@@ -346,8 +282,7 @@ def sealed_line(line: Mapping[str, Any], run: Path) -> bytes:
 def read_lines(run: Path, limit: int | None = None) -> list[Any]:
     """The lines of a run's metrics.jsonl, or its first ones; a line that a kill cut short is left out.
 
-    Raises:
-        OSError, ValueError: if a line or the recipe is not what was written; earlier versions wrote no digests.
+    Each is checked with its digest; earlier versions wrote none.
     """
     lines, sealed, digest = [], False, hashlib.sha256(_recipe(run))
     for number, line in enumerate(read_regular(run / "metrics.jsonl").split(b"\n")[:-1][:limit], start=1):

@@ -79,11 +79,7 @@ class RunFolder:
         write_durably(self.checkpoint, [data])
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one.
-
-        Raises:
-            RunError: if it is damaged.
-        """
+        """The checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return None
         try:
@@ -119,11 +115,7 @@ class RunFolder:
                 raise
 
     def read_metrics(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """The epochs so far, or the first ones; a line that a kill cut short is left out.
-
-        Raises:
-            RunError: if a line is none of ours, or not what was written.
-        """
+        """The epochs so far, or the first ones; a line that a kill cut short is left out."""
         if not self.metrics.exists():
             return []
         try:
@@ -137,11 +129,7 @@ class RunFolder:
         return epochs
 
     def cut_metrics(self, epochs: int) -> None:
-        """Forget the lines after an epoch: those of a run that was killed between its metrics and its checkpoint.
-
-        Raises:
-            RunError: if an epoch of the checkpoint has no line.
-        """
+        """Forget the lines after an epoch: those of a run that was killed between its metrics and its checkpoint."""
         kept = self.read_metrics(epochs)
         if len(kept) < epochs:
             raise RunError(
@@ -150,10 +138,6 @@ class RunFolder:
             )
         lines = read_regular(self.metrics).split(b"\n")[:epochs] if kept else []
         write_durably(self.metrics, [b"".join(line + b"\n" for line in lines)])
-
-    def save_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """Write the run's choices, which `--recipe` reads."""
-        write_durably(self.recipe, [recipe_text(recipe).encode()])
 
 
 def _seal(archive: memoryview) -> bytes:
@@ -169,13 +153,7 @@ def _is_metrics(line: Mapping[str, Any], epoch: int) -> bool:
 
 @contextmanager
 def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
-    """Create a run folder, or resume one that was started with the same recipe; one process at a time.
-
-    Raises:
-        ConfigError: if it was started with another recipe.
-        CacheBusyError: if another process is at it.
-        CacheSpaceError: if the disk is full.
-    """
+    """Create a run folder, or resume one that was started with the same recipe; one process at a time."""
     with disk_errors_in_words(path):
         path.mkdir(parents=True, exist_ok=True)
     with exclusive(path / "run"):
@@ -185,7 +163,7 @@ def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
         elif (path / "metrics.jsonl").exists():
             raise RunError(f"{path} has metrics but no recipe: choose another folder (`out`)")
         else:
-            folder.save_recipe(recipe)
+            write_durably(folder.recipe, [recipe_text(recipe).encode()])
         yield folder
 
 
@@ -201,11 +179,7 @@ def flat_recipe(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_recipe(recipe: Mapping[str, Any], path: Path) -> None:
-    """Refuse to resume a run that was started with other choices.
-
-    Raises:
-        ConfigError: naming every choice that differs, with both values.
-    """
+    """Refuse to resume a run that was started with other choices."""
     started, now = flat_recipe(read_recipe(path)), flat_recipe(tomllib.loads(recipe_text(recipe)))
     different = [
         f"{name} was {started.get(name, '(absent)')} and is {now.get(name, '(absent)')}"

@@ -86,8 +86,7 @@ class Done:
 def cache_teachers(job: CachingJob, progress: Progress) -> CachingReport:
     """Compute what is missing and no other process computes, then the weights, if all is finished.
 
-    Raises:
-        UserError: what was written stays, and the same call resumes.
+    After an error, what was written stays, and the same call resumes.
     """
     started = time.perf_counter()
     rank, _ = ranks_from_environment() or (0, 1)
@@ -119,15 +118,9 @@ def cache_teachers(job: CachingJob, progress: Progress) -> CachingReport:
 
 
 def fill_shards(job: CachingJob, progress: Progress) -> dict[str, Done]:
-    """Fill every shard that is free until none is left, or other processes hold what is left.
+    """Fill every free shard until none is left, or other processes hold what is left; the work done, by teacher.
 
     Under torchrun, ranks share the check of what was finished before, and rank 0 stays until all is finished.
-
-    Returns:
-        By teacher, what this process did.
-
-    Raises:
-        CacheBusyError: if another process writes the only file of a teacher.
     """
     launched = ranks_from_environment()
     rank, size = launched or (0, 1)
@@ -182,11 +175,7 @@ def _describe(folder: Path, units: Sequence[Unit]) -> Iterator[str]:
 def _fill_shard(
     job: CachingJob, shard: Shard, teachers: Sequence[PreparedTeacher], done: Mapping[str, Done], progress: Progress
 ) -> None:
-    """Fill the files of a shard, all teachers side by side.
-
-    Raises:
-        CacheBusyError: before anything is done, if another process holds one of the files.
-    """
+    """Fill the files of a shard, all teachers side by side; CacheBusyError, if any, before anything is done."""
     labels = job.source.labels.numpy()
     with contextlib.ExitStack() as files:
         writers = []
@@ -303,13 +292,9 @@ def _views_at_once(job: CachingJob, shapes: Sequence[CacheShape]) -> int:
 def predict(
     teacher: Teacher, images: Tensor, names: Sequence[str], labels: Tensor, shape: CacheShape
 ) -> dict[str, Tensor]:
-    """A teacher's predictions for a batch of images (B, 3, H, W), as the data sets of a file, on the device.
+    """A teacher's predictions for images (B, 3, H, W) with labels (B,), as the data sets of a file, on the device.
 
-    Entropy and prediction are of unrounded, complete logits.
-
-    Args:
-        names: of data sets; of these only the features are chosen, the others always come.
-        labels: (B,).
+    Entropy and prediction are of unrounded, complete logits. `names` choose among the features; all else always comes.
     """
     keys = [name.removeprefix("features/") for name in names if name.startswith("features/")]
     found = teacher.predict(images, features=keys)
@@ -360,13 +345,9 @@ def _start_copy(batches: Sequence[Mapping[str, Tensor]]) -> HostCopy:
 
 
 def _check_same_logits(job: CachingJob, teacher: PreparedTeacher, path: Path) -> None:
-    """Before rows join earlier ones, compute one earlier block again: it also catches changed code of the network.
+    """Before rows join earlier ones, compute one earlier block again, of the file at `path` if it has one.
 
-    Args:
-        path: of the file that is being written, which is looked at first.
-
-    Raises:
-        CacheMismatchError: if the logits differ by more than rounding.
+    It also catches changed code of the network.
     """
     paths = sorted(files_by_teacher(job.folder).get(teacher.name, []), key=lambda other: other != path)
     sound = (
@@ -416,10 +397,8 @@ def largest_changes(before: Mapping[str, Array], now: Mapping[str, Array]) -> ND
     """How much the logits of each view differ at least: (B,), NaN where a logit is NaN.
 
     A class may be among the k largest on one side only. The other side then says that its logit was at most the
-    smallest one kept there: classes that change places because of a tie count for no more than rounding.
-
-    Args:
-        before, now: "logits" (B, k), and, where not all are kept, "classes" (B, k).
+    smallest one kept there: classes that change places because of a tie count for no more than rounding. Both sides
+    have "logits" (B, k), and, where not all are kept, "classes" (B, k).
     """
     old, new = before["logits"], now["logits"]
     with np.errstate(invalid="ignore"):  # an infinite logit of a forged file, which becomes NaN
@@ -439,10 +418,9 @@ def largest_changes(before: Mapping[str, Array], now: Mapping[str, Array]) -> ND
 
 
 def precompute_weights(folder: Path, progress: Progress) -> tuple[str, ...]:
-    """Write weights.h5 for all finished teachers of a cache, if they fit together.
+    """Write weights.h5 for all finished teachers of a cache, if they fit together; the names of these teachers.
 
-    Returns:
-        The names of those whose weights are there; none where another process writes them for too long.
+    None where another process writes the file for too long.
     """
     names = [name for name in files_by_teacher(folder) if is_whole(folder, name)]
     end = time.monotonic() + _SECONDS_FOR_WEIGHTS
@@ -502,12 +480,7 @@ def _report(
 
 
 def plan_caching(job: CachingJob, progress: Progress) -> CachingPlan:
-    """The dry run: what `cache_teachers` would cost. Nothing is written.
-
-    Raises:
-        CacheSpaceError: if the disk cannot hold it.
-        UserError: whatever else would stop it.
-    """
+    """The dry run: what `cache_teachers` would cost, or the error that would stop it. Nothing is written."""
     plans = job.plans()
     free = check_space(job.folder, plans)
     teachers = []

@@ -73,14 +73,8 @@ def plan_sweep(
 ) -> list[SweepRun]:
     """Every run of a sweep, in the order of the file.
 
-    Args:
-        lists: the options of `distill`, and whether each is a list itself.
-        check: called with the options of a run, and the name of its table; raises a ConfigError.
-        leave_one_out: train every run with all teachers, and without each of them.
-
-    Raises:
-        ConfigError, SweepError: if the file cannot be read, has no runs, or has some that cannot be made, or that would
-            run code of the user's own; naming them.
+    `lists` has the options of `distill`, and whether each is a list itself. `check` raises a ConfigError for the
+    options of a run, and names its table. `leave_one_out` trains with all teachers, and without each of them.
     """
     tables = read_recipe(path)
     lines = tables.pop("runs", {"run": {}})
@@ -141,12 +135,8 @@ def _teachers(path: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
 def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
     """A run of the baseline, where it is known before anything ran.
 
-    Args:
-        wanted: the NAME of a table [runs.NAME], or a run's folder, with or without --out; or else the name of a group
-            in the comparison, which is known when the runs are finished: None.
-
-    Raises:
-        SweepError: if a table is named whose runs differ in more than the seed.
+    `wanted` is the NAME of a table [runs.NAME], or a run's folder, with or without --out; or else the name of a group
+    in the comparison, which is known when the runs are finished: None.
     """
     of_table: dict[str, SweepRun] = {}  # the first of each choice
     for run in runs:
@@ -164,16 +154,10 @@ def find_baseline(runs: Sequence[SweepRun], wanted: str) -> SweepRun | None:
 
 
 def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> None:
-    """Make the runs that are missing; a failed one does not stop the others, an exception ends the running ones.
+    """Make missing runs, `jobs` at once; a failed one does not stop the others, an exception ends the running ones.
 
     The runs have the reading end of a pipe as stdin, and this process alone has the writing end, to which it never
     writes: when this process ends, in whatever way, the system closes it, and the runs end.
-
-    Args:
-        jobs: processes at once.
-
-    Raises:
-        SweepError: naming the runs that failed, with what the first one said.
     """
     missing = [run for run in runs if not run.finished]
     failures: list[tuple[SweepRun, str]] = []

@@ -54,42 +54,21 @@ from demkd.pipeline.teacher_targets import (
     teacher_statistics,
     weighting_note,
 )
-from demkd.teachers.load import (
-    ByTeacher,
-    InputChoice,
-    NormalizeLike,
-    Teachers,
-    TeacherSpecError,
-    by_teacher,
-    check_teacher_names,
-    check_teachers,
-    chosen_for,
-    load_teacher,
-    normalizations_by_teacher,
-    sizes_by_teacher,
-    teacher_specs,
-)
+from demkd.teachers import load
+from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochData:
-    """What the batches of an epoch have in common.
-
-    Attributes:
-        params: (S, N, P), the parameters of the views of all samples.
-        batches: this process's samples of every batch; `sizes` has those of all processes.
-        views: the cached targets of each of the S views; empty with live teachers, or none.
-        view_index: of the first view; None for independent views.
-        shuffle: (K, N) for each of the S views of live teachers, or None.
-    """
+    """What the batches of an epoch have in common."""
 
     epoch: int
-    params: Tensor
-    batches: Sequence[Tensor]
-    sizes: Sequence[int]
-    views: Sequence[CachedView]
-    view_index: int | None
-    shuffle: Sequence[Tensor | None]
+    params: Tensor  # (S, N, P), of the views of all samples
+    batches: Sequence[Tensor]  # this process's samples of every batch
+    sizes: Sequence[int]  # of the batches of all processes together
+    views: Sequence[CachedView]  # the cached targets of each of the S views; empty with live teachers, or none
+    view_index: int | None  # of the first view; None for independent views
+    shuffle: Sequence[Tensor | None]  # (K, N) for each of the S views of live teachers, or None
 
 
 class SoftTargetLoader:
@@ -142,23 +121,14 @@ class SoftTargetLoader:
         Args:
             cache: its folder or URL; None with live teachers, or with `method="ce"`, which has none.
             train: the training images: anything that `as_dataset` takes.
-            method: a preset, with `method_options` to change it, or a configuration.
             batch_size: of all processes together.
             seed: of the order of samples and views.
-            teachers: some of the cache's, by name; all by default.
-            views: train on the first N views; "random" for independent views of live teachers.
-            hint_layer: whose features a student matches, of all teachers or by name; their last maps by default.
-            normalize: mean and deviation of the images (and, by name, of live teachers); the data's by default.
             size: height and width of the images, where views are resized; the cache's by default.
             label_noise: share of the labels that is replaced by wrong ones.
             rank, world_size: yield the batches of this rank: a contiguous part of each batch.
             indices: train on these samples alone.
-            images: how files are decoded.
-            live_teachers: run these instead of reading a cache.
-            input_size: of live teachers, of all or by name.
-            augment: the views; the cache's, or the data's default.
-            view_seed: with live teachers, which views come first.
             compute: device and precision of live teachers, in place of `device`.
+            method_options: options of the preset to change. All others are as `distill` takes them.
 
         Raises:
             UserError: if the data are not those of the cache, or the cache lacks what the method needs.
@@ -168,9 +138,9 @@ class SoftTargetLoader:
         seed, batch_size, size, views = options.seed, options.batch_size, options.size, plain(views)
         if views not in (None, "random") and type(views) is not int:
             raise ConfigError(f"`views` is {views!r}: give a whole number of at least 1, or random")
-        specs, names = teacher_specs(live_teachers), teacher_names(teachers)
-        normalizations, layers = normalizations_by_teacher(normalize), by_teacher(hint_layer)
-        input_sizes = sizes_by_teacher(input_size)
+        specs, names = load.teacher_specs(live_teachers), teacher_names(teachers)
+        normalizations, layers = load.normalizations_by_teacher(normalize), load.by_teacher(hint_layer)
+        input_sizes = load.sizes_by_teacher(input_size)
         self._world = World(rank=rank, size=world_size)
         if not (0 <= rank < world_size and batch_size >= self._world.least_batch):
             raise ConfigError(
@@ -187,8 +157,8 @@ class SoftTargetLoader:
         else:
             self._check_live(names, [spec.name for spec in specs], views)
             for option, choices in (("normalize", normalizations), ("input_size", input_sizes), ("hint_layer", layers)):
-                check_teacher_names(choices, [spec.name for spec in specs], option=option)
-            check_teachers(specs)
+                load.check_teacher_names(choices, [spec.name for spec in specs], option=option)
+            load.check_teachers(specs)
         self.device, self.batch_size, self._seed = compute.device, batch_size, seed
         self.dataset = as_dataset(train, split="train", called="train", images=images, progress=progress)
         self._indices = self._checked(range(len(self.dataset)) if indices is None else indices)
@@ -246,11 +216,7 @@ class SoftTargetLoader:
         return whole + (rest >= self._world.least_batch)
 
     def __iter__(self) -> Iterator[TargetBatch]:
-        """The batches of the epoch.
-
-        Raises:
-            RuntimeError: if another epoch is started meanwhile, whose targets are of other views.
-        """
+        """The batches of the epoch; RuntimeError if another is started meanwhile, whose targets are of other views."""
         return self.batches(self.start_epoch())
 
     def start_epoch(self) -> EpochData:
@@ -325,8 +291,7 @@ class SoftTargetLoader:
     def resident_batch(self, epoch: int, indices: Tensor, params: Tensor, targets: Targets) -> TargetBatch:
         """A batch of samples (B,) from what is on the device: no call waits for it, so a CUDA graph can replay this.
 
-        Args:
-            params: (1, N, P), of all samples; `targets` are of all, too.
+        `params` (1, N, P) and `targets` are of all samples.
         """
         assert self._render is not None
         own = params[0, indices]
@@ -388,7 +353,7 @@ class SoftTargetLoader:
             raise ConfigError(f"the method {method.name} needs teachers: give a `cache`, or `live_teachers`")
         # The recipe of a cached run names its teachers, and may be repeated with the same ones live.
         if teachers and set(teachers) != set(live):
-            raise TeacherSpecError(
+            raise load.TeacherSpecError(
                 f"`teachers={','.join(teachers)}` chooses among a cache's teachers, and the live ones are "
                 f"{', '.join(live) or 'none'}: leave it out, and give `live_teachers`"
             )
@@ -431,7 +396,7 @@ class SoftTargetLoader:
                 f"`augment` is {augmentation}, but the views of the cache in {cache.folder} are {self.augmentation}: "
                 "leave it out, or cache the teachers with it in another folder"
             )
-        check_teacher_names(layers, cache.names, option="hint_layer")
+        load.check_teacher_names(layers, cache.names, option="hint_layer")
         self.num_views, self.teachers = count, cache.names
         self.fingerprints = {f"teacher_{t.name}": t.provenance.fingerprint() for t in cache.teachers}
         if self.method.needs_teachers:
@@ -448,13 +413,13 @@ class SoftTargetLoader:
         layers: Mapping[str, str],
     ) -> None:
         loaded = [
-            load_teacher(
+            load.load_teacher(
                 spec,
                 dataset=self.dataset,
                 compute=compute,
-                choice=InputChoice(
-                    normalization=chosen_for(normalizations, spec.name),
-                    size=chosen_for(input_sizes, spec.name),
+                choice=load.InputChoice(
+                    normalization=load.chosen_for(normalizations, spec.name),
+                    size=load.chosen_for(input_sizes, spec.name),
                     view_size=self.augmentation.view_size,
                 ),
             )
@@ -464,7 +429,7 @@ class SoftTargetLoader:
         self.teachers = tuple(teacher.name for teacher in teachers)
         self.fingerprints = {f"teacher_{teacher.name}": teacher.state_sha256() for teacher in teachers}
         for teacher, network in loaded:
-            if chosen_for(normalizations, teacher.name) or network.input.size:
+            if load.chosen_for(normalizations, teacher.name) or network.input.size:
                 values = [*network.input.normalization.mean, *network.input.normalization.std]
                 at = f" at {network.input.size} pixels" if network.input.size else ""
                 self.fingerprints[f"teacher_{teacher.name}_input"] = f"{', '.join(map(str, values))}{at}"
@@ -475,7 +440,9 @@ class SoftTargetLoader:
             self._labels,
             self.method,
             sizes=[self.augmentation.size_for(network.input.size) for _, network in loaded],
-            layers={t.name: chosen_for(layers, t.name) or t.hint_layer for t in teachers if self.method.needs_features},
+            layers={
+                t.name: load.chosen_for(layers, t.name) or t.hint_layer for t in teachers if self.method.needs_features
+            },
         )
         self.hint_layers = self._live.layers
         if self.hint_layers:
@@ -512,18 +479,14 @@ def _check_cached(specs: Sequence[Any], views: int | str | None, normalizations:
         raise DataError("`views=random` needs `live_teachers`: a cache has its own views only")
     named = next(filter(None, normalizations), None)
     if named:
-        raise TeacherSpecError(
+        raise load.TeacherSpecError(
             f"`normalize={named}=...` is for live teachers: a cache was made with values of its own. Give the "
             "student's alone"
         )
 
 
 def check_same_data(cached: TeacherCache, source: Any) -> None:
-    """Refuse images or labels other than those that the teachers saw.
-
-    Raises:
-        CacheMismatchError: naming every field that differs, with both values.
-    """
+    """Refuse images or labels other than those that the teachers saw."""
     cached.provenance.check_same(
         Provenance(identity={"data": source.provenance()}),
         cached=str(cached.path),
@@ -534,11 +497,7 @@ def check_same_data(cached: TeacherCache, source: Any) -> None:
 
 
 def images_of(cache: Cache, data: Data) -> ImageDataset:
-    """The data set of a cache, decoded as it was for the teachers.
-
-    Raises:
-        CacheMismatchError: if the data are others.
-    """
+    """The data set of a cache, decoded as it was for the teachers."""
     provenance = cache.teachers[0].provenance
     facts: Any = provenance.identity["data"]
     images = ImageConfig(exif=facts.get("exif", True), skip_broken="left_out" in provenance.notes)

@@ -14,21 +14,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from demkd import losses
 from demkd.cache import Cache, CacheMissingError, Rows, TeacherCache, ViewPredictions
 from demkd.config import MethodConfig
 from demkd.dataset import seeds
-from demkd.losses import (
-    LOSSES,
-    SoftTargets,
-    Targets,
-    TeacherWeights,
-    entropy,
-    fuse,
-    loss_temperatures,
-    measure_teachers,
-    measure_uncertainty,
-    weigh,
-)
+from demkd.losses import SoftTargets, Targets, TeacherWeights
 from demkd.losses.weights import DEFAULT_WEIGHTING, for_both_losses, is_default, uses_cached_entropy, weighting_changes
 from demkd.pipeline.results import TeacherStatistics
 from demkd.teachers import Teacher
@@ -54,19 +44,14 @@ class CachedTeachers:
     ) -> None:
         """Check that the cache has what the method needs.
 
-        Args:
-            labels: (N,), on the device: those of the data, or noisy ones.
-            seed: for the controls that shuffle weights.
-            hint_layer: as `cached_hint_layers` takes it.
-
-        Raises:
-            CacheMissingError: if the cache lacks features, or a temperature.
+        Labels (N,), on the device, are those of the data, or noisy ones. `seed` is for the controls that shuffle
+        weights, `hint_layer` as `cached_hint_layers` takes it.
         """
         self.names = cache.names
         self._cache, self._labels, self._method, self._seed = cache, labels, method, seed
         self._device, self._limit = labels.device, target_bytes
         looks_again = not uses_cached_entropy(method) and method.weight_source not in ("uniform", "fixed")
-        self._temperatures = (*loss_temperatures(method), *((method.entropy_temperature,) if looks_again else ()))
+        self._temperatures = losses.loss_temperatures(method) + (method.entropy_temperature,) * looks_again
         for teacher in cache.teachers:
             self._check_top_k(teacher)
         self.layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
@@ -105,18 +90,18 @@ class CachedTeachers:
             weights=weights,
             soft=soft,
             hints=hints,
-            measures=measure_teachers(entropies, predictions, labels, weights),
+            measures=losses.measure_teachers(entropies, predictions, labels, weights),
             method=method,
         )
 
     def fuse(self, view_index: int, rows: slice | Tensor, weights: TeacherWeights) -> SoftTargets:
         """The soft targets of some samples."""
-        temperatures = loss_temperatures(self._method)
+        temperatures = losses.loss_temperatures(self._method)
         if any(teacher.shape.top_k for teacher in self._cache.teachers):
             logits = {temperature: self._logits(view_index, rows, temperature) for temperature in temperatures}
         else:
             logits = dict.fromkeys(temperatures, self._logits(view_index, rows, temperatures[0]))
-        return fuse(logits, self._labels[rows], self._method, weights.of_samples(rows))
+        return losses.fuse(logits, self._labels[rows], self._method, weights.of_samples(rows))
 
     def _weigh(self, answers: ViewPredictions, entropies: Tensor, predictions: Tensor) -> TeacherWeights:
         """Precomputed weights where they fit, else weights from the cached entropies, or from the logits."""
@@ -127,7 +112,7 @@ class CachedTeachers:
         if not uses_cached_entropy(method) and method.weight_source not in ("uniform", "fixed"):
             blocks = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, cache.samples, _ROWS_AT_ONCE)]
             measured = [
-                measure_uncertainty(
+                losses.measure_uncertainty(
                     self._logits(answers.view_index, block, method.entropy_temperature), self._labels[block], method
                 )
                 for block in blocks
@@ -136,7 +121,7 @@ class CachedTeachers:
         shuffle = draw_shuffle(
             method, seed=self._seed, view_index=answers.view_index, shape=(len(cache.names), cache.samples)
         )
-        return weigh(uncertainty, predictions, self._labels, method, shuffle=shuffle)
+        return losses.weigh(uncertainty, predictions, self._labels, method, shuffle=shuffle)
 
     def _logits(self, view_index: int, rows: slice | Tensor, temperature: float) -> list[Tensor]:
         """Some rows of the K teachers' logits as float32, for a softmax at a temperature."""
@@ -156,17 +141,13 @@ class CachedTeachers:
         return resident
 
     def _check_top_k(self, teacher: TeacherCache) -> None:
-        """Refuse what a file of the largest logits cannot give.
-
-        Raises:
-            CacheMissingError: with the cure.
-        """
+        """Refuse what a file of the largest logits cannot give."""
         if not teacher.shape.top_k:
             return
         method = self._method
         needs_all = {
             "`standardize`": method.standardize,
-            f"`loss={method.loss}`": LOSSES[method.loss].needs_all_logits,
+            f"`loss={method.loss}`": losses.LOSSES[method.loss].needs_all_logits,
             "`entropy_logits=standardized`": method.entropy_logits != "raw",
         }
         for name, needed in needs_all.items():
@@ -181,22 +162,15 @@ class CachedTeachers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedView:
-    """The targets of all samples in one view.
-
-    Attributes:
-        params: (N, P), the parameters of the augmentation.
-        soft: fused targets of all samples; None if they are too large, and fused by batch.
-        hints: features of each teacher, (N, ...).
-        measures: (5, K), see `measure_teachers`.
-    """
+    """The targets of all samples in one view."""
 
     teachers: CachedTeachers
     view_index: int
-    params: Tensor
+    params: Tensor  # (N, P), of the augmentation
     weights: TeacherWeights
-    soft: SoftTargets | None
-    hints: Sequence[Rows | Tensor]
-    measures: Tensor
+    soft: SoftTargets | None  # fused targets of all samples; None if they are too large, and fused by batch
+    hints: Sequence[Rows | Tensor]  # features of each teacher, (N, ...)
+    measures: Tensor  # (5, K), see `measure_teachers`
     method: MethodConfig
 
     def targets(self, indices: Tensor) -> Targets:
@@ -234,12 +208,9 @@ class LiveTeachers:
         sizes: Sequence[int | None],
         layers: Mapping[str, str],
     ) -> None:
-        """Prepare.
+        """Labels are (N,), on the device; `sizes` are those of the images that each teacher takes, None for their own.
 
-        Args:
-            labels: (N,), on the device.
-            sizes: of the images that each teacher takes; None for the images' own.
-            layers: by teacher, whose features a student matches; empty if it matches none.
+        `layers` are those, by teacher, whose features a student matches; empty if it matches none.
         """
         self.names = tuple(teacher.name for teacher in teachers)
         self.layers = layers
@@ -252,24 +223,19 @@ class LiveTeachers:
         self._measures, self._samples = torch.zeros(5, len(self.names), device=self._labels.device), 0
 
     def targets(self, indices: Tensor, images: Images, shuffle: Tensor | None) -> Targets:
-        """The targets of samples (B,).
-
-        Args:
-            images: of these samples, by size.
-            shuffle: (K, N), for the control that exchanges the teachers' weights, or None.
-        """
+        """The targets of samples (B,) with their images; `shuffle` (K, N) is of the control that exchanges weights."""
         method, labels = self._method, self._labels[indices]
         logits, hints = self.predict(images)
         predictions = torch.stack([z.argmax(1) for z in logits])
-        uncertainty = measure_uncertainty(logits, labels, method)
+        uncertainty = losses.measure_uncertainty(logits, labels, method)
         shuffled = None if shuffle is None else shuffle[:, indices.cpu()]
-        weights = weigh(uncertainty, predictions, labels, method, shuffle=shuffled)
-        entropies = torch.stack([entropy(z) for z in logits])
-        self._measures += len(labels) * measure_teachers(entropies, predictions, labels, weights)
+        weights = losses.weigh(uncertainty, predictions, labels, method, shuffle=shuffled)
+        entropies = torch.stack([losses.entropy(z) for z in logits])
+        self._measures += len(labels) * losses.measure_teachers(entropies, predictions, labels, weights)
         self._samples += len(labels)
-        at_all = dict.fromkeys(loss_temperatures(method), logits)
+        at_all = dict.fromkeys(losses.loss_temperatures(method), logits)
         return Targets(
-            soft=fuse(at_all, labels, method, weights), hints=hints, hint_weights=weights.hint, method=method
+            soft=losses.fuse(at_all, labels, method, weights), hints=hints, hint_weights=weights.hint, method=method
         )
 
     def predict(self, images: Images) -> tuple[list[Tensor], list[Tensor]]:
@@ -339,11 +305,7 @@ def teacher_statistics(names: tuple[str, ...], measures: Tensor) -> TeacherStati
 def cached_hint_layers(teachers: Sequence[TeacherCache], chosen: Mapping[str, str]) -> dict[str, str]:
     """Which of each cached teacher's features a student matches: the chosen ones, or those of its last map.
 
-    Args:
-        chosen: features as `inspect` lists them (`stage3`, `stage3@4x4`) by teacher; "" stands for all others.
-
-    Raises:
-        CacheMissingError: if a teacher has none, not these, or its last map in several sizes; with the cures.
+    Chosen are features by teacher, as `inspect` lists them (`stage3`, `stage3@4x4`); "" stands for all others.
     """
     layers = {}
     for teacher in teachers:

@@ -44,19 +44,12 @@ class TrainingError(UserError, ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResidentStep:
-    """The input of a step whose data are on the GPU: a CUDA graph copies these tensors, and replays the step.
+    """The input of a step whose data are on the GPU: a CUDA graph copies these tensors, and replays the step."""
 
-    Attributes:
-        indices: (B,), the samples.
-        params: (1, N, P), of the views of all samples.
-        targets: of all samples.
-        factors: (L,), of the terms of the loss.
-    """
-
-    indices: Tensor
-    params: Tensor
-    targets: Targets
-    factors: Tensor
+    indices: Tensor  # (B,), the samples
+    params: Tensor  # (1, N, P), of the views of all samples
+    targets: Targets  # of all samples
+    factors: Tensor  # (L,), of the terms of the loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +65,9 @@ class StudentWithAdapters(nn.Module):
     """A student, and an adapter from its features to those of each teacher; one module, as DDP needs it."""
 
     def __init__(self, student: Network, hint_shapes: Sequence[tuple[int, ...]], images: Tensor, *, layer: str) -> None:
-        """Fit the adapters.
+        """Fit adapters from a layer, "" for the last map, to one sample's features of each teacher, if there are any.
 
-        Args:
-            hint_shapes: of one sample's features by teacher; empty for no adapters.
-            images: (B, 3, H, W), to find the shape of the student's layer.
-            layer: whose features are adapted; "" for the last map.
+        Images (B, 3, H, W) are to find the shape of the student's layer.
         """
         super().__init__()
         self.student, self.adapters = student, nn.ModuleList()
@@ -101,12 +91,8 @@ class StudentWithAdapters(nn.Module):
 class Trainer:
     """A student in training, and all that changes from step to step; `state` is what a checkpoint keeps.
 
-    Attributes:
-        model: the student with its adapters.
-        input: what the student takes as input.
-        name: of the student.
-        resolved: the values of `config` that follow from the data, or are the user's own objects.
-        warnings: since they were last read.
+    `resolved` has the values of `config` that follow from the data, or are the user's own objects; `warnings` those
+    since they were last read.
     """
 
     def __init__(
@@ -121,12 +107,9 @@ class Trainer:
         optimizer: OptimizerLike | None = None,
         scheduler: SchedulerLike | None = None,
     ) -> None:
-        """Build the student and its adapters from the seed.
+        """Build the student and its adapters from the seed; a module of the user's is trained in place.
 
-        Args:
-            network: a name, or the user's module, which is trained in place.
-            name: of the module, for messages.
-            student_layer: whose features are adapted to the teachers'; the last map by default.
+        `name` is the module's, for messages; adapted are the features of `student_layer`, by default the last map.
         """
         self.loader, self._config, self._compute, self._world = loader, config, compute, compute.world
         self.name = network if isinstance(network, str) else name
@@ -149,7 +132,10 @@ class Trainer:
         blank = loader.normalization.apply(loader.blank(loader.size))
         self.model = StudentWithAdapters(student, loader.hint_shapes, blank, layer=student_layer)
         if config.sync_bn and self._world.size > 1:
-            self._synchronize_batch_norm()
+            if compute.device.type != "cuda":
+                raise TrainingError("`sync_bn` needs GPUs: PyTorch synchronizes batch normalization there alone")
+            check_plain_batch_norm(self.model)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         compute.place(self.model)
         # A network of the user's, or of a library, may have layers that only other losses use.
         own = isinstance(network, str) and ":" not in network
@@ -173,11 +159,7 @@ class Trainer:
         return self.model.student
 
     def train_epoch(self, epoch: int, task: Task) -> EpochReport:
-        """One pass over the data, in epoch 0, 1, ...; the report has no test yet.
-
-        Raises:
-            TrainingError: if the loss is no longer finite.
-        """
+        """One pass over the data, in epoch 0, 1, ...; the report has no test yet."""
         config, loader, device = self._config, self.loader, self._compute.device
         started = time.perf_counter()
         # What the network itself draws (dropout) depends on the seed, the epoch and the process alone.
@@ -258,11 +240,7 @@ class Trainer:
         return self._step(Step(batch=batch, factors=step.factors, share=1))
 
     def _step(self, step: Step) -> Tensor:
-        """Train on one batch.
-
-        Returns:
-            (L + 2,): every term of the loss, the loss, and the share of right predictions.
-        """
+        """Train on one batch: every term of the loss, the loss, and the share of right predictions (L + 2,)."""
         batch = step.batch
         with self._compute.autocast():
             logits, features = self._parallel(batch.images)
@@ -313,24 +291,9 @@ class Trainer:
         group = self._optimizer.param_groups[0]
         group["lr"] = torch.tensor(float(group["lr"]), device=self._compute.device)
 
-    def _synchronize_batch_norm(self) -> None:
-        """Compute the statistics of batch normalization over all processes.
-
-        Raises:
-            TrainingError: on CPUs, and if a class does more than normalize, such as timm's with its activation.
-        """
-        if self._compute.device.type != "cuda":
-            raise TrainingError("`sync_bn` needs GPUs: PyTorch synchronizes batch normalization there alone")
-        check_plain_batch_norm(self.model)
-        nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-
 
 def check_plain_batch_norm(model: nn.Module) -> None:
-    """Refuse classes whose replacement by PyTorch's SyncBatchNorm would lose something.
-
-    Raises:
-        TrainingError: with the layer.
-    """
+    """Refuse classes whose replacement by SyncBatchNorm would lose something, such as timm's with its activation."""
     for name, module in model.named_modules():
         plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         if isinstance(module, _BatchNorm) and not plain:
