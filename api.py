@@ -19,15 +19,9 @@ if TYPE_CHECKING:
     from demkd.dataset import AugmentationLike, Data
     from demkd.pipeline.preparation import CachingJob
     from demkd.pipeline.progress import Progress
-    from demkd.pipeline.results import (
-        CachingPlan,
-        CachingReport,
-        EvaluationReport,
-        PackReport,
-    )
+    from demkd.pipeline.results import CachingPlan, CachingReport, EvaluationReport, PackReport
     from demkd.report.table import Table
     from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
-
 
 Folder = str | os.PathLike[str]
 
@@ -52,9 +46,7 @@ def contradiction(
 ) -> str | None:
     """A sentence about the first arguments that need or exclude each other; None and False are left out.
 
-    Args:
-        named: what an argument is called in the sentence.
-        needs: by argument, those of which it needs one.
+    `named` is what an argument is called there; of those in `needs`, it needs one.
     """
     given = {name for name, value in arguments.items() if value is not None and value is not False}
     for name, needed in needs.items():

@@ -36,13 +36,9 @@ class ConfigError(UserError, ValueError):
 def option(
     default: Any, text: str, *, choices: tuple[str, ...] = (), within: str = "", flag: bool = True, metavar: str = ""
 ) -> Any:
-    """A field of a configuration.
+    """A field of a configuration, with its help text; `within` is the interval of its numbers, such as "[1, inf)".
 
-    Args:
-        text: the help text.
-        choices: the allowed words.
-        within: the allowed numbers, as an interval: "[1, inf)".
-        flag: whether the command line has a flag of its own for it; see `setting`.
+    With `flag`, it has a flag of its own on the command line; see `setting`.
     """
     metadata = {"help": text, "choices": choices, "within": within, "flag": flag, "metavar": metavar}
     return field(default=default, metadata=metadata)
@@ -252,11 +248,7 @@ class ImageConfig:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe as option values and tables.
-
-    Raises:
-        ConfigError: if there is none, or it is not TOML.
-    """
+    """Read a recipe as option values and tables."""
     try:
         return tomllib.loads(read_regular(path).decode())
     except FileNotFoundError:
@@ -274,11 +266,7 @@ def recipe_options(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_no_own_code(networks: Iterable[str]) -> None:
-    """Refuse code of the user's own among a recipe's networks, as students or in teachers.
-
-    Raises:
-        ConfigError: naming the network.
-    """
+    """Refuse code of the user's own among a recipe's networks, as students or in teachers."""
     from demkd.networks import is_own_code
 
     for text in networks:
@@ -300,11 +288,7 @@ def field_types(config: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def check(config: Any) -> None:
-    """Check every field of a configuration, and make NumPy's numbers Python's.
-
-    Raises:
-        ConfigError: with the field, its value and the allowed values.
-    """
+    """Check every field of a configuration, and make NumPy's numbers Python's."""
     accepted = field_types(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
@@ -331,11 +315,7 @@ def of_options(config: type[Config], options: Mapping[str, Any]) -> Config:
 
 
 def check_names(options: Iterable[str], *configs: type[Any], also: Iterable[str] = ()) -> None:
-    """Refuse options that no configuration has.
-
-    Raises:
-        ConfigError: with the option, and what it may have been meant to be.
-    """
+    """Refuse options that no configuration has."""
     known = sorted({entry.name for config in configs for entry in fields(config)} - {"name"} | set(also))
     for name in options:
         if name not in known:
@@ -344,22 +324,14 @@ def check_names(options: Iterable[str], *configs: type[Any], also: Iterable[str]
 
 
 def check_counts(**counts: object) -> None:
-    """Refuse what is neither None nor a whole number of at least 1.
-
-    Raises:
-        ConfigError: with the argument and its value.
-    """
+    """Refuse what is neither None nor a whole number of at least 1."""
     for name, count in counts.items():
         if count is not None and not (_is_a(int, count) and count >= 1):  # type: ignore[operator]
             raise ConfigError(f"`{name}` is {count!r}: give a whole number of at least 1")
 
 
 def parse(config: type[Any], name: str, text: str) -> Any:
-    """The value of a field from a text, as the command line gives it; a list is separated by commas.
-
-    Raises:
-        ConfigError: if it is not of the field's type.
-    """
+    """The value of a field from a text, as the command line gives it; a list is separated by commas."""
     accepted = field_types(config)[name]
     try:
         if bool in accepted:

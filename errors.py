@@ -29,11 +29,7 @@ class ToldElsewhereError(UserError):
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read, but no pipe, device or folder.
-
-    Raises:
-        OSError: if it is one of those, or cannot be opened.
-    """
+    """Open a file to read; an OSError for a pipe, a device or a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else opening a pipe waits for a writer
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

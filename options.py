@@ -235,14 +235,7 @@ def _recipe(ctx: click.Context, _parameter: click.Parameter, path: Path | None) 
 
 
 def split_recipe(command: Command, options: Mapping[str, Any], *, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of a recipe that are fields, and those that are parameters of the command, both checked.
-
-    Args:
-        source: where they come from, for messages.
-
-    Raises:
-        ConfigError: with the first option that is unknown, or has a value that is not allowed.
-    """
+    """The options of a recipe that are fields, and those that are parameters of the command, both checked."""
     settings = command.settings
     parameters = {key_of(parameter): parameter for parameter in command.params if key_of(parameter) not in settings}
     unknown = sorted(options.keys() - parameters.keys() - settings.keys())

@@ -58,11 +58,7 @@ def partial_file(path: Path) -> Path:
 
 
 def teacher_names(teachers: Sequence[str]) -> tuple[str, ...]:
-    """Some teachers, by name; a text is one name.
-
-    Raises:
-        CacheValueError: if one comes twice, and so would count twice.
-    """
+    """Some teachers, by name; a text is one name."""
     names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     for name in names:
         if names.count(name) > 1:
