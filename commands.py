@@ -86,7 +86,7 @@ class _Commands(click.Group):
             with contextlib.suppress(OSError):  # else Python would print again at its end what could not be printed
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has seen enough
-                _show_error(f"the output cannot be written ({error.strerror}): give it a place with room")
+                _show_error(f"the output cannot be written ({error.strerror}): free some space")
             sys.exit(1)
 
 
@@ -200,11 +200,11 @@ normalize_option, network_normalize_option = by_teacher(
     "--normalize",
     "MEAN/STD",
     str,
-    "Mean and std of the images that the network was trained on: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
+    "Mean and std of the network's input: cifar10, cifar100, imagenet, none or m,m,m/s,s,s. "
     "Default: its run folder's, else the data's.",
 )
 input_size_option, network_size_option = by_teacher(
-    "--input-size", "PIXELS", int, "Input size of the network; views are cut at or resized to it."
+    "--input-size", "PIXELS", int, "Input size of the network. Views are cropped or resized to it."
 )
 
 
@@ -284,7 +284,7 @@ def pack(cache: str, features: tuple[str, ...] = (), **options: Any) -> Any:
 
     \b
     Examples:
-        demkd pack runs/cache --to cifar100-answers
+        demkd pack runs/cache --to cifar100-logits
         demkd pack runs/cache --to small --views 8 --top-k 16 --features none
     """
     from demkd import api

@@ -47,7 +47,7 @@ class ShardFile:
         """Open and check the header; blocks are checked when they are read."""
         named = shards.parse_name(path.name)
         if named is None:
-            raise CacheDamagedError(f"{path} is not called as a file of a teacher: give it its name back")
+            raise CacheDamagedError(f"{path} is not named TEACHER.00001-of-00001.h5: rename it")
         self.path = path
         self.name, self.shard = named
         self.is_partial = path.name.endswith(shards.PARTIAL)

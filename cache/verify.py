@@ -230,7 +230,7 @@ def _structure_faults(path: Path, header: Header, layouts: Mapping[Path, Layout 
         return [Fault(text=f"{path} cannot be read by HDF5, and so by no other program")]
     own = {name: [extent.offset, list(extent.shape), extent.dtype] for name, extent in header.contents.items()}
     return [
-        Fault(text=f"{path} shows HDF5 something else as {name} than its header says", dataset=name)
+        Fault(text=f"HDF5 and the header of {path} disagree about {name}", dataset=name)
         for name in sorted(own.keys() | found.keys())
         if own.get(name) != found.get(name)
     ]

@@ -92,8 +92,8 @@ class Workers(Generic[Item, Result]):
                 raise
             self.close()
             raise DataError(
-                f"a process that decodes images was killed ({error}): is memory short? Give fewer `workers`, and run "
-                "the same command to resume"
+                f"a process that decodes images was killed ({error}), probably out of memory: lower `workers`, and "
+                "run the same command to resume"
             ) from None
 
 

@@ -1,6 +1,6 @@
 """A step of training as a CUDA graph: recorded once, then replayed.
 
-With small pictures a step is some hundred kernels that run for microseconds each: launching them one by one takes
+With small images a step is some hundred kernels that run for microseconds each: launching them one by one takes
 longer than running them. A replay launches all at once, on the recorded tensors, into which each step's are copied.
 """
 
@@ -82,8 +82,8 @@ class CudaGraph(Generic[Argument]):
             torch.cuda.synchronize(self._stream.device)
             reason = str(error).partition("\n")[0] or type(error).__name__
             self._warn(
-                f"the student's steps cannot be recorded as a CUDA graph ({reason}): every kernel is launched anew, "
-                "which is slower where pictures are small"
+                f"the student's steps cannot be recorded as a CUDA graph ({reason}): steps run without it, "
+                "which is slower where images are small"
             )
             return False
         self._graph = graph

@@ -110,7 +110,7 @@ def export(
                 raise KeyError(data)
         except (ConfigError, KeyError):
             raise ExportError(
-                f"{run} has no recipe that names its data, on whose test images the file is checked: give `data`"
+                f"{run} has no recipe that names its data: give `data`; the file is checked on its test images"
             ) from None
     test = as_dataset(data, split="test", images=images, progress=progress)
     loaded = load_network(run, name=network, dataset=test)

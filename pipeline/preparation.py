@@ -211,9 +211,7 @@ def prepare(
 def check_logits(top_k: int | None, most: int, has: str, tail_temperatures: Iterable[float], encoding: str) -> None:
     """Refuse a way of keeping logits that cannot be; `most` is the largest `top_k`, and `has` says why."""
     if top_k is not None and not 1 <= top_k <= most:
-        raise CacheValueError(
-            f"`top_k` is {top_k}, and {has}: choose 1 to {most}, or leave it out to keep all that there are"
-        )
+        raise CacheValueError(f"`top_k` is {top_k}, and {has}: choose 1 to {most}, or leave it out to keep all logits")
     if top_k is not None and encoding != "float16":
         raise CacheValueError("`top_k` and `logits=uint8` exclude each other: leave one out")
     temperatures = tuple(tail_temperatures)

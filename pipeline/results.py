@@ -109,7 +109,7 @@ class TeacherCachingReport:
     network: str
     parameters: int
     views: int
-    answered: int  # views that this process computed; the others existed
+    computed: int  # views of this process; the others existed
     seconds: float
     top1: float | None = None  # over all views
     mean_entropy: float | None = None  # over all views, in nats
@@ -187,7 +187,7 @@ class RecomputeReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerificationReport:
-    """What `verify` returns; `sound` if nothing is damaged, unfinished or answered otherwise today."""
+    """What `verify` returns; `sound` if nothing is damaged or unfinished, and no teacher gives other logits today."""
 
     folder: Path
     sound: bool

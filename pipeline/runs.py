@@ -227,8 +227,8 @@ class EventLog:
             self._writes = False
             reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
             self._warn(
-                f"TensorBoard's events end here, in {self._file} ({reason}); the run goes on, metrics.jsonl has all "
-                "values, and calling the same command again writes the events anew"
+                f"TensorBoard's events end here, in {self._file} ({reason}); training continues, metrics.jsonl has "
+                "all values; run the same command again to rewrite the events"
             )
 
     def _write(self, lines: Sequence[Mapping[str, Any]], *, anew: bool) -> None:

@@ -367,8 +367,8 @@ def _check_same_logits(job: CachingJob, teacher: PreparedTeacher, path: Path) ->
     change, scale = largest_changes(earlier, now).max(), np.abs(earlier["logits"]).max()
     if not change <= RECOMPUTE_TOLERANCE * max(scale, 1.0):  # NaN differs too
         raise CacheMismatchError(
-            f"teacher {teacher.name} predicts view {view}, rows {rows.start} to {rows.stop - 1}, otherwise than when "
-            f"the cache was started (logits differ by up to {change:.3g}): its network's code has changed since; "
+            f"teacher {teacher.name} now gives other logits for view {view}, rows {rows.start} to {rows.stop - 1}, "
+            f"than when the cache was started (they differ by up to {change:.3g}): its network's code has changed; "
             "choose another folder (`out`)"
         )
 
@@ -453,7 +453,7 @@ def _report(
         network=teacher.network,
         parameters=teacher.teacher.parameters,
         views=teacher.shape.num_views,
-        answered=done.views,
+        computed=done.views,
         seconds=done.seconds,
         shards=teacher.shards,
         features=teacher.shape.features,
@@ -466,8 +466,8 @@ def _report(
     classes = job.source.classes
     if is_near_chance(top1, classes):
         progress.warn(
-            f"teacher {teacher.name} is right about {top1:.1%} of {job.source.name}, near chance ({1 / classes:.1%}): "
-            "are its classes in another order, or its normalization another one?"
+            f"teacher {teacher.name} has top-1 {top1:.1%} on {job.source.name}, near chance ({1 / classes:.1%}): "
+            "check the class order and the normalization"
         )
     return replace(
         report,

@@ -89,9 +89,7 @@ def plan_sweep(
         several: dict[str, list[Any]] = {}
         for name, value in options.items():
             if name in _OWN:
-                raise SweepError(
-                    f"[runs.{line}] has the option {name!r}, which is not for a sweep to choose: remove it"
-                )
+                raise SweepError(f"[runs.{line}] has the option {name!r}, which is set by the sweep: remove it")
             if isinstance(value, list) and (not lists.get(name) or any(isinstance(item, list) for item in value)):
                 several[name] = value
             if [] in (value, *several.get(name, ())):
@@ -183,7 +181,7 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
             os.close(stdin)
     if failures:
         names = ", ".join(run.folder.name for run, _ in failures)
-        raise SweepError(f"{len(failures)} of {len(runs)} runs failed ({names}); the first said: {failures[0][1]}")
+        raise SweepError(f"{len(failures)} of {len(runs)} runs failed ({names}); first error: {failures[0][1]}")
 
 
 def _make(run: SweepRun, stdin: int, processes: list[subprocess.Popen[str]]) -> tuple[float | None, str]:

@@ -362,7 +362,7 @@ class SoftTargetLoader:
             raise ConfigError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
         if views == "random" and method.shuffle == "teachers":
             raise ConfigError(
-                "`shuffle=teachers` is drawn once per view, and `views=random` has no views to return to: "
+                "`shuffle=teachers` is drawn once per view, and `views=random` draws new views every epoch: "
                 "give a number of `views`"
             )
         if method.needs_teachers:

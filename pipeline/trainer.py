@@ -363,8 +363,9 @@ def fit(
                 )
             if done < epochs and report.teachers and report.train_top1 > max(report.teachers.top1) + _CLEARLY:
                 progress.warn(
-                    f"the student is right about {report.train_top1:.1%} of the training labels, its best teacher "
-                    f"about {max(report.teachers.top1):.1%}: these teachers help little, or the labels are wrong"
+                    f"the student has top-1 {report.train_top1:.1%} on the training labels, its best teacher "
+                    f"{max(report.teachers.top1):.1%}: these teachers are weaker than the student, or the labels are "
+                    "wrong"
                 )
         summary = None
         if run:

@@ -96,7 +96,7 @@ def _teachers(statistics: CacheStatistics) -> Table:
         if is_near_chance(float(top1), statistics.cache.classes)
     ]
     if low:
-        note += f"; near chance: {', '.join(low)}: are the classes in another order, or the normalization another one?"
+        note += f"; near chance: {', '.join(low)}: check the class order and the normalization"
     return Table.from_columns("Entropy, accuracy and weight", columns, note)
 
 

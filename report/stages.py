@@ -20,15 +20,15 @@ def blocks_of(report: Any) -> Blocks:
 def _caching(report: results.CachingReport) -> Blocks:
     yield _views(report)
     columns = [Column("teacher"), Column("network"), Column("top-1", format="percent"), Column("entropy", format=".3f")]
-    columns += [Column("answered", "new logits", ",d"), Column("time"), Column("size", format="bytes")]
+    columns += [Column("computed", "new logits", ",d"), Column("time"), Column("size", format="bytes")]
     rows = [
-        (one.name, one.network, one.top1, one.mean_entropy, one.answered, f"{one.seconds:.1f} s", one.file_bytes)
+        (one.name, one.network, one.top1, one.mean_entropy, one.computed, f"{one.seconds:.1f} s", one.file_bytes)
         for one in report.teachers
     ]
     yield Table("", columns, rows)
     yield from report.held
     if report.held:
-        yield "nothing else is left to do; the last process computes the weights"
+        yield "this process is done; the last process computes the weights"
     if report.weighted:
         yield f"weights.h5 has the entropy weights of {', '.join(report.weighted)}"
 

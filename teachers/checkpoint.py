@@ -171,9 +171,9 @@ def _read_safetensors(file: Path) -> Checkpoint:
         metadata.setdefault("crop_pct", metadata.pop("crop_ratio"))
     for name, is_valid in checks.items():
         if name in metadata and not is_valid(metadata[name]):
-            raise CheckpointError(f"the metadata of {file} has a strange {name}: get it again")
+            raise CheckpointError(f"the metadata of {file} has an invalid {name}: get it again")
     if ("mean" in metadata) != ("std" in metadata):
-        raise CheckpointError(f"the metadata of {file} has half a normalization: get it again")
+        raise CheckpointError(f"the metadata of {file} has `mean` without `std`, or the reverse: get it again")
     return Checkpoint(path=file, state=_without_prefix(state), metadata=metadata)
 
 

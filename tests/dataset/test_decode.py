@@ -127,7 +127,7 @@ def test_an_empty_file_and_a_pipe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty\.png has 0 bytes: repair or remove it"):
         read_file(tmp_path / "empty.png")
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(DataError, match=r"pipe\.png cannot be read \(it is no file\)"):
+    with pytest.raises(DataError, match=r"pipe\.png cannot be read \(not a regular file\)"):
         read_file(tmp_path / "pipe.png")
     with pytest.raises(DataError, match=r"absent\.png cannot be read \(No such file"):
         read_file(tmp_path / "absent.png")

@@ -33,7 +33,7 @@ def test_a_worker_that_is_killed_while_the_caller_works_is_one_sentence() -> Non
         os.kill(next(results), signal.SIGKILL)
         for _ in range(20):
             time.sleep(0.01)
-        with pytest.raises(DataError, match=r"a process that decodes images was killed .*Give fewer `workers`"):
+        with pytest.raises(DataError, match=r"a process that decodes images was killed .*lower `workers`"):
             list(results)
         assert len(set(workers.map(range(3)))) == 1, "the next call starts others"
     assert signal.getsignal(signal.SIGCHLD) == handler

@@ -164,7 +164,7 @@ def test_a_missing_package_names_the_extra(run: Path, tmp_path: Path, monkeypatc
     ("changes", "reason"),
     [
         ({"file_format": "tflite"}, "there is no format 'tflite': choose safetensors, onnx, torch-export"),
-        ({"run": Path("no-such-run")}, "no-such-run has no recipe that names its data, .*: give `data`"),
+        ({"run": Path("no-such-run")}, "no-such-run has no recipe that names its data: give `data`"),
         ({"data": "digits"}, "was trained for 3 classes, and digits has 10"),
         (
             {"out": Path("/proc/none/student.onnx")},

@@ -129,7 +129,7 @@ def test_a_student_better_than_its_teachers_gets_a_warning(tmp_path: Path, borde
         "resnet8", cache=cache, train=data, test=data, out=tmp_path / "run", method="kd", kd_weight=0.01, epochs=4,
         batch_size=16, schedule="one-cycle", normalize=plain, progress=recorder,
     )  # fmt: skip
-    told = [text for text in recorder.warnings if text.startswith("the student is right about 100.0% of the training")]
+    told = [text for text in recorder.warnings if text.startswith("the student has top-1 100.0% on the training")]
     assert len(told) == better
 
 
@@ -332,7 +332,7 @@ def test_shuffled_samples_keep_the_teachers_mean_weights_and_shuffled_teachers_d
     [
         ({"shuffle": "samples"}, 5, "`shuffle=samples` needs all samples at once"),
         ({"weight_level": "dataset"}, 5, "`weight_level=dataset` needs all samples at once"),
-        ({"shuffle": "teachers"}, "random", "drawn once per view, and `views=random` has no views"),
+        ({"shuffle": "teachers"}, "random", "drawn once per view, and `views=random` draws new views"),
         ({"weight_source": "fixed", "fixed_weights": (0.5, 0.5)}, 5, "has 2 numbers for 3 teachers"),
     ],
 )

@@ -126,8 +126,11 @@ def test_a_sweep_is_every_combination(tmp_path: Path, text: str, folders: list[s
         ("[runs.a]\nseed = true", r"\[runs\.a\]: `seed` is True: give a whole number"),
         ("seed = []\n[runs.a]", r"\[runs\.a\] has seed = \[\]: give a value"),
         ("[runs.a]\nteachers = [['x'], []]", r"\[runs\.a\] has teachers = \[\['x'\], \[\]\]"),
-        *((f"[runs.a]\n{own} = 'x'", f"option '{own}', which is not for a sweep") for own in ("out", "recipe", "json")),
-        ("[runs.a]\nquiet = true", "option 'quiet', which is not for a sweep to choose: remove it"),
+        *(
+            (f"[runs.a]\n{own} = 'x'", f"option '{own}', which is set by the sweep")
+            for own in ("out", "recipe", "json")
+        ),
+        ("[runs.a]\nquiet = true", "option 'quiet', which is set by the sweep: remove it"),
         *((f"[runs.'{name}']", "which is no plain name") for name in ("../escaped", "/abs", "..", "", "x" * 256)),
         (
             "[runs.a]\ncache = ['runs/a', 'runs/b']",
@@ -199,7 +202,7 @@ def test_a_failed_run_is_named_and_does_not_stop_the_others(
         (tmp_path / name).write_text("raise SystemExit('a file of the user')")
     monkeypatch.chdir(tmp_path)
     bad, other = sweep(epochs=1, runs={"bad": {"views": 99}, "good": {}})
-    with pytest.raises(SweepError, match=r"1 of 2 runs failed \(bad\); the first said: .*--views is 99"):
+    with pytest.raises(SweepError, match=r"1 of 2 runs failed \(bad\); first error: .*--views is 99"):
         run_sweep([bad, other], jobs=1, progress=(notes := Notes()))
     assert other.finished
     top1 = json.loads((other.folder / "metrics.jsonl").read_text().splitlines()[-1])["test_top1"]

@@ -110,7 +110,7 @@ def test_events_that_cannot_be_written_are_one_warning(run: Run, distilling: Com
     warnings = [line for line in outcome.stderr.splitlines() if line.startswith("warning: TensorBoard")]
     assert len(warnings) == 1
     place = tmp_path / EVENTS_FILE
-    assert f"warning: TensorBoard's events end here, in {place} (Is a directory); the run goes on" in warnings[0]
+    assert f"warning: TensorBoard's events end here, in {place} (Is a directory); training continues" in warnings[0]
     assert len(read_metrics(tmp_path)) == 1
     assert (tmp_path / "student.safetensors").exists()
 

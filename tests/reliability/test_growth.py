@@ -16,7 +16,7 @@ SAMPLES = 60
 def computed(run: Run, command: list[object]) -> dict[str, int]:
     """How many views were computed, by teacher."""
     report = json.loads(run(*command, "--json", code=0).stdout)
-    return {teacher["name"]: teacher["answered"] for teacher in report["teachers"]}
+    return {teacher["name"]: teacher["computed"] for teacher in report["teachers"]}
 
 
 def test_more_views_compute_only_the_new_ones(run: Run, caching: Command, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_an_interrupt_loses_the_predictions_of_some_seconds(
     with pytest.raises(KeyboardInterrupt):  # in the third view of the third batch
         cache_one(picture_folder, teachers / "a.safetensors", tmp_path / "cut", progress=Interrupted(13), **options)
     report = cache_one(picture_folder, teachers / "a.safetensors", tmp_path / "cut", **options)
-    assert report.teachers[0].answered == 5 * 60 - (0 if seconds else 12 * 16)
+    assert report.teachers[0].computed == 5 * 60 - (0 if seconds else 12 * 16)
     assert scenarios.contents(tmp_path / "cut") == scenarios.contents(tmp_path / "whole")
 
 

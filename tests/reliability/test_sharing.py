@@ -127,7 +127,7 @@ def test_shells_make_the_bytes_of_one(together: Together, sharing: Command, tmp_
     outcomes = together([{"arguments": sharing(tmp_path, "--shards", 4, "--json")}] * 3)
     reports = [json.loads(outcome.stdout) for outcome in outcomes]
     for number in (0, 1):
-        assert sum(report["teachers"][number]["answered"] for report in reports) == 3 * 3172
+        assert sum(report["teachers"][number]["computed"] for report in reports) == 3 * 3172
     assert any(report["weighted"] == ["a", "b"] for report in reports)
     for report in reports:
         assert bool(report["held"]) != bool(report["weighted"])
@@ -162,7 +162,7 @@ def test_other_processes_resume(run: Run, together: Together, sharing: Command, 
     outcomes = together([{"arguments": sharing(tmp_path)}] * 3)
     assert {outcome.code for outcome in outcomes} == {0}
     report = json.loads(run(*sharing(tmp_path, "--json"), code=0).stdout)
-    assert [teacher["answered"] for teacher in report["teachers"]] == [0, 0]
+    assert [teacher["computed"] for teacher in report["teachers"]] == [0, 0]
     assert files(tmp_path) == files(three)
 
 
@@ -226,7 +226,7 @@ def test_machines_without_a_common_disk(run: Run, sharing: Command, tmp_path: Pa
             shutil.copy(path, tmp_path / "all")
     assert open_cache(tmp_path / "all").names == ("a", "b")
     report = json.loads(run(*sharing(tmp_path / "all", "--json"), code=0).stdout)
-    assert [teacher["answered"] for teacher in report["teachers"]] == [0, 0]
+    assert [teacher["computed"] for teacher in report["teachers"]] == [0, 0]
     assert files(tmp_path / "all") == files(three)
 
 

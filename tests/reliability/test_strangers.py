@@ -51,7 +51,7 @@ def as_pipe(path: Path) -> None:
 def test_a_pipe_in_a_run_folder_never_blocks(run: Run, distilling: Command, tmp_path: Path, finished: Path) -> None:
     command = distilling(finished, epochs=1)
     expected = outcome_of_run(finished)
-    for name, reason in (("checkpoint.pt", "is damaged"), ("metrics.jsonl", "it is no file")):
+    for name, reason in (("checkpoint.pt", "is damaged"), ("metrics.jsonl", "not a regular file")):
         kept = (finished / name).read_bytes()
         as_pipe(finished / name)
         says(run(*command), reason)
@@ -65,11 +65,11 @@ def test_a_pipe_in_a_run_folder_never_blocks(run: Run, distilling: Command, tmp_
     run(*command, code=0)
     assert outcome_of_run(finished) == expected
     as_pipe(finished / "metrics.jsonl")
-    says(run("compare", finished), "metrics.jsonl: it is no file")
+    says(run("compare", finished), "metrics.jsonl: not a regular file")
     as_pipe(finished / "recipe.toml")
-    says(run(*command), "recipe.toml cannot be read ([Errno 22] it is no file")
-    says(run("compare", finished), "recipe.toml: it is no file")
-    says(run("distill", "--recipe", finished / "recipe.toml", "--out", tmp_path / "new"), "it is no file")
+    says(run(*command), "recipe.toml cannot be read ([Errno 22] not a regular file")
+    says(run("compare", finished), "recipe.toml: not a regular file")
+    says(run("distill", "--recipe", finished / "recipe.toml", "--out", tmp_path / "new"), "not a regular file")
     out = tmp_path / "out.safetensors"
     says(
         run("export", finished, "--format", "safetensors", "--out", out, "--quiet"), "has no recipe that names its data"
@@ -91,7 +91,7 @@ def test_only_a_file_is_read(tmp_path: Path) -> None:
     assert read_regular(tmp_path / "file") == b"x"
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(OSError, match="it is no file"):
+        with pytest.raises(OSError, match="not a regular file"):
             read_regular(path)
 
 
@@ -174,7 +174,7 @@ def test_output_to_a_full_device_is_one_sentence(pristine_cache: Path, command: 
             [sys.executable, str(CHECKOUT / "cli.py"), *command],
             cwd=pristine_cache.parent, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
         )  # fmt: skip
-    sentence = "error: the output cannot be written (No space left on device): give it a place with room"
+    sentence = "error: the output cannot be written (No space left on device): free some space"
     assert " ".join(result.stderr.split()) == sentence
     assert result.returncode == 1
 

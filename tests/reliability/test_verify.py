@@ -109,7 +109,7 @@ def test_hdf5_must_see_what_we_see(folder: Path) -> None:
     path.write_bytes(with_contents(path.read_bytes(), {**tables, "size": path.stat().st_size}))
     assert reseal(path)
     assert open_cache(folder).names == ("a", "b"), "our own reader does not use HDF5"
-    assert f"{path} shows HDF5 something else as entropy than its header says" in faults_of(folder)
+    assert f"HDF5 and the header of {path} disagree about entropy" in faults_of(folder)
 
 
 def test_a_file_that_hdf5_cannot_read_is_found(folder: Path) -> None:
@@ -251,8 +251,8 @@ def test_exactly_what_is_damaged_is_recomputed(run: Run, caching: Command, cache
         assert run(*command, kill_at=kill_at).code == -9
         assert (cache / B).read_bytes() in (damaged, before[B])
     report = json.loads(run(*command, "--json", code=0).stdout)
-    assert report["teachers"][0]["answered"] == 0
-    assert report["teachers"][1]["answered"] == 2 * 60 or kill_at
+    assert report["teachers"][0]["computed"] == 0
+    assert report["teachers"][1]["computed"] == 2 * 60 or kill_at
     assert contents(cache) == before
     assert (cache / A).stat().st_mtime_ns == times[A]
 
