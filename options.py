@@ -32,6 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 _SETTINGS = "demkd.settings"  # of a context: the options of a recipe that are fields
+_COMMANDS: set[str | None] = set()  # names of all commands, as libraries may mention another one
 _ALSO_CALLED = {"train": "data", "test": "data", "augment": "view"}  # arguments by their option
 
 
@@ -43,6 +44,7 @@ class Command(click.Command):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        _COMMANDS.add(self.name)
         self.configs: tuple[type[Any], ...] = tuple(reversed(getattr(self.callback, "configs", ())))
         # The fields that `--set` and recipes give, with their configurations.
         self.settings: dict[str, tuple[type[Any], Field[Any]]] = {
@@ -293,11 +295,13 @@ def in_options(text: str, command: click.Command) -> str:
     settings = command.settings if isinstance(command, Command) else {}
 
     def replace(match: re.Match[str]) -> str:
-        name, value = match[1], match[2]
+        name, value = match[1], match[2] and match[2].strip('"')
         if name in flags:
             return flags[name] if value is None else f"{flags[name]} {value}"
         if name in settings:
             return f"--set {name}" if value is None else f"--set {name}={value}"
-        return name.replace("_", "-") if value is None else f"{flag(name)} {value}"
+        if flag(name)[2:] in _COMMANDS:
+            return flag(name)[2:]
+        return flag(name) if value is None else f"{flag(name)} {value}"
 
     return re.sub(r"`(\w+)(?:=([^`]*))?`", replace, text)
