@@ -87,11 +87,11 @@ def replace_durably(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, called: Path | None = None) -> Iterator[None]:
     """Hold `<path>.lock` while the block runs; the kernel frees it when its owner dies.
 
     The lock file is never deleted, or two processes could each hold a lock on a file of that name. Its content is
-    only for the error message of the process that comes second.
+    only for the error message of the process that comes second, which names `called`, or the path.
     """
     with disk_errors_in_words(path):
         descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
@@ -100,7 +100,9 @@ def exclusive(path: Path) -> Iterator[None]:
             if _try_lock(descriptor, fcntl.LOCK_EX):
                 break
             if attempt == _LOCK_TRIES - 1:
-                raise CacheBusyError(f"{path} is being written by {_named(descriptor)}: wait for it, or stop it")
+                raise CacheBusyError(
+                    f"{called or path} is being written by {_named(descriptor)}: wait for it, or stop it"
+                )
             time.sleep(_SECONDS_BETWEEN)
         with contextlib.suppress(OSError):  # a full disk holds a lock, if not its owner's name
             os.ftruncate(descriptor, 0)

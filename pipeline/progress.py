@@ -96,8 +96,7 @@ class ConsoleProgress(Progress):
 
     def settings(self, chosen: Mapping[str, object]) -> None:
         if self._settings and not self._quiet:
-            values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in chosen.items()}
-            text = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
+            text = ", ".join(f"{name.replace('_', '-')} {_in_words(value)}" for name, value in chosen.items())
             self._console.print(f"[dim]{escape(f'settings: {text}')}[/]", soft_wrap=not self._draws)
 
     def note(self, text: str) -> None:
@@ -106,6 +105,13 @@ class ConsoleProgress(Progress):
 
     def warn(self, text: str) -> None:
         self._console.print(f"[yellow]warning:[/] {escape(self._translate(text))}", soft_wrap=True)
+
+
+def _in_words(value: object) -> str:
+    """The value of a setting."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def as_progress(progress: bool | Progress) -> Progress:

@@ -158,6 +158,8 @@ def run_sweep(runs: Sequence[SweepRun], *, jobs: int, progress: Progress) -> Non
     writes: when this process ends, in whatever way, the system closes it, and the runs end.
     """
     missing = [run for run in runs if not run.finished]
+    if finished := len(runs) - len(missing):
+        progress.note(f"{finished} of {len(runs)} runs were finished already")
     failures: list[tuple[SweepRun, str]] = []
     processes: list[subprocess.Popen[str]] = []
     stdin, lifeline = os.pipe()

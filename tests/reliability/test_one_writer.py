@@ -38,7 +38,7 @@ def test_a_run_has_one_process(run: Run, distilling: Command, tmp_path: Path) ->
     command = distilling(tmp_path / "run", epochs=1)
     (tmp_path / "run").mkdir()
     with exclusive(tmp_path / "run" / "run"):
-        says(run(*command), f"is being written by process {os.getpid()} on ")
+        says(run(*command), f"{tmp_path / 'run'} is being written by process {os.getpid()} on ")
         assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.lock"]
     run(*command, code=0)
 
