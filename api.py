@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demkd.config import CacheConfig, ConfigError, ImageConfig, check_counts, check_names
+from demkd.config import CacheConfig, ConfigError, ImageConfig, check_counts, check_names, check_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,6 +116,7 @@ def _prepared(
     config, specs = CacheConfig(**options), teacher_specs(teachers)
     if not specs:
         raise ConfigError("`teachers` has none: give at least one")
+    check_output(Path(out))
     check_teachers(specs)
     compute = choose_compute(device=device, precision=precision)
     shown = as_progress(progress) if is_rank_zero() else SILENT

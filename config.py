@@ -257,6 +257,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the recipe {path} cannot be read ({error}): repair it") from error
 
 
+def check_output(folder: Path, command: str = "") -> None:
+    """Refuse a folder that has the files of something else.
+
+    Args:
+        command: what writes there: "train" or "distill"; "" for a cache.
+
+    Raises:
+        ConfigError: if a cache is there, or the run of another command.
+    """
+    file = folder / "recipe.toml"
+    recipe = read_recipe(file) if file.exists() else {}
+    made = "train" if "network" in recipe else "distill" if "student" in recipe else ""
+    if made not in ("", command):
+        raise ConfigError(f"{folder} is a run of {made}: choose another folder (`out`)")
+    if command and any(folder.glob("*.h5*")):
+        raise ConfigError(f"{folder} is a cache: choose another folder (`out`)")
+
+
 def recipe_options(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a recipe; of a cached run, the live teachers' checkpoints are not in it."""
     options = {name: value for name, value in tables.items() if name not in _TABLES}

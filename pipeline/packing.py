@@ -37,7 +37,7 @@ from demkd.cache.disk import write_durably
 from demkd.cache.format import decode_logits
 from demkd.cache.shards import SUMS, all_shards, compute_sums, files_by_teacher, sums_text
 from demkd.cache.writer import check_space, plan_teacher
-from demkd.config import CacheConfig
+from demkd.config import CacheConfig, check_output
 from demkd.dataset import DataError
 from demkd.pipeline.preparation import check_logits, logits_facts
 from demkd.pipeline.progress import Progress, Task
@@ -65,6 +65,7 @@ def pack(
     progress: Progress,
 ) -> PackReport:
     """Write the copy: the teachers' files, then the weights, then the digests of them all; None is what there is."""
+    check_output(out)
     with open_cache(folder, teachers, weights=False, task=progress.task) as cache:
         if out.resolve() == cache.folder.resolve():
             raise CacheMismatchError(f"{out} is the cache itself: choose another folder (`out`)")

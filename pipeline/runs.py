@@ -35,6 +35,7 @@ from demkd.teachers.checkpoint import STUDENT_FILE, sealed_facts
 
 _MAGIC = b"demkd checkpoint, sealed by SHA-256\n"
 _SEAL_BYTES = len(_MAGIC) + 64 + 1
+_MOST_NAMED = 5
 EVENTS_FILE = "events.out.tfevents.demkd"
 TAGS = {
     "train_top1": "accuracy/train top-1",
@@ -156,7 +157,7 @@ def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
     """Create a run folder, or resume one that was started with the same recipe; one process at a time."""
     with disk_errors_in_words(path):
         path.mkdir(parents=True, exist_ok=True)
-    with exclusive(path / "run"):
+    with exclusive(path / "run", called=path):
         folder = RunFolder(path)
         if folder.recipe.exists():
             check_same_recipe(recipe, folder.recipe)
@@ -192,8 +193,9 @@ def check_same_recipe(recipe: Mapping[str, Any], path: Path) -> None:
             "train longer, start a run in another folder (`out`)"
         )
     if different:
+        more = f"; and {len(different) - _MOST_NAMED} more" if len(different) > _MOST_NAMED else ""
         raise ConfigError(
-            f"the run in {path.parent} was started differently: {'; '.join(different)}. "
+            f"the run in {path.parent} was started differently: {'; '.join(different[:_MOST_NAMED])}{more}. "
             "Choose another folder (`out`), or repeat what it was started with"
         )
 

@@ -24,6 +24,7 @@ from demkd.config import (
     MethodConfig,
     TrainConfig,
     check_names,
+    check_output,
     of_options,
     recipe_options,
 )
@@ -124,6 +125,7 @@ def distill(
     if test is None and not isinstance(train, str | Path):
         raise ConfigError("`test` is missing: give the images that the student is evaluated on")
     with _processes(device, precision, progress) as (compute, progress):
+        check_output(Path(out), "train" if cache is None and not live_teachers else "distill")
         held = indices = None
         if test is None and validation is None and isinstance(train, str | Path) and has_validation(str(train)):
             validation = train

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import demkd
 from demkd.cli import main
+from demkd.options import in_options
 from tests.conftest import CHECKOUT, Cli
 
 
@@ -64,6 +65,7 @@ def test_the_whole_pipeline_by_hand(digits: Path, tmp_path: Path) -> None:
     for pair in ("student resnet8", "method kd", "temperature 2", "batch-size 64", "device cpu"):
         assert f", {pair}, " in f"{settings.replace(': ', ': , ', 1)}, "
     assert ", precision " in settings
+    assert ", teachers big, resnet8, views 2, " in settings
 
 
 def test_fewer_views_than_a_cache_has_are_no_loss(digits: Path) -> None:
@@ -110,6 +112,12 @@ BAD_INPUT = [
      "was trained for 10 classes, and pictures0 has 3"),
     (f"{CACHED} --method magic", "there is no method 'magic': choose one of ce, kd, kd-ls, dkd"),
     (f"{CACHED} --method demkd", r"there is no method 'demkd' \(did you mean de-mkd\?\)"),
+    ("train resnet8 --data digits --out {digits}/cache", r"cache is a cache: choose another folder \(--out\)"),
+    ("distill --data digits --student resnet8 --cache {digits}/cache --out {digits}/cache", "cache is a cache: choose"),
+    ("distill --data digits --student resnet8 --cache {digits}/cache --out {digits}/vgg8",
+     r"vgg8 is a run of train: choose another folder \(--out\)"),
+    ("cache-teachers --data digits --teacher {digits}/vgg8 --out {digits}/vgg8", "vgg8 is a run of train: choose"),
+    ("pack {digits}/cache --to {digits}/vgg8", "vgg8 is a run of train: choose another folder"),
     ("inspect {digits}/vgg8", "vgg8 is the folder of a run: give the folder of a cache"),
     ("compare {tmp}/nothing {digits}/vgg8", r"nothing is no run folder \(recipe.toml: No such file or directory\)"),
     (f"{CACHED} --teachers resnet8,huge", "there is no teacher 'huge' in .*; it has big, resnet8"),
@@ -136,6 +144,18 @@ def test_bad_input_is_one_sentence_exit_code_1_and_nothing_written(
     assert not list(tmp_path.rglob("*.h5*")), "nothing is written"
     assert not list(tmp_path.rglob("recipe.toml"))
     assert _contents(digits) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("run `cache_teachers` in another folder (`out`)", "run cache-teachers in another folder (--out)"),
+        ("with `tail_temperatures`, or `top_k=3`", "with --tail-temperatures, or --top-k 3"),
+        ('choose `method="kd"`', "choose --method kd"),
+    ],
+)
+def test_options_of_any_command_are_shown_as_options(text: str, shown: str) -> None:
+    assert in_options(text, main.commands["inspect"]) == shown
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,9 @@ def test_a_resumed_student_is_bit_identical_and_not_trained_again(workshop: Work
     assert (second.test_top1, second.resumed_after) == (first.test_top1, 4)
     with pytest.raises(ConfigError, match=r"epochs was 4 and is 5; learning_rate was 0\.02 and is 0\.1"):
         workshop.distill(parts, epochs=5, learning_rate=0.1)
+    many = {"batch_size": 8, "epochs": 5, "learning_rate": 0.1, "momentum": 0.8, "temperature": 2.0, "warmup": 0.5}
+    with pytest.raises(ConfigError, match=r"batch_size was 16 and is 8; .*temperature was .*; and 1 more\. Choose"):
+        workshop.distill(parts, **many)
 
 
 def test_a_subset_of_views(workshop: Workshop, tmp_path: Path) -> None:
