@@ -144,7 +144,6 @@ def pairs(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Paramete
 
 
 def number_or_random(_ctx: click.Context, _parameter: click.Parameter, text: Any) -> int | str | None:
-    """A number of views, or random."""
     if text is None or text == "random":
         return text  # type: ignore[no-any-return]
     try:

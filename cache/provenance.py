@@ -69,7 +69,6 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: bytes) -> "Provenance":
-        """Read what `to_json` wrote."""
         try:
             tables = json.loads(text)
             number, count = tables["shard"]

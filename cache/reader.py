@@ -161,17 +161,13 @@ class Rows:
 
 
 class TeacherCache:
-    """One teacher, in all its shards.
+    """One teacher, in all its shards; `labels` (N,) are those of the data set when the cache was made.
 
-    Attributes:
-        files: in the order of the samples.
-        shape: of all samples; as many views and those features that every file has.
-        provenance: the identity is that of all files, the notes are the first one's.
-        labels: (N,), those of the data set when the cache was made.
+    `shape` is of all samples, with as many views and those features that every file has; in `provenance`, the identity
+    is that of all files, and the notes are the first one's.
     """
 
     def __init__(self, files: Sequence[ShardFile]) -> None:
-        """Put the files of one teacher together."""
         first = files[0]
         self.files, self.name, self.path, self.provenance = tuple(files), first.name, first.path, first.provenance
         for other in files[1:]:

@@ -31,7 +31,6 @@ class SoftTargets:
 
     @classmethod
     def concatenate(cls, parts: Sequence["SoftTargets"]) -> Self:
-        """Join the targets of several batches."""
         return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
 
@@ -64,23 +63,14 @@ class PartnerLabels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetBatch:
-    """A batch on the device. With S views a step, B is S times the samples: all in the first view, then the second, ...
+    """A batch on the device. With S views a step, B is S times the samples: all in one view, then all in the next."""
 
-    Attributes:
-        images: (B, 3, H, W), float32, normalized: the student's input, in the views that the teachers saw.
-        labels: (B,), int64.
-        targets: what the student learns from its teachers.
-        indices: (B,), the numbers of the samples.
-        epoch: from 0.
-        partner: labels of the images that MixUp or CutMix mixes in, and shares; else None.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (B, 3, H, W), float32, normalized: the student's input, in the views that the teachers saw
+    labels: Tensor  # (B,), int64
     targets: Targets
-    indices: Tensor
-    epoch: int
-    partner: PartnerLabels | None = None
+    indices: Tensor  # (B,), the numbers of the samples
+    epoch: int  # from 0
+    partner: PartnerLabels | None = None  # labels of the images that MixUp or CutMix mixes in, and shares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

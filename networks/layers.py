@@ -17,12 +17,10 @@ def conv3x3(inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> n
 
 
 def conv_bn(convolution: nn.Conv2d) -> list[nn.Module]:
-    """The convolution and its batch normalization."""
     return [convolution, nn.BatchNorm2d(convolution.out_channels)]
 
 
 def conv_bn_relu(convolution: nn.Conv2d) -> list[nn.Module]:
-    """The convolution, its batch normalization and ReLU."""
     return [*conv_bn(convolution), nn.ReLU()]
 
 

@@ -23,17 +23,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from demkd.cache import (
-    CacheDamagedError,
-    CacheMismatchError,
-    CacheShape,
-    CacheValueError,
-    CacheWriter,
-    Provenance,
-    TeacherCache,
-    open_cache,
-)
+from demkd.cache import CacheShape, CacheWriter, Provenance, TeacherCache, open_cache
 from demkd.cache.disk import write_durably
+from demkd.cache.errors import CacheDamagedError, CacheMismatchError, CacheValueError
 from demkd.cache.format import decode_logits
 from demkd.cache.shards import SUMS, all_shards, compute_sums, files_by_teacher, sums_text
 from demkd.cache.writer import check_space, plan_teacher

@@ -80,7 +80,6 @@ class RunFolder:
         write_durably(self.checkpoint, [data])
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return None
         try:

@@ -29,18 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demkd.cache import (
-    CacheBusyError,
-    CacheDamagedError,
-    CacheMismatchError,
-    CacheShape,
-    CacheWriter,
-    Shard,
-    ShardFile,
-    TeacherCache,
-    open_cache,
-    write_weights,
-)
+from demkd.cache import CacheShape, CacheWriter, Shard, ShardFile, TeacherCache, open_cache, write_weights
+from demkd.cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError
 from demkd.cache.format import decode_logits
 from demkd.cache.reader import describe_shards
 from demkd.cache.shards import all_shards, files_by_teacher, is_whole, shard_file

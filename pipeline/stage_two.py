@@ -28,17 +28,9 @@ from demkd.config import (
     of_options,
     recipe_options,
 )
-from demkd.dataset import (
-    AugmentationLike,
-    Data,
-    DataError,
-    ImageDataset,
-    as_dataset,
-    closing_workers,
-    has_validation,
-    seeds,
-    with_classes_of,
-)
+from demkd.dataset import AugmentationLike, ImageDataset, closing_workers, has_validation, seeds
+from demkd.dataset.adapters import Data, as_dataset, with_classes_of
+from demkd.errors import DataError
 from demkd.networks import check_network
 from demkd.pipeline.distributed import Compute, choose_compute, process_group
 from demkd.pipeline.methods import METHODS, choose_method, method_options

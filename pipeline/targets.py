@@ -23,20 +23,9 @@ from torch import Tensor
 from demkd.cache import Cache, Provenance, ShardFile, TeacherCache, open_cache
 from demkd.cache.shards import teacher_names
 from demkd.config import METHOD, ConfigError, ImageConfig, MethodConfig, TrainConfig, plain
-from demkd.dataset import (
-    ArrayDataset,
-    Augmentation,
-    AugmentationLike,
-    Data,
-    DataError,
-    ImageDataset,
-    Normalization,
-    as_augmentation,
-    as_dataset,
-    augmentation_from,
-    seeds,
-    tasks_of,
-)
+from demkd.dataset import ArrayDataset, Augmentation, Data, ImageDataset, Normalization, as_dataset, seeds, tasks_of
+from demkd.dataset.registry import AugmentationLike, as_augmentation, augmentation_from
+from demkd.errors import DataError
 from demkd.losses import PartnerLabels, TargetBatch, Targets
 from demkd.losses.weights import needs_all_samples
 from demkd.pipeline.distributed import Compute, World, choose_compute

@@ -123,7 +123,6 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def tables(result: Any) -> list[Table]:
-    """The tables of a result."""
     return [result] if isinstance(result, Table) else [value for value in result.values() if isinstance(value, Table)]
 
 

@@ -89,7 +89,6 @@ def weights_file(path: Path) -> Path:
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a network."""
     expected = network.state_dict()
     # PyTorch before 0.4.1 did not count batches, and nothing here depends on the count.
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(".num_batches_tracked")}

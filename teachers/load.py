@@ -16,28 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demkd.config import CROP_PCT, LARGEST_INPUT, SIZE, ConfigError
-from demkd.dataset import (
-    ArrayDataset,
-    Augmentation,
-    CenterCrop,
-    CropFlip,
-    ImageDataset,
-    Normalization,
-    as_normalization,
-    load_images,
-)
+from demkd.dataset import ArrayDataset, Augmentation, CenterCrop, CropFlip, ImageDataset, Normalization, load_images
+from demkd.dataset.normalize import as_normalization
 from demkd.dataset.resized_crop import INTERPOLATIONS
 from demkd.errors import UserError, real_path
-from demkd.networks import (
-    Classifier,
-    ImageSizeError,
-    Network,
-    WrappedNetwork,
-    build_network,
-    check_network,
-    fetch_published,
-    is_own_code,
-)
+from demkd.networks import Classifier, ImageSizeError, Network, WrappedNetwork
+from demkd.networks.registry import build_network, check_network, fetch_published, is_own_code
 from demkd.teachers.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -167,7 +151,6 @@ class NetworkInput:
         return F.interpolate(normalized, (self.size,) * 2, mode="bilinear", align_corners=False, antialias=False)
 
     def evaluation_views(self) -> Augmentation:
-        """The views of an evaluation."""
         if self.crop_pct is None:
             return CropFlip(padding=0, flip=False)  # the whole image
         assert self.size is not None

@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from demkd.config import MethodConfig
-from demkd.losses import (
-    UNCERTAINTIES,
-    TeacherWeights,
-    fuse,
-    logit_terms,
-    loss_temperatures,
-    standardized,
-    uniform_weights,
-)
+from demkd.losses import UNCERTAINTIES, TeacherWeights, fuse, logit_terms, loss_temperatures, uniform_weights
+from demkd.losses.base import standardized
 from demkd.pipeline.methods import METHODS
 
 TOLD = {name: method for name, method in METHODS.items() if method.needs_teachers and method.hint_weight == 0}
