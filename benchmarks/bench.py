@@ -87,21 +87,19 @@ class Bench:
         )
         return Trainer(network, loader, config, self.compute, optimizer=optimizer)
 
-    def plain(self, network: str) -> Trainer:
-        """`train`: labels alone, independent views."""
-        return self.trainer(network, method="ce")
-
-    def cached(
+    def student(
         self,
-        network: str,
+        network: str = "resnet8",
         *,
-        teachers: int,
+        teachers: int = 3,
         method: str = "de-mkd-logits",
         views: int = _VIEWS,
         logits: str = "float16",
         optimizer: OptimizerLike | None = None,
     ) -> Trainer:
-        """`distill` from a cache."""
+        """`distill` from a cache; or, without teachers, `train`: labels alone, independent views."""
+        if not teachers:
+            return self.trainer(network, method="ce")
         cache = self.cache(teachers, features=METHODS[method].needs_features, views=views, logits=logits)
         return self.trainer(network, cache=cache, method=method, optimizer=optimizer)
 

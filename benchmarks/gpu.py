@@ -71,7 +71,7 @@ def _student(
     compiled: bool = False,
 ) -> Measurement:
     scaled = Bench(replace(bench.scale, batch_size=batch_size), bench.folder, bench.compute, bench.images)
-    trainer = scaled.cached(_STUDENT, teachers=_TEACHERS, optimizer=optimizer)
+    trainer = scaled.student(_STUDENT, teachers=_TEACHERS, optimizer=optimizer)
     if compiled:
         trainer._graph = trainer._resident_graph = None
         trainer._parallel = torch.compile(trainer._parallel, mode="reduce-overhead")  # type: ignore[assignment]

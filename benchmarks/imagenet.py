@@ -1,20 +1,17 @@
-"""What a cache of ImageNet's shape costs to look at and to learn from: seconds, and the most anonymous memory, each in
-a process of its own: `python -m demkd.benchmarks.imagenet FOLDER inspect|distill SAMPLES` prints both.
+"""What a cache of ImageNet's shape costs to look at and to learn from: seconds, and the most anonymous memory.
 
-1.28 million samples, 1,000 classes, 4 views, 3 teachers, the 32 largest logits of each answer: 2.5 GB of noise.
+Each is a process of its own: `python -m demkd.benchmarks.imagenet inspect|distill|epochs FOLDER SAMPLES VIEWS` prints
+both; `epochs` is for CIFAR's shape. 1.28 million samples, 1,000 classes, the 32 largest logits: 2.5 GB of noise.
 """
 
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from demkd.benchmarks.memory import PeakMemory
-from demkd.benchmarks.timing import Measurement
-from demkd.pipeline.distributed import child_environment, python_module
+from demkd.benchmarks.timing import Measurement, PeakMemory, run_program
 from demkd.pipeline.progress import Progress
 
 SAMPLES, _TEACHERS, _VIEWS, _KEEP = 1_280_000, 3, 4, 32
@@ -28,7 +25,8 @@ def measure_imagenet(*, samples: int, repetitions: int) -> Iterator[Measurement]
     with tempfile.TemporaryDirectory(prefix="demkd-imagenet-") as name:
         write_cache(Path(name), random_photos(samples), teachers=_TEACHERS, views=_VIEWS, top_k=_KEEP)
         for number, what, limits in (("16", "inspect", ("<= 3", "<= 1")), ("17", "distill", ("", "<= 2"))):
-            found = [_in_a_process(name, what, samples) for _ in range(repetitions if what == "inspect" else 1)]
+            turns = repetitions if what == "inspect" else 1
+            found = [seconds_and_gigabytes(what, Path(name), samples, _VIEWS) for _ in range(turns)]
             of = f"{what}, {samples:,} samples x {_VIEWS} views, K = {_TEACHERS}, top-{_KEEP}"
             until = "" if what == "inspect" else " until its first step"
             for suffix, text, target, place in (("s", f"seconds of {of}{until}", limits[0], 0),
@@ -38,15 +36,13 @@ def measure_imagenet(*, samples: int, repetitions: int) -> Iterator[Measurement]
                 )
 
 
-def _in_a_process(folder: str, what: str, samples: int) -> tuple[float, float]:
-    """Seconds, and gigabytes."""
-    command = [*python_module("demkd.benchmarks.imagenet"), folder, what, str(samples)]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
-    seconds, peak = done.stdout.split()
+def seconds_and_gigabytes(kind: str, folder: Path, samples: int, views: int) -> tuple[float, float]:
+    """Of a process that inspects a cache or learns from it."""
+    seconds, peak = run_program("imagenet", kind, folder, samples, views)
     return float(seconds), int(peak) / 1e9
 
 
-def _inspect(folder: Path) -> Callable[[], float]:
+def _inspect(folder: Path, _samples: int, _views: int) -> Callable[[], float]:
     """Look; when that was done."""
     from demkd.cache import open_cache
     from demkd.report.inspect import overview
@@ -59,14 +55,14 @@ def _inspect(folder: Path) -> Callable[[], float]:
     return look
 
 
-def _distill(folder: Path, samples: int) -> Callable[[], float]:
+def _distill(folder: Path, samples: int, views: int) -> Callable[[], float]:
     """Take the first steps of an epoch from files; when the first was done. The worker's memory is not counted."""
     from demkd.benchmarks.photos import photo_trainer
     from demkd.benchmarks.synthetic import random_photos
     from demkd.pipeline.distributed import choose_compute
 
     photos = random_photos(samples, workers=1)
-    trainer = photo_trainer(photos, choose_compute(device="cpu"), cache=folder, method="de-mkd-logits", views=_VIEWS)
+    trainer = photo_trainer(photos, choose_compute(device="cpu"), cache=folder, method="de-mkd-logits", views=views)
     watch = _FirstSteps()
 
     def learn() -> float:
@@ -74,6 +70,21 @@ def _distill(folder: Path, samples: int) -> Callable[[], float]:
             trainer.train_epoch(0, watch)
         photos.close_workers()
         return watch.times[0]
+
+    return learn
+
+
+def _epochs(folder: Path, samples: int, views: int) -> Callable[[], float]:
+    """Two epochs from three teachers, on noise of the size of CIFAR's images."""
+    from demkd.benchmarks.bench import Bench, Scale, epoch_of
+    from demkd.pipeline.distributed import choose_compute
+
+    def learn() -> float:
+        bench = Bench(Scale(samples=samples, views=views, repetitions=1), folder, choose_compute(device="cpu"))
+        epoch = epoch_of(bench.student(views=views))
+        for _ in range(2):
+            epoch()
+        return time.perf_counter()
 
     return learn
 
@@ -90,16 +101,14 @@ class _FirstSteps(Progress):
             raise InterruptedError
 
 
-def main() -> None:
-    """Look, or learn."""
-    folder, what, samples = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def main(kind: str, folder: str, samples: str, views: str) -> None:
     peak = PeakMemory()
     peak.start()
-    work = _inspect(folder) if what == "inspect" else _distill(folder, samples)
+    work = {"inspect": _inspect, "distill": _distill, "epochs": _epochs}[kind](Path(folder), int(samples), int(views))
     started = time.perf_counter()
     done = work()
     print(done - started, peak.stop())
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -9,13 +9,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 
 from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, caching_job, epoch_of, random_teacher
+from demkd.benchmarks.imagenet import seconds_and_gigabytes
 from demkd.benchmarks.synthetic import NORMALIZATION, random_images, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
 from demkd.cache import open_cache
@@ -31,27 +34,11 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 _CIFAR_SAMPLES, _USUAL_VIEWS = 50_000, 16
 
 
-def cached_epoch_over_plain(bench: Bench, network: str) -> Measurement:
-    """1: reading, checking, weighing and fusing included."""
-    target = "<= 1.05" if bench.compute.device.type == "cuda" else "<= 1.03"
-    return bench.compare(
-        "1" if network == "resnet8" else "1x4",
-        f"distill epoch, K = 3, logits / train epoch, {network}",
-        target,
-        epoch_of(bench.cached(network, teachers=3)),
-        epoch_of(bench.plain(network)),
-    )
-
-
-def eight_teachers_over_one(bench: Bench) -> Measurement:
-    """2: does the number of teachers matter?"""
-    return bench.compare(
-        "2",
-        "distill epoch, K = 8 / K = 1, logits, resnet8",
-        "<= 1.03",
-        epoch_of(bench.cached("resnet8", teachers=8)),
-        epoch_of(bench.cached("resnet8", teachers=1)),
-    )
+def epoch_over_epoch(bench: Bench, number: str) -> Measurement:
+    """1, 2, 10, 19; a fifth of the samples for the larger student."""
+    what, target, first, second = _EPOCHS[number]
+    bench = bench.smaller(bench.scale.samples // 5) if number == "1x4" else bench
+    return bench.compare(number, what, target, epoch_of(bench.student(**first)), epoch_of(bench.student(**second)))
 
 
 def online_step_of_ideal(bench: Bench) -> Measurement:
@@ -60,7 +47,7 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
     small = bench.smaller(20 * bench.scale.batch_size)
     teachers = [random_teacher(name, bench.compute) for name in networks]
     live = small.live(networks, "resnet8", views=4)
-    run_live, run_cached = epoch_of(live), epoch_of(small.cached("resnet8", teachers=3))
+    run_live, run_cached = epoch_of(live), epoch_of(small.student())
     student, bare = bare_step(small), bare_forward(small, teachers)
     for work in (run_live, run_cached, student, bare):
         work()
@@ -142,7 +129,7 @@ def batch_over_step(bench: Bench) -> Measurement:
 def default_precision_over_float32(bench: Bench) -> Measurement:
     """6: how much faster training is in the default precision and layout than in float32 NCHW."""
     small = bench.smaller(10 * bench.scale.batch_size)
-    fast = epoch_of(small.plain("resnet8x4"))
+    fast = epoch_of(small.student("resnet8x4", teachers=0))
     return bench.compare(
         "6",
         f"float32 NCHW / default ({bench.compute.precision}, channels last), training resnet8x4",
@@ -168,17 +155,11 @@ def file_over_payload(bench: Bench) -> Measurement:
 
 
 def peak_anonymous_memory(bench: Bench) -> Measurement:
-    """8: the most anonymous memory of a process that distills from three teachers (`memory.py`)."""
-    cache = bench.cache(3, views=bench.scale.views)
-    size = [str(cache.parent), str(bench.scale.samples), str(bench.scale.views)]
-    command = [sys.executable, "-m", "demkd.benchmarks.memory", *size]
-    printed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    return Measurement(
-        number="8",
-        what=f"peak anonymous GB of distill, {bench.scale.samples:,} samples x {bench.scale.views} views, K = 3",
-        target="<= 1.5",
-        ratios=(int(printed) / 1e9,),
-    )
+    """8: the most anonymous memory of a process that distills from three teachers."""
+    scale, cache = bench.scale, bench.cache(3, views=bench.scale.views)
+    _, gigabytes = seconds_and_gigabytes("epochs", cache.parent, scale.samples, scale.views)
+    what = f"peak anonymous GB of distill, {scale.samples:,} samples x {scale.views} views, K = 3"
+    return Measurement(number="8", what=what, target="<= 1.5", ratios=(gigabytes,))
 
 
 def start_of_help(bench: Bench) -> Measurement:
@@ -214,32 +195,21 @@ def inspect_seconds(bench: Bench) -> Measurement:
     )
 
 
-def features_over_none(bench: Bench) -> Measurement:
-    """10: what matching features (grid 1) adds."""
-    return bench.compare(
-        "10",
-        "distill epoch with features, grid 1, K = 3 / without, resnet8",
-        "<= 1.25",
-        epoch_of(bench.cached("resnet8", teachers=3, method="de-mkd")),
-        epoch_of(bench.cached("resnet8", teachers=3)),
-    )
-
-
-def eight_bits_over_float16(bench: Bench) -> Measurement:
-    """19: what decoding the logits costs an epoch."""
-    return bench.compare(
-        "19",
-        "distill epoch, K = 3, uint8 logits / float16 logits, resnet8",
-        "<= 1.02",
-        epoch_of(bench.cached("resnet8", teachers=3, logits="uint8")),
-        epoch_of(bench.cached("resnet8", teachers=3)),
-    )
-
-
+# An epoch of one student by an epoch of another; reading, checking, weighing and fusing included.
+_EPOCHS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "1": ("distill epoch, K = 3, logits / train epoch, resnet8", "<= 1.03; GPU 1.05", {}, {"teachers": 0}),
+    "1x4": (
+        "distill epoch, K = 3, logits / train epoch, resnet8x4",
+        "<= 1.03; GPU 1.05",
+        {"network": "resnet8x4"},
+        {"network": "resnet8x4", "teachers": 0},
+    ),
+    "2": ("distill epoch, K = 8 / K = 1, logits, resnet8", "<= 1.03", {"teachers": 8}, {"teachers": 1}),
+    "10": ("distill epoch with features, grid 1, K = 3 / without, resnet8", "<= 1.25", {"method": "de-mkd"}, {}),
+    "19": ("distill epoch, K = 3, uint8 logits / float16 logits, resnet8", "<= 1.02", {"logits": "uint8"}, {}),
+}
 MEASURES: dict[str, Callable[[Bench], Measurement]] = {
-    "1": lambda bench: cached_epoch_over_plain(bench, "resnet8"),
-    "1x4": lambda bench: cached_epoch_over_plain(bench.smaller(bench.scale.samples // 5), "resnet8x4"),
-    "2": eight_teachers_over_one,
+    **{number: partial(epoch_over_epoch, number=number) for number in ("1", "1x4", "2")},
     "3": online_step_of_ideal,
     "4": caching_over_bare_forward,
     "5": batch_over_step,
@@ -248,8 +218,7 @@ MEASURES: dict[str, Callable[[Bench], Measurement]] = {
     "8": peak_anonymous_memory,
     "9a": start_of_help,
     "9b": inspect_seconds,
-    "10": features_over_none,
-    "19": eight_bits_over_float16,
+    **{number: partial(epoch_over_epoch, number=number) for number in ("10", "19")},
 }
 
 

@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from demkd.benchmarks.bench import Bench, Scale, epoch_of
 from demkd.benchmarks.synthetic import NORMALIZATION
-from demkd.benchmarks.timing import Measurement, Work, compare
+from demkd.benchmarks.timing import Measurement, Work
 from demkd.dataset import ArrayDataset
 from demkd.dataset.workers import default_workers
 from demkd.networks import build_network
@@ -37,13 +37,12 @@ def measure_peer(*, samples: int, repetitions: int, device: str) -> Iterator[Mea
         with tempfile.TemporaryDirectory(prefix="demkd-benchmark-") as folder:
             scale = Scale(samples=samples, views=4, repetitions=repetitions)
             bench = Bench(scale, Path(folder), choose_compute(device=device, precision=precision))
-            yield compare(
+            yield bench.compare(
                 f"T{teachers}",
                 f"torchdistill's epoch / distill epoch in {precision}, kd, K = {teachers}, resnet8",
                 ">= 12" if (teachers, precision) == (3, "bfloat16") else "",
                 _their_epoch(bench, _TEACHERS[:teachers]),
-                epoch_of(bench.cached("resnet8", teachers=teachers, method="kd")),
-                repetitions=repetitions,
+                epoch_of(bench.student(teachers=teachers, method="kd")),
             )
 
 

@@ -99,14 +99,6 @@ class _Bench:
             place = folder or Path(tempfile.mkdtemp(dir=self.folder)) / "cache"
             fill_shards(replace(one, folder=place), SILENT)
 
-    def cached(self, *, method: str = "de-mkd-logits", **options: Any) -> Trainer:
-        """`distill` from the cache."""
-        return photo_trainer(self.photos, self.compute, cache=self.folder / "cache", method=method, **options)
-
-    def plain(self, **options: Any) -> Trainer:
-        """`train`."""
-        return photo_trainer(self.photos, self.compute, method="ce", augment=POLICY, **options)
-
 
 def _some(source: StreamedDataset, chosen: Tensor) -> StreamedDataset:
     """Some images alone."""
@@ -154,18 +146,16 @@ def _several_teachers_over_each(bench: _Bench) -> Measurement:
 def _cached_epoch_over_plain(bench: _Bench) -> Measurement:
     """P2: both decode every image once an epoch."""
     what = f"distill epoch / train epoch, from files, {STUDENT}"
-    return bench.compare("P2", what, "<= 1.03", epoch_of(bench.cached()), epoch_of(bench.plain()))
+    cached = photo_trainer(bench.photos, bench.compute, cache=bench.folder / "cache", method="de-mkd-logits")
+    plain = photo_trainer(bench.photos, bench.compute, method="ce", augment=POLICY)
+    return bench.compare("P2", what, "<= 1.03", epoch_of(cached), epoch_of(plain))
 
 
-def photo_trainer(
-    photos: ImageDataset, compute: Compute, *, cache: Path | None = None, student: str = STUDENT, **source: Any
-) -> Trainer:
+def photo_trainer(photos: ImageDataset, compute: Compute, *, cache: Path | None = None, **source: Any) -> Trainer:
     """A student of photos, as `distill` and `train` make it."""
     config = TrainConfig(epochs=1_000_000, learning_rate=0.01, size=SIDE, crop_pct=CROP_PCT)
     loader = SoftTargetLoader(cache, photos, batch_size=config.batch_size, size=config.size, compute=compute, **source)
-    torch.manual_seed(0)
-    network = student if student == STUDENT else _network(student, photos.classes)
-    return Trainer(network, loader, config, compute, name=student)
+    return Trainer(STUDENT, loader, config, compute)
 
 
 def _workers_over_bare_decoder(bench: _Bench, files: Sequence[Path]) -> Measurement:

@@ -1,8 +1,11 @@
-"""Alternating repetitions and their ratios: what stays true while the machine's speed drifts."""
+"""Alternating repetitions and their ratios, which stay true while the machine's speed drifts; memory; processes."""
 
+import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 Work = Callable[[], object]
@@ -56,22 +59,57 @@ def count_processor_time() -> None:
     _of_processors = True
 
 
-def alternate(first: Work, second: Work, *, repetitions: int) -> tuple[list[float], list[float]]:
-    """Time two works in turn, A B A B ..., after one uncounted turn of each."""
+def compare(number: str, what: str, target: str, first: Work, second: Work, *, repetitions: int) -> Measurement:
+    """The ratio first / second, timed in turn, A B A B ..., after one uncounted turn of each."""
     first()
     second()
-    pairs = [(seconds(first), seconds(second)) for _ in range(repetitions)]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    return of_pairs(number, what, target, [(seconds(first), seconds(second)) for _ in range(repetitions)])
 
 
-def compare(number: str, what: str, target: str, first: Work, second: Work, *, repetitions: int) -> Measurement:
-    """The ratio first / second, pair by pair."""
-    a, b = alternate(first, second, repetitions=repetitions)
-    return Measurement(
-        number=number,
-        what=what,
-        target=target,
-        ratios=tuple(x / y for x, y in zip(a, b, strict=True)),
-        times=tuple(zip(a, b, strict=True)),
-        facts={"numerator_s": median(a), "denominator_s": median(b)},
-    )
+def of_pairs(number: str, what: str, target: str, pairs: Sequence[tuple[float, float]]) -> Measurement:
+    """The ratios of pairs of times."""
+    facts: dict[str, float | str] = {"numerator_s": median(a for a, _ in pairs)}
+    facts["denominator_s"] = median(b for _, b in pairs)
+    ratios = tuple(a / b for a, b in pairs)
+    return Measurement(number=number, what=what, target=target, ratios=ratios, times=tuple(pairs), facts=facts)
+
+
+def run_program(name: str, *arguments: object, processes: int = 1, **environment: str) -> list[str]:
+    """The last words that a module of this folder prints, in a process of its own or in several under torchrun."""
+    from demkd.pipeline.distributed import child_environment, python_module
+
+    command = python_module(f"demkd.benchmarks.{name}")
+    if processes > 1:
+        command = [
+            *python_module("torch.distributed.run"),
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            *command[2:],
+        ]
+    environment = {**child_environment(), **environment}
+    command += map(str, arguments)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+class PeakMemory(threading.Thread):
+    """The most anonymous memory of this process, looked at every five milliseconds.
+
+    That is what the process cannot give back; pages of a mapped cache are not counted. OSError where there is no /proc.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._bytes, self._done = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.005):
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+            self._bytes = max(self._bytes, int(kilobytes) * 1024)
+
+    def stop(self) -> int:
+        """Stop looking; the bytes."""
+        self._done.set()
+        self.join()
+        return self._bytes

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import demkd
-from demkd.benchmarks.memory import PeakMemory
+from demkd.benchmarks.timing import PeakMemory
 from demkd.pipeline.distributed import child_environment
 from tests.conftest import CHECKOUT
 
