@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from demkd.config import plain
 from demkd.errors import DataError
 
 Params = NDArray[np.uint16]
@@ -101,7 +102,7 @@ class Augmentation(ABC):
             value = getattr(self, field.name)
             if isinstance(value, Augmentation):
                 value = value.to_dict()
-            options[field.name] = list(value) if isinstance(value, tuple) else value
+            options[field.name] = list(plain(value)) if isinstance(value, tuple) else plain(value)
         return options
 
 

@@ -29,7 +29,7 @@ from demkd.cache.errors import CacheDamagedError, CacheMismatchError, CacheValue
 from demkd.cache.format import decode_logits
 from demkd.cache.shards import SUMS, all_shards, compute_sums, files_by_teacher, sums_text
 from demkd.cache.writer import check_space, plan_teacher
-from demkd.config import CacheConfig, check_output
+from demkd.config import CacheConfig, check_counts, check_output, plain
 from demkd.dataset import DataError
 from demkd.pipeline.preparation import check_logits, logits_facts
 from demkd.pipeline.progress import Progress, Task
@@ -58,6 +58,8 @@ def pack(
 ) -> PackReport:
     """Write the copy: the teachers' files, then the weights, then the digests of them all; None is what there is."""
     check_output(out)
+    check_counts(views=views, top_k=top_k)
+    views, top_k, features = plain(views), plain(top_k), (features,) if isinstance(features, str) else features
     with open_cache(folder, teachers, weights=False, task=progress.task) as cache:
         if out.resolve() == cache.folder.resolve():
             raise CacheMismatchError(f"{out} is the cache itself: choose another folder (`out`)")

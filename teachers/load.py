@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, Union
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demkd.config import CROP_PCT, LARGEST_INPUT, SIZE, ConfigError
+from demkd.config import CROP_PCT, LARGEST_INPUT, SIZE, ConfigError, plain
 from demkd.dataset import ArrayDataset, Augmentation, CenterCrop, CropFlip, ImageDataset, Normalization, load_images
 from demkd.dataset.normalize import as_normalization
 from demkd.dataset.resized_crop import INTERPOLATIONS
@@ -326,7 +326,7 @@ def normalizations_by_teacher(value: ByTeacher[Any]) -> dict[str, Normalization]
 
 def sizes_by_teacher(value: ByTeacher[int]) -> dict[str, int]:
     """The same of sizes in pixels."""
-    sizes = by_teacher(value)
+    sizes = {name: plain(size) for name, size in by_teacher(value).items()}
     for name, size in sizes.items():
         if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
             named = f"{name}=" if name else ""

@@ -22,9 +22,11 @@ import demkd
 from demkd.cache import CacheMismatchError
 from demkd.cli import main
 from demkd.config import AugmentConfig, CacheConfig, ConfigError, ImageConfig, MethodConfig, TrainConfig, parse
+from demkd.dataset import ResizedCrop
 from demkd.options import Command
 from demkd.pipeline.progress import Progress
 from demkd.report.stages import blocks_of
+from demkd.teachers.load import sizes_by_teacher
 from tests.pipeline.stages import Recorder
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
@@ -457,6 +459,7 @@ def test_numpys_numbers_are_as_good_as_pythons(tmp_path: Path) -> None:
     assert tomllib.loads((tmp_path / "recipe.toml").read_text())["learning_rate"] == 0.5
     normalization = demkd.Normalization(mean=[half] * 3, std=np.ones(3))  # type: ignore[arg-type]
     assert float(normalization.apply(torch.zeros(1, 3, 1, 1)).mean()) == -0.5
+    json.dumps([ResizedCrop(scale=(half, half)).to_dict(), sizes_by_teacher({"a": three})])
     json.dumps([asdict(CacheConfig(top_k=three, tail_temperatures=[half])), asdict(normalization)])
 
 

@@ -34,7 +34,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def small(caches: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as `asked`, from `all` instead of from the teachers."""
     folder = tmp_path_factory.mktemp("small") / "copy"
-    demkd.pack(caches["all"], out=folder, views=2, top_k=KEEP, features=(), progress=False)
+    demkd.pack(caches["all"], out=folder, views=np.int64(2), top_k=np.int64(KEEP), features=(), progress=False)
     return folder
 
 
@@ -160,7 +160,7 @@ def test_shards_are_copied_as_shards(tmp_path: Path, count: int) -> None:
         ({"top_k": CLASSES}, CacheValueError, f"`top_k` is {CLASSES}, and there are 11"),
         ({"top_k": 2, "tail_temperatures": (0,)}, CacheValueError, "`tail_temperatures` are"),
         ({"tail_temperatures": (1,)}, CacheValueError, "`tail_temperatures` needs `top_k`"),
-        ({"features": ["other"]}, CacheValueError, "teacher a has no features 'other'; it has "),
+        ({"features": "other"}, CacheValueError, "teacher a has no features 'other'; it has "),
         ({"teachers": ["c"]}, UserError, "there is no teacher 'c'"),
     ],
 )
