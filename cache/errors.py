@@ -15,6 +15,10 @@ class CacheDamagedError(CacheError, OSError):
     """A file does not match its checksums, or is no cache file."""
 
 
+class CacheFormatError(CacheDamagedError):
+    """A file of another version's format."""
+
+
 def unrepairable(what: str) -> CacheDamagedError:
     """The error of a file with wrong metadata; wrong blocks can be computed again."""
     return CacheDamagedError(f"{what}: remove the file and make it again")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demkd.cache.disk import disk_errors_in_words, reserve, write_fully
-from demkd.cache.errors import CacheDamagedError, CacheMissingError, unrepairable
+from demkd.cache.errors import CacheDamagedError, CacheFormatError, CacheMissingError, unrepairable
 from demkd.cache.provenance import Provenance
 from demkd.cache.shards import Shard
 from demkd.errors import open_regular
@@ -357,7 +357,7 @@ def parse_header(path: Path, data: bytes) -> Header:
         raise foreign
     version = magic.removeprefix(_MAGIC).decode(errors="replace")
     if version != str(FORMAT_VERSION):
-        raise CacheDamagedError(
+        raise CacheFormatError(
             f"{path} has format {version[:20]}, and this version of demkd reads format {FORMAT_VERSION}: run "
             "`cache_teachers` again in another folder (`out`), or use the version that wrote it"
         )

@@ -108,15 +108,24 @@ class Provenance:
         )
         pairs = {name: (mine.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in mine | theirs}
         different = {
-            name: f"{name} is {shorten(before)} in the cache and {shorten(now)} now"
+            name: f"{name} is {_quoted(name, before)} in the cache and {_quoted(name, now)} now"
             for name, (before, now) in sorted(pairs.items())
             if before != now
         }
         if different:
-            names = sorted(different, key=lambda name: len(different[name]))  # a digest says less than a number
+            names = sorted(different, key=lambda name: (_is_digest(name), len(different[name])))
             shown = "; ".join(different[name] for name in names[:2])
             others = f"; also different: {', '.join(names[2:])}" if names[2:] else ""
             raise CacheMismatchError(f"{cached} was made from something else: {shown}{others}. {cure}")
+
+
+def _is_digest(name: str) -> bool:
+    """Whether a field is a digest, which says less than a number."""
+    return name.endswith("_sha256")
+
+
+def _quoted(name: str, value: str) -> str:
+    return shorten(value)[: 12 if _is_digest(name) else None]
 
 
 def _canonical(tables: Mapping[str, Any]) -> str:

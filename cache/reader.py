@@ -370,10 +370,11 @@ class Cache:
         most = max(teacher.shape.num_views for teacher in self.teachers)
         if most == self.num_views:
             return ""
-        fewest = ", ".join(teacher.name for teacher in self.teachers if teacher.shape.num_views == self.num_views)
+        few = [teacher.name for teacher in self.teachers if teacher.shape.num_views == self.num_views]
+        have, them = ("has", "it") if len(few) == 1 else ("have", "them")
         return (
-            f"students train on {self.num_views} views, because {fewest} has no more, and others have up to {most}: "
-            f"cache {fewest} with --views {most}, or leave it out"
+            f"{' and '.join(few)} {have} only {self.num_views} view{'s' if self.num_views > 1 else ''}, so students "
+            f"train on {self.num_views}: cache {them} with --views {most}, or leave {them} out"
         )
 
     @cached_property
@@ -480,9 +481,7 @@ def open_cache(
             f"{'; '.join(states)}: run the same `cache_teachers` again to resume, or choose other `teachers`"
         )
     if not teachers:
-        if (folder / "recipe.toml").exists():
-            raise CacheMissingError(f"{folder} is the folder of a run: give the folder of a cache")
-        raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
+        raise shards.no_cache(folder)
     opened = [TeacherCache.open(folder, name) for name in teachers]
     for other in opened[1:]:
         opened[0].provenance.check_same(

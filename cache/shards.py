@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demkd.cache.errors import CacheDamagedError, CacheMismatchError, CacheValueError
+from demkd.cache.errors import CacheDamagedError, CacheMismatchError, CacheMissingError, CacheValueError
 from demkd.errors import open_regular, read_regular
 
 WEIGHTS = "weights.h5"
@@ -55,6 +55,14 @@ def shard_file(folder: Path, teacher: str, shard: Shard) -> Path:
 def partial_file(path: Path) -> Path:
     """The path before the file is finished."""
     return path.with_name(path.name + PARTIAL)
+
+
+def no_cache(folder: Path) -> CacheMissingError:
+    """The error of a folder without a cache; it names one in a folder below."""
+    if (folder / "recipe.toml").exists():
+        return CacheMissingError(f"{folder} is the folder of a run: give the folder of a cache")
+    near = next((f" (did you mean {file.parent}?)" for file in sorted(folder.glob("*/*.h5"))), "")
+    return CacheMissingError(f"there is no cache in {folder}{near}: make one with `cache_teachers`")
 
 
 def teacher_names(teachers: Sequence[str]) -> tuple[str, ...]:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from demkd.cache import shards
-from demkd.cache.errors import CacheError, CacheMismatchError, CacheMissingError
+from demkd.cache.errors import CacheError, CacheFormatError, CacheMismatchError, CacheMissingError
 from demkd.cache.format import Header, read_header
 from demkd.cache.reader import UNWRITTEN, ShardFile, TeacherCache, open_cache, read_weights
 from demkd.cache.shards import SUMS, WEIGHTS, Shard, shard_file
 
 SOUND, DAMAGED, UNFINISHED, GROWING, OUTDATED = "sound", "damaged", "unfinished", "growing", "outdated"
+OTHER_FORMAT = "other format"
 
 _RESUME = "run the same `cache_teachers` again to resume"
 _RECOMPUTE = "run the same `cache_teachers` again: it recomputes these blocks and keeps the others"
@@ -73,9 +74,9 @@ class Fault:
 class FileVerdict:
     """The state of a file.
 
-    The verdict is "sound", "damaged", "unfinished" (no finished file yet), "growing" (beside a finished one), or
-    "outdated" (weights of other teachers or fewer views, which are not used). A block that a kill tore is no damage
-    while the file is written: it is computed again.
+    The verdict is "sound", "damaged", "other format", "unfinished" (no finished file yet), "growing" (beside a finished
+    one), or "outdated" (weights of other teachers or fewer views, which are not used). A block that a kill tore is no
+    damage while the file is written: it is computed again.
     """
 
     name: str  # the teacher's, "weights", or "SHA256SUMS"
@@ -104,14 +105,14 @@ def verify_cache(
     """Check a cache; faults are in the verdict, and not raised. `advance` gets the bytes of every block."""
     present = shards.files_by_teacher(folder)
     if not present:
-        raise CacheMissingError(f"there is no cache in {folder}: make one with `cache_teachers`")
+        raise shards.no_cache(folder)
     chosen = tuple(present) if teachers is None else shards.teacher_names(teachers)
     for name in chosen:
         if name not in present:
             raise CacheMissingError(f"there is no teacher {name!r} in {folder}; it has {', '.join(present)}")
     weights = folder / WEIGHTS
     paths = [path for name in chosen for path in present[name]] + ([weights] if weights.exists() else [])
-    headers: dict[Path, Header | str] = {path: _try(read_header, path) for path in paths}
+    headers: dict[Path, Header | CacheError] = {path: _try(read_header, path) for path in paths}
     layouts = _hdf5_layouts([path for path, header in headers.items() if isinstance(header, Header)])
 
     verdicts: list[FileVerdict] = []
@@ -122,7 +123,7 @@ def verify_cache(
         verdicts.append(_verify_weights(folder, headers[weights], verdicts, layouts))
     if teachers is None and (folder / SUMS).exists():
         verdicts.append(_verify_sums(folder))
-    sound = not any(verdict.verdict in (DAMAGED, UNFINISHED) for verdict in verdicts)
+    sound = not any(verdict.verdict in (DAMAGED, OTHER_FORMAT, UNFINISHED) for verdict in verdicts)
     return Verification(folder=folder, sound=sound, files=tuple(verdicts))
 
 
@@ -132,11 +133,11 @@ def bytes_to_verify(folder: Path) -> int:
 
 
 def _try(read: Callable[[Path], Any], path: Path) -> Any:
-    """The result, or the text of the error."""
+    """The result, or the error."""
     try:
         return read(path)
     except CacheError as error:
-        return str(error)
+        return error
 
 
 def _verdict(
@@ -154,6 +155,13 @@ def _verdict(
         faults=tuple(Fault(text=fault) if isinstance(fault, str) else fault for fault in faults),
         cure=cure,
     )
+
+
+def _unreadable(path: Path, error: CacheError, cure: str) -> FileVerdict:
+    """The verdict on a file that cannot be opened. The error of another format has its cure."""
+    if isinstance(error, CacheFormatError):
+        return _verdict(path, OTHER_FORMAT, "", [str(error)])
+    return _verdict(path, DAMAGED, cure, [str(error)])
 
 
 def _verify_teacher(
@@ -186,8 +194,8 @@ def _verify_file(
 ) -> FileVerdict:
     """The verdict on a teacher's file: `usual` if nothing is wrong. Neighboring blocks with a fault count as one."""
     file = _try(ShardFile, path)
-    if isinstance(file, str):
-        return _verdict(path, DAMAGED, _REMAKE, [file])
+    if isinstance(file, CacheError):
+        return _unreadable(path, file, _REMAKE)
     structure = _structure_faults(path, file.header, layouts)
     faults = [*structure]
     for name in file.shape.data_sets():
@@ -273,15 +281,17 @@ def _compare_files(folder: Path, names: Sequence[str], verdicts: list[FileVerdic
 
 
 def _verify_weights(
-    folder: Path, header: Header | str, teachers: Sequence[FileVerdict], layouts: Mapping[Path, Layout | None]
+    folder: Path, header: Header | CacheError, teachers: Sequence[FileVerdict], layouts: Mapping[Path, Layout | None]
 ) -> FileVerdict:
     path, verdict, faults = folder / WEIGHTS, SOUND, []
-    if isinstance(header, str):
-        return _verdict(path, DAMAGED, _REMAKE_WEIGHTS, [header], done=1.0)
+    if isinstance(header, CacheError):
+        return _unreadable(path, header, _REMAKE_WEIGHTS)
     try:
         faults += _structure_faults(path, header, layouts)
         names = dict.fromkeys(file.name for file in teachers if shards.is_whole(folder, file.name))
-        if names and not any(file.verdict == DAMAGED for file in teachers):  # else there is nothing to compare with
+        if names and not any(
+            file.verdict in (DAMAGED, OTHER_FORMAT) for file in teachers
+        ):  # else there is nothing to compare with
             weights = read_weights(folder, [TeacherCache.open(folder, name) for name in names])
             verdict = SOUND if weights else OUTDATED
             sums = weights.values.sum(axis=0) if weights else np.ones((1, 1))  # (V, N)
@@ -297,8 +307,8 @@ def _verify_weights(
 def _verify_sums(folder: Path) -> FileVerdict:
     """Whether the files are those that were packed: each may be sound, and be of another version, or one may lack."""
     listed = _try(shards.read_sums, folder)
-    if isinstance(listed, str):
-        return _verdict(folder / SUMS, DAMAGED, _GET_AGAIN, [listed])
+    if isinstance(listed, CacheError):
+        return _unreadable(folder / SUMS, listed, _GET_AGAIN)
     found = shards.compute_sums(folder)
     faults = [
         f"{name} {'is not the file that was packed' if name in found else 'is not there'}"

@@ -478,9 +478,8 @@ def check_same_data(cached: TeacherCache, source: Any) -> None:
     """Refuse images or labels other than those that the teachers saw."""
     cached.provenance.check_same(
         Provenance(identity={"data": source.provenance()}),
-        cached=str(cached.path),
-        cure=f"{source.name} is not what the teachers saw: give the data that they were cached with (`train`), or "
-        "cache them again",
+        cached=f"{source.name} is not what the teachers saw: {cached.path}",
+        cure="Give the data that they were cached with (`train`), or cache them again",
         tables=("data",),
     )
 

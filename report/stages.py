@@ -78,7 +78,7 @@ def _verification(report: results.VerificationReport) -> Blocks:
     for file in report.files:
         name = f"{file.name}, {file.shard}" if file.shard else file.name
         checked = f"{file.blocks:,} blocks, " if file.blocks else ""
-        done = f" ({file.done:.0%} done)" if file.done < 1 and file.verdict != "damaged" else ""
+        done = f" ({file.done:.0%} done)" if file.verdict in ("unfinished", "growing") else ""
         yield f"{file.verdict}{done}  {name}: {checked}{decimal_bytes(file.file_bytes)}"
         yield from (f"    {fault.text}" for fault in file.faults[:_FAULTS_SHOWN])
         if len(file.faults) > _FAULTS_SHOWN:

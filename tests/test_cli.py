@@ -99,6 +99,7 @@ TRAIN, CACHE, DISTILL = (
 CACHED = f"{DISTILL} --cache {{digits}}/cache"
 BAD_INPUT = [
     ("inspect {tmp}/nothing", "there is no cache in .*: make one with cache-teachers"),
+    ("inspect {digits}", r"there is no cache in .* \(did you mean .*/cache\?\): make one with cache-teachers"),
     # Before the images are read: these are not there either.
     ("distill --data nodata --cache {tmp}/no --student resnet8 --out {tmp}/r", "there is no cache in"),
     ("train resnet9 --data nodata --out {tmp}/r", "there is no network 'resnet9' .did you mean resnet8 or"),

@@ -9,7 +9,7 @@ import pytest
 
 from demkd.cache import CacheWriter, ShardFile, open_cache, write_weights
 from demkd.cache.format import block_crc, read_header
-from demkd.cache.verify import DAMAGED, GROWING, SOUND, UNFINISHED, verify_cache
+from demkd.cache.verify import DAMAGED, GROWING, OTHER_FORMAT, SOUND, UNFINISHED, verify_cache
 from tests.cache.counting import LABELS, SAMPLES, fill, flip, place, provenance, shape, values
 from tests.reliability.conftest import Command, Run, says, write_teacher
 from tests.reliability.mutations import reseal, user_block, with_contents
@@ -67,6 +67,18 @@ def test_a_lost_checksum_is_no_unwritten_block(folder: Path) -> None:
         file.seek(offset)
         file.write(bytes(8))
     assert faults_of(folder) == ["entropy, view 0, rows 0 to 15 were lost"]
+
+
+def test_a_file_of_another_format_has_one_cure(folder: Path, run: Run) -> None:
+    for name in (A, "weights.h5"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data.replace(b"format 4\n", b"format 3\n", 1))
+    report = verify_cache(folder)
+    assert not report.sound
+    assert [(file.verdict, file.cure) for file in report.files] == [(OTHER_FORMAT, ""), (SOUND, ""), (OTHER_FORMAT, "")]
+    shown = run("verify", folder, "--quiet", code=1).stdout
+    assert shown.count("has format 3, ") == shown.count("in another folder (--out), or use the version") == 2
+    assert "%" not in shown
 
 
 @pytest.mark.parametrize("name", ["label", "provenance"])
