@@ -3,28 +3,29 @@
 N samples, K teachers, V views, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
-from demkd.benchmarks.synthetic import NORMALIZATION, random_images, synthetic_provenance, write_cache
+from demkd.benchmarks.synthetic import NORMALIZATION, random_images, write_cache
 from demkd.benchmarks.timing import Measurement, Work, compare
-from demkd.cache import CacheShape
-from demkd.config import TrainConfig
-from demkd.dataset import ArrayDataset
+from demkd.config import CacheConfig, TrainConfig
+from demkd.dataset import ArrayDataset, Augmentation, ImageDataset
 from demkd.losses import entropy
 from demkd.networks import build_network
 from demkd.pipeline.distributed import Compute
 from demkd.pipeline.methods import METHODS
 from demkd.pipeline.optim import OptimizerLike
-from demkd.pipeline.preparation import CachingJob, PreparedTeacher
+from demkd.pipeline.preparation import CachingJob, prepare
 from demkd.pipeline.progress import SILENT
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.pipeline.trainer import Trainer
 from demkd.teachers import Teacher
+from demkd.teachers.load import TeacherSpec
 
 _HINTS: dict[str, tuple[int, ...]] = {"stage3": (256,)}
 _VIEWS = 4  # of the caches that only speed is measured on: an epoch reads one
@@ -105,8 +106,7 @@ class Bench:
 
     def live(self, networks: Sequence[str], student: str, *, views: int = _VIEWS) -> Trainer:
         """`distill` with live teachers of random weights."""
-        torch.manual_seed(0)
-        modules = {f"t{number}": build_network(name, classes=100) for number, name in enumerate(networks)}
+        modules = {f"t{number}": random_network(name) for number, name in enumerate(networks)}
         return self.trainer(student, method="de-mkd-logits", live_teachers=modules, views=views)
 
 
@@ -157,43 +157,21 @@ def bare_forward(bench: Bench, teachers: list[Teacher], *, steps: int = 20) -> C
     return run
 
 
-def random_teacher(network: str, compute: Compute, *, name: str | None = None) -> Teacher:
+def random_network(network: str) -> nn.Module:
     torch.manual_seed(0)
-    model = build_network(network, classes=100)
-    compute.place(model)
-    return Teacher(name or network, model, prepare=NORMALIZATION.apply, autocast=compute.autocast)
+    return build_network(network, classes=100)
 
 
 def caching_job(
     compute: Compute,
-    images: ArrayDataset,
-    teachers: Sequence[Teacher],
+    images: ImageDataset,
+    teachers: Mapping[str, nn.Module],
     folder: Path,
     *,
-    features: int,
-    views: int,
-    batch_size: int,
+    policy: Augmentation | None = None,
+    **config: Any,
 ) -> CachingJob:
-    """Stage one with teachers that are loaded already, with features of so many channels."""
-    shape = CacheShape(num_views=views, samples=len(images), classes=100, features={"stage3": (features,)})
-    prepared = [
-        PreparedTeacher(
-            teacher=teacher,
-            network=teacher.name,
-            shape=shape,
-            provenance=synthetic_provenance(number, images),
-            view_size=None,
-            shards=1,
-        )
-        for number, teacher in enumerate(teachers)
-    ]
-    return CachingJob(
-        source=images,
-        policy=images.default_augmentation,
-        view_seed=0,
-        num_views=views,
-        batch_size=batch_size,
-        folder=folder,
-        compute=compute,
-        teachers=tuple(prepared),
-    )
+    """Stage one, with its teachers loaded and checked."""
+    specs = [TeacherSpec(name=name, network=name, module=module) for name, module in teachers.items()]
+    chosen = CacheConfig(**config)
+    return prepare(specs, images, folder, config=chosen, policy=policy, normalize={}, input_size={}, compute=compute)

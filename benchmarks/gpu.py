@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.optim import SGD
 
-from demkd.benchmarks.bench import Bench, Scale, caching_job, epoch_of, random_teacher
+from demkd.benchmarks.bench import Bench, Scale, caching_job, epoch_of, random_network
 from demkd.benchmarks.timing import Measurement, seconds
 from demkd.pipeline.distributed import Compute
 from demkd.pipeline.optim import OptimizerLike
@@ -28,13 +28,12 @@ def measure_gpu(compute: Compute, *, samples: int = 50_000, views: int = 2) -> I
     """Seconds of the whole of each stage; evaluation is not included."""
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Scale(samples=samples, views=4, repetitions=3), Path(name), compute)
-        teachers = [random_teacher(_TEACHER, compute, name=f"t{number}") for number in range(_TEACHERS)]
-        folders = iter(range(1_000))
+        teachers = {f"t{number}": random_network(_TEACHER) for number in range(_TEACHERS)}
+        job = caching_job(compute, bench.images, teachers, bench.folder / "job", views=views, batch_size=1024)
+        folders = (bench.folder / f"stage-one-{number}" for number in range(1_000))
 
         def stage_one() -> None:
-            folder = bench.folder / f"stage-one-{next(folders)}"
-            job = caching_job(compute, bench.images, teachers, folder, features=256, views=views, batch_size=1024)
-            fill_shards(job, SILENT)
+            fill_shards(replace(job, folder=next(folders)), SILENT)
 
         stage_one()
         a_view = min(seconds(stage_one) for _ in range(2)) / views

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, caching_job, epoch_of, random_teacher
+from demkd.benchmarks.bench import Bench, Scale, bare_forward, bare_step, caching_job, epoch_of, random_network
 from demkd.benchmarks.imagenet import seconds_and_gigabytes
 from demkd.benchmarks.synthetic import NORMALIZATION, random_images, write_cache
 from demkd.benchmarks.timing import Measurement, compare, seconds
@@ -45,7 +45,9 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
     """3: how close both loops are to the bare cost of a student's step and three forward passes."""
     networks = ("resnet20", "wrn_16_2", "vgg8")
     small = bench.smaller(20 * bench.scale.batch_size)
-    teachers = [random_teacher(name, bench.compute) for name in networks]
+    modules = {name: random_network(name) for name in networks}
+    prepared = caching_job(bench.compute, small.images, modules, bench.folder / "step", views=1, batch_size=64).teachers
+    teachers = [one.teacher for one in prepared]
     live = small.live(networks, "resnet8", views=4)
     run_live, run_cached = epoch_of(live), epoch_of(small.student())
     student, bare = bare_step(small), bare_forward(small, teachers)
@@ -70,7 +72,8 @@ def online_step_of_ideal(bench: Bench) -> Measurement:
 def caching_over_bare_forward(bench: Bench) -> Measurement:
     """4: throughput of stage one, with entropies, features, writing, syncing and checking, against forward alone."""
     images = random_images(bench.scale.samples)
-    teacher = random_teacher("resnet20", bench.compute)
+    modules = {"resnet20": random_network("resnet20")}
+    job = caching_job(bench.compute, images, modules, bench.folder / "job", views=1, batch_size=BATCH_SIZE)
     folders = (bench.folder / f"stage-one-{number}" for number in range(1_000))
     policy = images.default_augmentation
     device = bench.compute.device
@@ -79,12 +82,11 @@ def caching_over_bare_forward(bench: Bench) -> Measurement:
     views = [render(indices, torch.zeros_like(indices)[:, None]) for indices in batches]
 
     def stage_one() -> None:
-        job = caching_job(bench.compute, images, [teacher], next(folders), features=64, views=1, batch_size=BATCH_SIZE)
-        fill_shards(job, SILENT)
+        fill_shards(replace(job, folder=next(folders)), SILENT)
 
     def forward() -> None:
         for some in views:
-            teacher.predict(some)
+            job.teachers[0].teacher.predict(some)
         bench.compute.wait()
 
     measured = bench.compare(

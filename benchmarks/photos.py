@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from demkd.benchmarks.bench import epoch_of
+from demkd.benchmarks.bench import caching_job, epoch_of
 from demkd.benchmarks.timing import Measurement, Work, compare
-from demkd.config import CROP_PCT, CacheConfig, ImageConfig, TrainConfig
+from demkd.config import CROP_PCT, ImageConfig, TrainConfig
 from demkd.dataset import (
     ImageDataset,
     ResizedCrop,
@@ -28,12 +28,11 @@ from demkd.dataset import (
 )
 from demkd.networks import build_network
 from demkd.pipeline.distributed import Compute, choose_compute
-from demkd.pipeline.preparation import CachingJob, prepare
+from demkd.pipeline.preparation import CachingJob
 from demkd.pipeline.progress import SILENT
 from demkd.pipeline.stage_one import fill_shards, precompute_weights
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.pipeline.trainer import Trainer
-from demkd.teachers.load import TeacherSpec
 
 SIDE, VIEWS, STUDENT = 128, 8, "torchvision:mobilenet_v3_small"
 POLICY = ResizedCrop(size=SIDE)
@@ -82,16 +81,9 @@ class _Bench:
     def job(
         self, *, views: int, teacher: str = STUDENT, view_seed: int = 0, names: Sequence[str] = ("small",)
     ) -> CachingJob:
-        return prepare(
-            [TeacherSpec(name=name, network=teacher, module=_network(teacher, self.photos.classes)) for name in names],
-            self.photos,
-            self.folder,
-            config=CacheConfig(views=views, view_seed=view_seed, features=()),
-            policy=POLICY,
-            normalize={},
-            input_size={},
-            compute=self.compute,
-        )
+        modules = {name: _network(teacher, self.photos.classes) for name in names}
+        config = {"views": views, "view_seed": view_seed, "features": ()}
+        return caching_job(self.compute, self.photos, modules, self.folder, policy=POLICY, **config)
 
     def fill(self, *jobs: CachingJob, folder: Path | None = None) -> None:
         """Each into a new folder, or the one given."""
