@@ -240,9 +240,7 @@ def train(network: str, data: str, **options: Any) -> Any:
 @recipe_and_settings
 @data_option
 @teacher_option(
-    "teachers",
-    "A checkpoint file, or a run folder (which knows its network); repeat for more teachers.",
-    required=True,
+    "teachers", "A checkpoint file, or a run folder (which knows its network); repeat for more teachers.", required=True
 )
 @out_option
 @config_options("Cache", CacheConfig)

@@ -18,14 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from demkd.benchmarks.bench import caching_job, epoch_of
 from demkd.benchmarks.timing import Measurement, Work, compare
 from demkd.config import CROP_PCT, ImageConfig, TrainConfig
-from demkd.dataset import (
-    ImageDataset,
-    ResizedCrop,
-    StreamedDataset,
-    ViewTask,
-    load_images,
-    params_on,
-)
+from demkd.dataset import ImageDataset, ResizedCrop, StreamedDataset, ViewTask, load_images, params_on
 from demkd.networks import build_network
 from demkd.pipeline.distributed import Compute, choose_compute
 from demkd.pipeline.preparation import CachingJob

@@ -71,7 +71,5 @@ def _terms(z: Tensor, _labels: Tensor, targets: RelationTargets, method: MethodC
 
 
 DIST = Loss(
-    fuse=_fuse,
-    terms=_terms,
-    factors=lambda method: {"inter_class_loss": 1.0, "intra_class_loss": method.batch_weight},
+    fuse=_fuse, terms=_terms, factors=lambda method: {"inter_class_loss": 1.0, "intra_class_loss": method.batch_weight}
 )

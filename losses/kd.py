@@ -31,8 +31,7 @@ def fuse_coupled(logits: Sequence[Tensor], *, weights: Tensor, temperature: floa
     log_p = [torch.log_softmax(working_precision(z) / temperature, dim=1) for z in logits]
     p = [lp.exp() for lp in log_p]
     return CoupledTargets(
-        soft_targets=mix(p, weights),
-        entropy=mix([entropy_of(*pair) for pair in zip(log_p, p, strict=True)], weights),
+        soft_targets=mix(p, weights), entropy=mix([entropy_of(*pair) for pair in zip(log_p, p, strict=True)], weights)
     )
 
 

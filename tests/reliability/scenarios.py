@@ -208,13 +208,7 @@ def mutation_scenarios(
         (dense, "counting", "", names[0], [*common, *sealed, m.spoil_contents]),
         (shards, "counting", "", names[1], [*common, *sealed, m.spoil_contents]),
         (photo_cache, "cache", server.digest(photo_cache, "cache"), names[2], common),
-        (
-            run,
-            "run",
-            server.digest(run, "run"),
-            RUN_FILES,
-            [m.flip_bits, m.overwrite_bytes, m.truncate, m.extend],
-        ),
+        (run, "run", server.digest(run, "run"), RUN_FILES, [m.flip_bits, m.overwrite_bytes, m.truncate, m.extend]),
         (
             seen,
             "photos",
