@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demkd.config import CacheConfig, ConfigError, ImageConfig, check_counts, check_names, check_output
+from demkd.config import CacheConfig, ConfigError, ImageConfig, check_counts, check_names, check_output, run_data
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +137,7 @@ def _prepared(
 
 def evaluate(
     what: "Folder | nn.Module",
-    test: "Data",
+    test: "Data | None" = None,
     *,
     network: "str | nn.Module | None" = None,
     normalize: "ByTeacher[NormalizeLike]" = None,
@@ -152,6 +152,7 @@ def evaluate(
     """Top-1 and top-5 of a finished run, a checkpoint or a module on test images.
 
     Args:
+        test: the images; by default those of the data in the run's recipe.
         network: the network's name, for a checkpoint that does not have it; or the module of a run that trained one.
         normalize, input_size: as `cache_teachers` takes them, for one network.
         crop_pct: fraction of a photo's shorter side that is shown: 0.875 is 224 of 256. By default that of the
@@ -180,6 +181,10 @@ def evaluate(
         raise ConfigError(f"`crop_pct` is {crop_pct}: give a number above 0 and at most 1")
     if split not in ("test", "train"):
         raise ConfigError(f"`split` cannot be {split!r}: choose test or train")
+    if test is None:
+        if isinstance(what, nn.Module):
+            raise ConfigError("`test` is missing: a module does not name its data")
+        test = run_data(Path(what), option="test")
     dataset = as_dataset(test, split=split, called="test", images=images, progress=shown)
     choice = load.InputChoice(normalization=normalizations.get(""), size=sizes.get(""), crop_pct=crop_pct)
     if isinstance(what, nn.Module):

@@ -483,7 +483,13 @@ def distill(data: str, online: bool, **options: Any) -> Any:
 
 @main.command(cls=Command)
 @click.argument("run", type=ANY_PATH)
-@data_option
+@click.option(
+    "--data",
+    cls=_FromEnvironment,
+    envvar=DATA_VARIABLE,
+    show_envvar=True,
+    help="Data set, as train takes it. Default: that of the run folder; required for a checkpoint.",
+)
 @network_option
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["test", "train"]), help="Split to evaluate."
@@ -494,12 +500,13 @@ def distill(data: str, online: bool, **options: Any) -> Any:
 @config_options("Images", ImageConfig)
 @compute_options
 @output_options
-def evaluate(run: Path, data: str, **options: Any) -> Any:
+def evaluate(run: Path, data: str | None = None, **options: Any) -> Any:
     """Measure top-1 and top-5 of a finished RUN. A checkpoint works too. The images are the test split's.
 
     \b
     Example:
-        demkd evaluate runs/student --data cifar100
+        demkd evaluate runs/student
+        demkd evaluate resnet20.pth --network resnet20 --data cifar100
     """
     import demkd
 

@@ -257,6 +257,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the recipe {path} cannot be read ({error}): repair it") from error
 
 
+def run_data(folder: Path, *, option: str) -> str:
+    """The data set of a run, as its recipe names it.
+
+    Raises:
+        ConfigError: without a recipe, or if the images were in memory; the user can give `option`.
+    """
+    try:
+        data = str(read_recipe(folder / "recipe.toml")["data"])
+        if not data.startswith("a ") or Path(data).exists():  # "a TensorDataset"
+            return data
+    except (ConfigError, KeyError):
+        pass
+    raise ConfigError(f"{folder} has no recipe that names its data: give `{option}`")
+
+
 def check_output(folder: Path, command: str = "") -> None:
     """Refuse a folder that has the files of something else.
 

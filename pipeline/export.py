@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from demkd.cache import open_cache
-from demkd.config import ConfigError, ImageConfig, read_recipe
+from demkd.config import ConfigError, ImageConfig, run_data
 from demkd.dataset import Data, as_dataset, closing_workers
 from demkd.errors import UserError
 from demkd.networks import build_network
@@ -103,15 +103,7 @@ def export(
     missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if file_format == "onnx" and missing:
         raise ExportError(f"{' and '.join(missing)} not installed: pip install 'demkd[onnx]' installs what ONNX needs")
-    if data is None:
-        try:
-            data = str(read_recipe(run / "recipe.toml")["data"])
-            if data.startswith("a ") and not Path(data).exists():  # images in memory: "a TensorDataset"
-                raise KeyError(data)
-        except (ConfigError, KeyError):
-            raise ExportError(
-                f"{run} has no recipe that names its data: give `data`; the file is checked on its test images"
-            ) from None
+    data = run_data(run, option="data") if data is None else data  # the file is checked on its test images
     test = as_dataset(data, split="test", images=images, progress=progress)
     loaded = load_network(run, name=network, dataset=test)
     student = loaded.network.eval().requires_grad_(requires_grad=False)

@@ -49,7 +49,7 @@ def test_the_whole_pipeline_by_hand(digits: Path, tmp_path: Path) -> None:
     arguments = ("--student", "resnet8", "--epochs", 2, "--seed", 3, "--method", "kd", "--temperature", 2)
     trained = call("distill", "--data", "digits", "--cache", digits / "cache", *arguments, "--out", first, "--json")
     assert "settings" not in trained.stderr
-    evaluated = json.loads(call("evaluate", first, "--data", "digits", "--json").stdout)
+    evaluated = json.loads(call("evaluate", first, "--json").stdout)
     assert evaluated["top1"] == pytest.approx(json.loads(trained.stdout)["test_top1"])
     assert {file.name for file in first.iterdir() if not file.name.startswith("events.")} == {
         "checkpoint.pt", "metrics.jsonl", "recipe.toml", "run.lock", "student.safetensors",
@@ -99,6 +99,7 @@ TRAIN, CACHE, DISTILL = (
 CACHED = f"{DISTILL} --cache {{digits}}/cache"
 BAD_INPUT = [
     ("inspect {tmp}/nothing", "there is no cache in .*: make one with cache-teachers"),
+    ("evaluate {digits}/vgg8/student.safetensors", "has no recipe that names its data: give --data"),
     ("inspect {digits}", r"there is no cache in .* \(did you mean .*/cache\?\): make one with cache-teachers"),
     # Before the images are read: these are not there either.
     ("distill --data nodata --cache {tmp}/no --student resnet8 --out {tmp}/r", "there is no cache in"),

@@ -89,7 +89,7 @@ def test_stage_two_refuses_other_data(run: Run, data: Path, pristine_cache: Path
     change(data, tmp_path)
     outcome = run(*distilling(data, pristine_cache, tmp_path / "run", epochs=1))
     says(outcome, field)
-    says(outcome, "give the data that they were cached with (--data), or cache them again")
+    says(outcome, "Give the data that they were cached with (--data), or cache them again")
     assert not (tmp_path / "run").exists()
 
 
