@@ -13,17 +13,8 @@ if TYPE_CHECKING:
     from demkd.api import cache_teachers, evaluate, inspect, pack, plan_caching
     from demkd.cache import Cache, open_cache
     from demkd.config import AugmentConfig, CacheConfig, ImageConfig, MethodConfig, TrainConfig
-    from demkd.dataset import (
-        ArrayDataset,
-        CropFlip,
-        CutMix,
-        ImageDataset,
-        MixUp,
-        Normalization,
-        RandAugment,
-        ResizedCrop,
-        load_images,
-    )
+    from demkd.dataset import ArrayDataset, CropFlip, CutMix, ImageDataset, MixUp, RandAugment, ResizedCrop, load_images
+    from demkd.dataset.normalize import Normalization
     from demkd.errors import UserError
     from demkd.losses.criterion import DistillationLoss
     from demkd.pipeline.export import export

@@ -273,14 +273,7 @@ def run_data(folder: Path, *, option: str) -> str:
 
 
 def check_output(folder: Path, command: str = "") -> None:
-    """Refuse a folder that has the files of something else.
-
-    Args:
-        command: what writes there: "train" or "distill"; "" for a cache.
-
-    Raises:
-        ConfigError: if a cache is there, or the run of another command.
-    """
+    """Refuse a folder with the files of something else; the command that writes there is "" for a cache."""
     file = folder / "recipe.toml"
     recipe = read_recipe(file) if file.exists() else {}
     made = "train" if "network" in recipe else "distill" if "student" in recipe else ""

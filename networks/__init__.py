@@ -5,18 +5,12 @@ mdistiller, which load unchanged. `classifier.py` is their interface, `registry.
 `features.py` wraps networks of other libraries.
 """
 
-from demkd.networks.classifier import (
-    Classifier,
-    ImageSizeError,
-    NetworkSourceError,
-    UnknownLayerError,
-    UnknownNetworkError,
-)
+from demkd.networks.classifier import Classifier, ImageSizeError, NetworkSourceError, UnknownLayerError
 from demkd.networks.features import Adapter, WrappedNetwork, feature_shapes, logits_problem
 from demkd.networks.registry import NETWORKS, Network, build_network, check_network, fetch_published, is_own_code
 
 __all__ = [
     "NETWORKS", "Adapter", "Classifier", "ImageSizeError", "Network", "NetworkSourceError", "UnknownLayerError",
-    "UnknownNetworkError", "WrappedNetwork", "build_network", "check_network", "feature_shapes", "fetch_published",
-    "is_own_code", "logits_problem",
+    "WrappedNetwork", "build_network", "check_network", "feature_shapes", "fetch_published", "is_own_code",
+    "logits_problem",
 ]  # fmt: skip

@@ -11,15 +11,8 @@ import torchvision
 from torch import nn
 
 from demkd.errors import UserError
-from demkd.networks import (
-    Classifier,
-    NetworkSourceError,
-    UnknownNetworkError,
-    WrappedNetwork,
-    build_network,
-    fetch_published,
-    is_own_code,
-)
+from demkd.networks import Classifier, NetworkSourceError, WrappedNetwork, build_network, fetch_published, is_own_code
+from demkd.networks.classifier import UnknownNetworkError
 
 CHECKOUT = Path(__file__).parents[2]
 SIZE = (32, 32)
