@@ -132,7 +132,7 @@ def odd_names(run: Run, teachers: Path, tmp_path_factory: pytest.TempPathFactory
         "compare run0 run1 --baseline nowhere",
         "evaluate run0 --data data",
         "train resnet8 --data data --epochs 1 --out run2",
-        "cache-teachers --data data --teacher x=resnet8@run0/student.safetensors --views 2 --out new --dry-run",
+        "cache-teachers --data data --teacher run0 --views 2 --out new --dry-run",
         pytest.param("export run0 --data data --format safetensors --out exported.safetensors", marks=pytest.mark.slow),
         "train resnet8 --data nowhere --out x",
     ],
