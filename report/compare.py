@@ -135,17 +135,26 @@ def _in_words(key: str, value: Any) -> str:
     return text if key in _SELF_EXPLAINING else f"{key}={text}"
 
 
+_CORRECTED = "corrected: for all comparisons (Holm)"
 _DIFFERENCE_COLUMNS = [
     Column("pairs", format="d", rank=4),
     Column("difference", "differ-\nence", "points"),
     Column("low", "95 %\nlow", "points", 1),
     Column("high", "95 %\nhigh", "points", 1),
     Column("p", rank=None),
-    Column("holm_low", "corrected\nlow", "points", 3),
-    Column("holm_high", "corrected\nhigh", "points", 3),
-    Column("holm_p", "corrected\np", ".2g", 3),
-    Column("detectable", "detect-\nable", "percent", 7),
-    Column("seeds_for_a_point", "seeds for\n1 point", "d", 6),
+    Column("holm_low", "corrected\nlow", "points", 3, _CORRECTED),
+    Column("holm_high", "corrected\nhigh", "points", 3, _CORRECTED),
+    Column("holm_p", "corrected\np", ".2g", 3, _CORRECTED),
+    Column(
+        "detectable", "detect-\nable", "percent", 7, "detectable: the smallest difference that these pairs can detect"
+    ),
+    Column(
+        "seeds_for_a_point",
+        "seeds for\n1 point",
+        "d",
+        6,
+        "seeds for 1 point: to detect a true difference of one point with power 0.8",
+    ),
 ]
 
 
@@ -169,32 +178,29 @@ def compare(runs: Sequence[FinishedRun], *, baseline: str | None = None) -> dict
         Column("seeds", format="d", rank=2): [len(members) for members in groups.values()],
     }
     by_measure = []
-    for measure, mean_rank, std_rank in (("last", 0, 1), ("best", 5, 6)):
+    splits = sorted({run.best_split for members in groups.values() for run in members})
+    best = f"best: top-1 of the best epoch on the {' or '.join(splits)} images"
+    for measure, mean_rank, std_rank, meaning in (("last", 0, 1, ""), ("best", 5, 6, best)):
         by_seed = {
             name: {run.seed: run.last if measure == "last" else max(run.top1) for run in members}
             for name, members in groups.items()
         }
         values = [list(seeds.values()) for seeds in by_seed.values()]
         columns |= {
-            Column(f"{measure}_top1", f"{measure}\ntop-1", "percent", mean_rank): [np.mean(top1) for top1 in values],
-            Column(f"{measure}_std", f"{measure}\nstd", "percent", std_rank): [
+            Column(f"{measure}_top1", f"{measure}\ntop-1", "percent", mean_rank, meaning): list(map(np.mean, values)),
+            Column(f"{measure}_std", f"{measure}\nstd", "percent", std_rank, "std over seeds"): [
                 np.std(top1, ddof=1) if len(top1) > 1 else None for top1 in values
             ],
         }
         by_measure.append(by_seed)
-    splits = sorted({run.best_split for members in groups.values() for run in members})
-    note = f"test top-1 of the last epoch, and top-1 of the best on the {' or '.join(splits)} images; std over seeds"
+    note = "test top-1 of the last epoch"
     if base is not None:
         for prefix, by_seed in zip(("", "best_"), by_measure, strict=True):
             found = holm([{} if name == base else paired_difference(by_seed[name], by_seed[base]) for name in groups])
             for column in _DIFFERENCE_COLUMNS:
                 shown = Column(f"best_{column.key}", rank=None) if prefix else column
                 columns[shown] = [difference.get(column.key) for difference in found]
-        note += (
-            f"; differences to {base} in percentage points of the last epoch, paired by seed; corrected: for all "
-            "comparisons (Holm); detectable: the smallest difference that these pairs can detect; seeds for 1 point: "
-            "to detect a true difference of one point with power 0.8"
-        )
+        note += f"; differences to {base} in percentage points of the last epoch, paired by seed"
     table = Table.from_columns("Test top-1", columns, note)
     means = [row["last_top1"] for row in table]
     return {"baseline": base, "groups": replace(table, best=means.index(max(means))), "runs": _table_of_runs(groups)}

@@ -18,6 +18,11 @@ from demkd.report.table import Column, ReportError, Table
 
 HISTOGRAM_BINS = 20
 MOST_PROBABLE = 5
+_NOTES = {  # of the columns of classes
+    "entropy": "entropy in nats",
+    "disagreement": "disagreement: fraction of views and pairs of teachers with different predictions",
+    "wrong_above_uniform": "above 1/K: fraction of views where a wrong teacher weighs more than 1/K",
+}
 
 
 def overview(statistics: CacheStatistics) -> dict[str, Any]:
@@ -79,17 +84,14 @@ def _teachers(statistics: CacheStatistics) -> Table:
         Column("entropy", format=".3f"): statistics.mean_entropy.mean(1),
     }
     for name, column in zip(("q25", "q50", "q75"), zip(*quartiles, strict=True), strict=True):
-        columns[Column(f"entropy_{name}", f"entropy\n{name}", ".2f", 3)] = column
-    columns[Column("histogram", "entropy\nhistogram", "bars", 4)] = histograms
-    note = "entropy in nats over all views, its quartiles, and its histogram from 0 to ln C"
+        columns[Column(f"entropy_{name}", f"entropy\n{name}", ".2f", 3, "q25, q50, q75: its quartiles")] = column
+    columns[Column("histogram", "entropy\nhistogram", "bars", 4, "histogram: from 0 to ln C")] = histograms
+    note = "entropy in nats over all views"
     if statistics.weights is not None and count > 1:  # a single teacher's weight is 1
-        columns |= {
-            Column("weight", format=".3f", rank=1): statistics.mean_weight.mean(1),
-            Column("wrong_above_uniform", f"wrong and\nabove 1/{count}", "percent", 2): (
-                statistics.wrong_above_uniform.mean(1)
-            ),
-        }
-        note += f"; last: the fraction of views where the teacher is wrong and weighs more than 1/{count}"
+        columns |= {Column("weight", format=".3f", rank=1): statistics.mean_weight.mean(1)}
+        meaning = f"above 1/{count}: fraction of views where the teacher is wrong and weighs more than 1/{count}"
+        last = Column("wrong_above_uniform", f"wrong and\nabove 1/{count}", "percent", 2, meaning)
+        columns[last] = statistics.wrong_above_uniform.mean(1)
     low = [
         name
         for name, top1 in zip(statistics.cache.names, statistics.top1.mean(1), strict=True)
@@ -151,7 +153,9 @@ def classes(statistics: CacheStatistics, *, sort: str = "entropy", limit: int | 
         Column("class"): cache.class_names,
         Column("index", format="d", rank=9): range(cache.classes),
         Column("samples", format=",d", rank=5): np.bincount(cache.labels, minlength=cache.classes),
-        Column("disagreement", "disagree-\nment", "percent", 3): by_class(statistics, statistics.disagreement[None])[0],
+        Column("disagreement", "disagree-\nment", "percent", 3, _NOTES["disagreement"]): by_class(
+            statistics, statistics.disagreement[None]
+        )[0],
     }
     measures = [("top1", "top-1", "percent", 1, statistics.top1)]
     measures += [("entropy", "entropy", ".3f", 2, statistics.mean_entropy)]
@@ -161,9 +165,9 @@ def classes(statistics: CacheStatistics, *, sort: str = "entropy", limit: int | 
     for key, heading, form, rank, values in measures:
         of_class = by_class(statistics, values)
         if key != "weight":  # whose mean is 1 / K
-            by_column[Column(key, f"mean\n{heading}", form, rank + 6)] = of_class.mean(0)
+            by_column[Column(key, f"mean\n{heading}", form, rank + 6, _NOTES.get(key, ""))] = of_class.mean(0)
         for name, row in zip(cache.names, of_class, strict=True):
-            by_column[Column(f"{name}.{key}", f"{name}\n{heading}", form, rank)] = row
+            by_column[Column(f"{name}.{key}", f"{name}\n{heading}", form, rank, _NOTES.get(key, ""))] = row
     wanted, columns = sort.removeprefix("-"), list(by_column)
     keys = [column.key for column in columns]
     if wanted not in keys[1:]:
@@ -176,8 +180,7 @@ def classes(statistics: CacheStatistics, *, sort: str = "entropy", limit: int | 
         f"Classes by {wanted}, {'smallest' if sign == 1 else 'largest'} first",
         columns,
         ranked[:limit],
-        "means over views; entropy in nats; disagreement: fraction of views and pairs of teachers with different "
-        "predictions; above 1/K: fraction of views where a wrong teacher weighs more than 1/K",
+        "means over views",
     )
 
 
@@ -222,8 +225,12 @@ def samples(statistics: CacheStatistics, by: str, count: int, *, score: str = "c
         predicted = np.stack([classes[chosen] for classes in statistics.prediction[k]], axis=1)
         votes = [np.bincount(row) for row in predicted]
         columns |= {
-            Column(f"{name}.prediction", f"{name}\npredicts", rank=2): [cache.class_names[v.argmax()] for v in votes],
-            Column(f"{name}.fraction", f"{name}\nof views", "percent", 5): [v.max() / v.sum() for v in votes],
+            Column(f"{name}.prediction", f"{name}\npredicts", "", 2, "predicts: the most frequent prediction"): [
+                cache.class_names[v.argmax()] for v in votes
+            ],
+            Column(f"{name}.fraction", f"{name}\nof views", "percent", 5, "of views: fraction with this prediction"): [
+                v.max() / v.sum() for v in votes
+            ],
             Column(f"{name}.entropy", f"{name}\nentropy", ".3f", 4 if by_weight else 3): (
                 statistics.mean_entropy[k, chosen]
             ),
@@ -231,8 +238,7 @@ def samples(statistics: CacheStatistics, by: str, count: int, *, score: str = "c
                 statistics.mean_weight[k, chosen]
             ),
         }
-    note = "means over the views; predicts: the most frequent prediction, and in which fraction of views"
-    return Table.from_columns(title, columns, note)
+    return Table.from_columns(title, columns, "means over the views")
 
 
 def sample(cache: Cache, index: int, *, view_index: int = 0) -> dict[str, Any]:

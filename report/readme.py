@@ -46,7 +46,7 @@ def readme(cache: Cache, license_name: str | None = None) -> str:
         if digest and digest.isalnum()
     )
     tables = "\n".join(
-        f"## {table.title}\n\n{to_markdown(table)}\n{table.note}\n"
+        f"## {table.title}\n\n{to_markdown(table)}\n{table.notes()}\n"
         for table in overview.values()
         if isinstance(table, Table)
     )

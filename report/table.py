@@ -40,6 +40,7 @@ class Column:
     # of numbers, "image" for a data URI, or a format of Python such as ".3f"
     format: str = ""
     rank: int | None = 0
+    note: str = ""  # what it means, below the table where the column is shown
 
     @property
     def title(self) -> str:
@@ -57,7 +58,7 @@ class Table(Sequence[dict[str, Any]]):
     title: str  # a heading or a sentence above the table
     columns: Sequence[Column]
     rows: Sequence[Sequence[Any]]  # one value per column, unformatted; None where there is none
-    note: str = ""  # what to read from it, below the table
+    note: str = ""  # what to read from it, below the table, before the notes of the columns
     best: int | None = None  # a row to highlight
 
     @classmethod
@@ -73,6 +74,11 @@ class Table(Sequence[dict[str, Any]]):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         return dict(zip((column.key for column in self.columns), self.rows[place], strict=True))
+
+    def notes(self, columns: Iterable[Column] | None = None) -> str:
+        """The notes of the table and of those columns that are shown, by default all."""
+        shown = [column for _, column in self.shown()] if columns is None else columns
+        return "; ".join(dict.fromkeys(filter(None, [self.note, *(column.note for column in shown)])))
 
     def shown(self) -> Iterator[tuple[int, Column]]:
         """Place and column of all that people see."""

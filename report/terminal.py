@@ -110,7 +110,7 @@ def print_table(console: Console, table: Table) -> None:
     console.print(rich)
     left_out = len(cells) - len(chosen)
     note = f"{left_out} more {'column' if left_out == 1 else 'columns'} in JSON and CSV" if left_out else ""
-    if text := "; ".join(part for part in (table.note, note) if part):
+    if text := "; ".join(part for part in (table.notes(table.columns[i] for i in chosen), note) if part):
         console.print(Text(visible_line(text)), style="dim")
     console.print()
 
