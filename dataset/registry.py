@@ -77,3 +77,25 @@ def as_augmentation(value: AugmentationLike, default: Augmentation) -> Augmentat
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def augment_options(facts: Mapping[str, Any], *, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `AugmentConfig` that choose an augmentation for data whose own is the usual one."""
+    name, base = str(facts.get("policy")), facts.get("base")
+    if name in ("mixup", "cutmix") and isinstance(base, Mapping):
+        return {**augment_options(base, usual=usual), "mix": name, "mix_alpha": facts.get("alpha")}
+    if name == "randaugment" and isinstance(base, Mapping):
+        numbers = {
+            "randaugment_ops": facts.get("num_ops"),
+            "magnitude": facts.get("magnitude"),
+            "strong_every": facts.get("strong_every", 1),
+        }
+        return {**augment_options(base, usual=usual), "view": f"{base.get('policy')}+{name}", **numbers}
+    while "base" in usual:
+        usual = usual["base"]
+    same = usual.get("policy") == name
+    own = usual if same else {"flip": True}
+    changed = {key: facts[key] for key in ("padding", "flip") if key in facts and facts[key] != own.get(key)}
+    if name == "resized-crop":
+        return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}, **changed}
+    return changed if same else {"view": name, **changed}

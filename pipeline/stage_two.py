@@ -6,7 +6,7 @@ fit                epochs, evaluation, checkpoints, the finished student        
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from demkd.config import (
 )
 from demkd.dataset import AugmentationLike, ImageDataset, closing_workers, has_validation, seeds
 from demkd.dataset.adapters import Data, as_dataset, with_classes_of
+from demkd.dataset.registry import augment_options
 from demkd.errors import DataError
 from demkd.networks import check_network
 from demkd.pipeline.distributed import Compute, choose_compute, process_group
@@ -243,28 +244,6 @@ def _recipe(
         "augmentation": facts,
         "sources": {**_digests(loader.dataset), **loader.fingerprints},
     }
-
-
-def augment_options(facts: Mapping[str, Any], *, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `AugmentConfig` that choose an augmentation for data whose own is the usual one."""
-    name, base = str(facts.get("policy")), facts.get("base")
-    if name in ("mixup", "cutmix") and isinstance(base, Mapping):
-        return {**augment_options(base, usual=usual), "mix": name, "mix_alpha": facts.get("alpha")}
-    if name == "randaugment" and isinstance(base, Mapping):
-        numbers = {
-            "randaugment_ops": facts.get("num_ops"),
-            "magnitude": facts.get("magnitude"),
-            "strong_every": facts.get("strong_every", 1),
-        }
-        return {**augment_options(base, usual=usual), "view": f"{base.get('policy')}+{name}", **numbers}
-    while "base" in usual:
-        usual = usual["base"]
-    same = usual.get("policy") == name
-    own = usual if same else {"flip": True}
-    changed = {key: facts[key] for key in ("padding", "flip") if key in facts and facts[key] != own.get(key)}
-    if name == "resized-crop":
-        return {"view": name, **{key: facts.get(key) for key in ("scale", "ratio", "interpolation")}, **changed}
-    return changed if same else {"view": name, **changed}
 
 
 def _joined(values: Sequence[float]) -> str:

@@ -24,7 +24,7 @@ from demkd.cache import Cache, Provenance, ShardFile, TeacherCache, open_cache
 from demkd.cache.shards import teacher_names
 from demkd.config import METHOD, ConfigError, ImageConfig, MethodConfig, TrainConfig, plain
 from demkd.dataset import ArrayDataset, Augmentation, Data, ImageDataset, Normalization, as_dataset, seeds, tasks_of
-from demkd.dataset.registry import AugmentationLike, as_augmentation, augmentation_from
+from demkd.dataset.registry import AugmentationLike, as_augmentation, augment_options, augmentation_from
 from demkd.errors import DataError
 from demkd.losses import PartnerLabels, TargetBatch, Targets
 from demkd.losses.weights import needs_all_samples
@@ -381,9 +381,18 @@ class SoftTargetLoader:
         if augmentation is not None and _without_size(augmentation.to_dict()) != _without_size(
             self.augmentation.to_dict()
         ):
+            usual = self.dataset.default_augmentation.to_dict()
+            given, cached = (augment_options(one.to_dict(), usual=usual) for one in (augmentation, self.augmentation))
+            names = (name for name in {**given, **cached} if given.get(name) != cached.get(name))
+            if name := next(names, ""):
+                made = f"with `{name}={cached[name]}`" if name in cached else f"without `{name}`"
+                what = f"`{name}` is {given.get(name, 'left out')}, but the cache in {cache.folder} was made {made}"
+            else:
+                what = (
+                    f"`augment` is {augmentation}, but the views of the cache in {cache.folder} are {self.augmentation}"
+                )
             raise DataError(
-                f"`augment` is {augmentation}, but the views of the cache in {cache.folder} are {self.augmentation}: "
-                "leave it out, or cache the teachers with it in another folder"
+                f"{what}: leave the options of views out, or cache the teachers with them in another folder"
             )
         load.check_teacher_names(layers, cache.names, option="hint_layer")
         self.num_views, self.teachers = count, cache.names

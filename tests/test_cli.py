@@ -99,6 +99,7 @@ TRAIN, CACHE, DISTILL = (
 CACHED = f"{DISTILL} --cache {{digits}}/cache"
 BAD_INPUT = [
     ("inspect {tmp}/nothing", "there is no cache in .*: make one with cache-teachers"),
+    (f"{CACHED} --mix mixup --method kd", "--mix is mixup, but the cache in .* was made without --mix: leave"),
     ("evaluate {digits}/vgg8/student.safetensors", "has no recipe that names its data: give --data"),
     ("inspect {digits}", r"there is no cache in .* \(did you mean .*/cache\?\): make one with cache-teachers"),
     # Before the images are read: these are not there either.

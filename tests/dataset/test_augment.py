@@ -29,7 +29,7 @@ from demkd.dataset import (
     params_on,
 )
 from demkd.dataset.randaugment import OPERATIONS, apply_operation
-from demkd.pipeline.stage_two import augment_options
+from demkd.dataset.registry import augment_options
 from tests.conftest import CHECKOUT
 from tests.dataset.photos import photo
 

@@ -171,7 +171,7 @@ def test_what_cannot_be_cached_is_said_before_anything_is_computed(
         ({"method": "de-mkd-logits"}, ConfigError, "the decoupled loss of de-mkd-logits needs one label an image"),
         ({"method": "kd", "weight_source": "cross_entropy"}, ConfigError, "`weight_source=cross_entropy` needs one"),
         ({"method": "kd", "wrong_teacher": "mask"}, ConfigError, "`wrong_teacher=mask` needs one label"),
-        ({"augment": VIEWS["resized-crop"]}, DataError, "but the views of the cache in"),
+        ({"augment": VIEWS["resized-crop"]}, DataError, "`interpolation` is bicubic, but the cache in .* was"),
         ({"crop_pct": 2.0}, demkd.UserError, "`crop_pct` is 2.0"),
     ],
 )
