@@ -296,7 +296,17 @@ def pack(
     from demkd.pipeline.progress import as_progress
 
     shown = as_progress(progress)
-    report = run(cache, Path(out), teachers, views, top_k, tail_temperatures, logits, features, shown)
+    report = run(
+        cache,
+        Path(out),
+        teachers=teachers,
+        views=views,
+        top_k=top_k,
+        tail_temperatures=tail_temperatures,
+        logits=logits,
+        features=features,
+        progress=shown,
+    )
     readme = report.folder / "README.md"
     if not readme.exists():
         from demkd.cache import open_cache

@@ -48,6 +48,7 @@ _SECONDS_BETWEEN_SYNCS = 10.0
 def pack(
     folder: str | os.PathLike[str],
     out: Path,
+    *,
     teachers: Sequence[str] | None,
     views: int | None,
     top_k: int | None,
