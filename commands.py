@@ -19,7 +19,18 @@ from click.core import ParameterSource
 
 from demkd.api import LISTINGS, NEEDS, contradiction
 from demkd.cli import INTERRUPTED, last_words
-from demkd.config import DATA_VARIABLE, METHOD, AugmentConfig, CacheConfig, ImageConfig, MethodConfig, TrainConfig
+from demkd.config import (
+    DATA_VARIABLE,
+    METHOD,
+    METHODS,
+    AugmentConfig,
+    CacheConfig,
+    ImageConfig,
+    MethodConfig,
+    TrainConfig,
+    choose_method,
+    method_options,
+)
 from demkd.errors import ToldElsewhereError, UserError
 from demkd.options import (
     FILE,
@@ -34,7 +45,6 @@ from demkd.options import (
     section,
     split_recipe,
 )
-from demkd.pipeline.methods import METHODS, choose_method, method_options
 
 if TYPE_CHECKING:
     from demkd.pipeline.progress import Progress

@@ -13,12 +13,11 @@ from torch import nn
 
 from demkd.benchmarks.synthetic import NORMALIZATION, random_images, write_cache
 from demkd.benchmarks.timing import Measurement, Work, compare
-from demkd.config import CacheConfig, TrainConfig
+from demkd.config import METHODS, CacheConfig, TrainConfig
 from demkd.dataset import ArrayDataset, Augmentation, ImageDataset
 from demkd.losses import entropy
 from demkd.networks import build_network
 from demkd.pipeline.distributed import Compute
-from demkd.pipeline.methods import METHODS
 from demkd.pipeline.optim import OptimizerLike
 from demkd.pipeline.preparation import CachingJob, prepare
 from demkd.pipeline.progress import SILENT

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demkd.config import ConfigError, MethodConfig
+from demkd.config import ConfigError, MethodConfig, choose_method
 from demkd.losses import LOSSES, PartnerLabels, TargetBatch, Targets, hint_loss, label_loss, logit_terms
 from demkd.losses.base import working_precision
-from demkd.pipeline.methods import choose_method
 
 _SHARED = ("loss", "standardize", "temperature", "target_power", "views_per_step", "needs_features")  # with the targets
 

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demkd.config import MethodConfig
+from demkd.config import METHODS, MethodConfig
 from demkd.losses.base import entropy_of, standardized, working_precision
-from demkd.pipeline.methods import METHODS
 
 DEFAULT_WEIGHTING = "entropy at temperature 1, softmax, tau 1"  # as weights.h5 names it
 # Fields of a method that do not change the weights, or that apply to precomputed weights too. If any other field

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from demkd.config import (
     CROP_PCT,
     METHOD,
+    METHODS,
     ConfigError,
     ImageConfig,
     MethodConfig,
     TrainConfig,
     check_names,
     check_output,
+    choose_method,
+    method_options,
     of_options,
     recipe_options,
 )
@@ -34,7 +37,6 @@ from demkd.dataset.registry import augment_options
 from demkd.errors import DataError
 from demkd.networks import check_network
 from demkd.pipeline.distributed import Compute, choose_compute, process_group
-from demkd.pipeline.methods import METHODS, choose_method, method_options
 from demkd.pipeline.optim import OptimizerLike, SchedulerLike
 from demkd.pipeline.progress import SILENT, Progress, as_progress
 from demkd.pipeline.results import Callback, RunReport

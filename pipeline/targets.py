@@ -22,14 +22,23 @@ from torch import Tensor
 
 from demkd.cache import Cache, Provenance, ShardFile, TeacherCache, open_cache
 from demkd.cache.shards import teacher_names
-from demkd.config import METHOD, ConfigError, ImageConfig, MethodConfig, TrainConfig, plain
+from demkd.config import (
+    METHOD,
+    ConfigError,
+    ImageConfig,
+    MethodConfig,
+    TrainConfig,
+    check_mixable,
+    check_teacher_count,
+    choose_method,
+    plain,
+)
 from demkd.dataset import ArrayDataset, Augmentation, Data, ImageDataset, Normalization, as_dataset, seeds, tasks_of
 from demkd.dataset.registry import AugmentationLike, as_augmentation, augment_options, augmentation_from
 from demkd.errors import DataError
 from demkd.losses import PartnerLabels, TargetBatch, Targets
 from demkd.losses.weights import needs_all_samples
 from demkd.pipeline.distributed import Compute, World, choose_compute
-from demkd.pipeline.methods import check_mixable, check_teacher_count, choose_method
 from demkd.pipeline.progress import SILENT, Progress
 from demkd.pipeline.results import TeacherStatistics
 from demkd.pipeline.teacher_targets import (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from demkd.config import TrainConfig
+from demkd.config import TrainConfig, changed_options
 from demkd.dataset import ImageDataset, seeds
 from demkd.errors import ToldElsewhereError, UserError
 from demkd.losses import TargetBatch, Targets
@@ -25,7 +25,6 @@ from demkd.networks import Adapter, Network, build_network
 from demkd.pipeline.cuda_graph import CudaGraph
 from demkd.pipeline.distributed import Compute
 from demkd.pipeline.evaluate import evaluate
-from demkd.pipeline.methods import changed_options
 from demkd.pipeline.optim import SCHEDULES, OptimizerLike, SchedulerLike, make_optimizer
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import Callback, EpochReport, RunReport, best_split

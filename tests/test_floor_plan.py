@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "config": {"errors", "losses", "networks"},
     "options": {"config", "pipeline", "report"},
     "dataset": {"config", "errors", "pipeline.progress"},
-    "losses": {"config", "pipeline.methods"},
+    "losses": {"config"},
     "networks": {"errors"},
     "teachers": {"config", "errors", "dataset", "networks"},
     "pipeline": {"config", "errors", "cache", "dataset", "losses", "networks", "teachers"},

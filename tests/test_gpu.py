@@ -10,8 +10,8 @@ from torch import nn
 
 import demkd
 from demkd.cache import open_cache
+from demkd.config import METHODS
 from demkd.pipeline.cuda_graph import CudaGraph
-from demkd.pipeline.methods import METHODS
 from tests.dataset.photos import write_photos
 from tests.pipeline.parallel_program import TEACHERS, TEST, TRAIN, make_caches, network
 from tests.pipeline.stages import Recorder

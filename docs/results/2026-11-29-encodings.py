@@ -19,9 +19,8 @@ from torch import Tensor
 
 import demkd
 from demkd.cache.format import decode_logits, encode_logits
-from demkd.config import MethodConfig
+from demkd.config import METHODS, MethodConfig
 from demkd.losses import LOSSES, TeacherWeights, entropy, entropy_weights, fuse, logit_terms
-from demkd.pipeline.methods import METHODS
 
 
 def eight_bits(z: Tensor, _temperature: float) -> Tensor:

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import demkd
-from demkd.config import ConfigError
+from demkd.config import METHODS, ConfigError
 from demkd.losses import PartnerLabels, Targets, fuse, loss_temperatures, uniform_weights
 from demkd.losses.weights import TeacherWeights
-from demkd.pipeline.methods import METHODS
 
 K, B, C = 3, 8, 5
 

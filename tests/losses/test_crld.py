@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from demkd.config import METHODS
 from demkd.losses import TeacherWeights, fuse, logit_terms, loss_temperatures
-from demkd.pipeline.methods import METHODS
 
 
 def naive_crld(student: Tensor, teachers: list[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from demkd.config import MethodConfig
+from demkd.config import METHODS, MethodConfig
 from demkd.losses import UNCERTAINTIES, TeacherWeights, fuse, logit_terms, loss_temperatures, uniform_weights
 from demkd.losses.base import standardized
-from demkd.pipeline.methods import METHODS
 
 TOLD = {name: method for name, method in METHODS.items() if method.needs_teachers and method.hint_weight == 0}
 B, K = 8, 2

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from demkd.config import METHODS
 from demkd.losses import TeacherWeights, fuse, logit_terms, rank
 from demkd.losses.rank import kendall, pair_distances
-from demkd.pipeline.methods import METHODS
 
 
 def z_scored(row: Tensor) -> Tensor:

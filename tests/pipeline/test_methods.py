@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demkd.config import ConfigError, MethodConfig
+from demkd.config import METHODS, ConfigError, MethodConfig, check_teacher_count, choose_method
 from demkd.losses import (
     LOSSES,
     UNCERTAINTIES,
@@ -25,7 +25,6 @@ from demkd.losses import (
 )
 from demkd.losses.criterion import DistillationLoss
 from demkd.losses.weights import NOT_ABOUT_WEIGHTS, for_both_losses, is_default
-from demkd.pipeline.methods import METHODS, check_teacher_count, choose_method
 from demkd.pipeline.teacher_targets import draw_shuffle
 from tests.losses.test_crld import naive_crld
 from tests.losses.test_rank import naive_terms

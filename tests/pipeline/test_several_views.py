@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import demkd
-from demkd.config import ConfigError
+from demkd.config import METHODS, ConfigError, choose_method
 from demkd.dataset import seeds
 from demkd.losses import logit_terms
-from demkd.pipeline.methods import METHODS, choose_method
 from demkd.pipeline.targets import SoftTargetLoader
 from tests.pipeline.stages import Recorder, Workshop
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import demkd
 from demkd.cache import CacheMismatchError, CacheMissingError, CacheShape, open_cache
+from demkd.config import METHODS, choose_method
 from demkd.losses.dkd import log_parts
-from demkd.pipeline.methods import METHODS, choose_method
 from demkd.pipeline.stage_one import kept_logits
 from demkd.pipeline.teacher_targets import CachedTeachers
 from tests.cache.counting import flip

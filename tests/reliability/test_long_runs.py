@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from demkd.cache import ShardFile, open_cache
+from demkd.config import METHODS
 from demkd.pipeline import stage_one
-from demkd.pipeline.methods import METHODS
 from demkd.pipeline.progress import Progress
 from demkd.pipeline.teacher_targets import CachedTeachers
 from tests.pipeline.stages import cache_one
