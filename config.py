@@ -95,7 +95,9 @@ class MethodConfig:
     tckd_weight: float = setting(1.0, "Weight of the target-class part (DKD's alpha).", within="[0, inf)")
     nckd_weight: float = setting(8.0, "Weight of the non-target-class part (DKD's beta).", within="[0, inf)")
     batch_weight: float = setting(
-        1.0, "Weight of the terms across a batch: DIST's intra-class part, MLKD's Gram matrices.", within="[0, inf)"
+        1.0,
+        "Weight of the terms across a batch: intra-class part of DIST and rank, MLKD's Gram terms.",
+        within="[0, inf)",
     )
     target_power: float = setting(1.5, "OFA's gamma.", within="(0, inf)")
     views_per_step: int = setting(1, "Views of each image per step.", within="[1, 65536]")
@@ -148,6 +150,8 @@ class MethodConfig:
                 "with weights of 0 (`kd_weight`, or `tckd_weight` and `nckd_weight`; and `hint_weight`) nothing is "
                 "learned from the teachers; choose the method ce"
             )
+        if self.loss == "crld" and self.views_per_step != 2:
+            raise ConfigError("`loss=crld` compares two views of an image: set `views_per_step=2` too")
         if (self.weight_source == "fixed") != bool(self.fixed_weights):
             raise ConfigError("`fixed_weights` and `weight_source=fixed` go together: give both or neither")
         if self.fixed_weights and not (min(self.fixed_weights) >= 0 and abs(sum(self.fixed_weights) - 1) <= 1e-6):
@@ -514,6 +518,8 @@ def check_teacher_count(method: MethodConfig, names: Sequence[str]) -> None:
 def check_mixable(method: MethodConfig) -> None:
     """Refuse a method that needs one label a sample, where views mix two samples."""
     reason = "needs one label an image, and mixed images have two"
+    if method.loss == "crld":
+        raise ConfigError("CRLD compares two views of an image, and `mix` mixes other images into each: leave it out")
     if method.loss in _WITH_A_LABEL:
         loss = "the decoupled loss" if method.loss == "dkd" else "OFA's loss"
         raise ConfigError(

@@ -75,9 +75,10 @@ class DistillationLoss(nn.Module):
             )
         if len(features) != len(targets.hints):
             raise ValueError(f"give features for {len(targets.hints)} teachers, not {len(features)}")
-        terms = self.terms(working_precision(logits), batch.labels, targets, features, batch.partner)
         factors = self.factors(batch.epoch, teachers=len(targets.hints), classes=logits.shape[1])
-        return terms @ factors.to(terms)
+        with torch.autocast(logits.device.type, enabled=False):  # it would multiply matrices in half precision
+            terms = self.terms(working_precision(logits), batch.labels, targets, features, batch.partner)
+            return terms @ factors.to(terms)
 
     def terms(
         self,

@@ -36,15 +36,14 @@ def _fuse(logits: TeacherLogits, _labels: Tensor, weights: Tensor, method: Metho
 
 
 def _terms(logits: Tensor, _labels: Tensor, targets: CertainTargets, method: MethodConfig) -> dict[str, Tensor]:
-    """Of S views, one after another, of the same samples: the first is the weak one, the last the strong one."""
-    views, z = method.views_per_step, seen(logits, method)
-    confidence = targets.confidence.view(views, -1)
-    of_other_view = z.roll(len(z) // views, 0)
+    """The weak views of B / 2 samples, then the strong ones."""
+    z, confidence = seen(logits, method), targets.confidence.view(2, -1)
+    of_other_view = z.roll(len(z) // 2, 0)
     within = kd_loss(z, targets, temperature=method.temperature)
     across = kd_loss(of_other_view, targets, temperature=method.temperature)
     return {
-        "kd_loss": within * (confidence[0] >= _LEAST_WEAK).repeat(views),
-        "cross_view_kd_loss": across * (confidence[-1] >= _LEAST_STRONG).repeat(views),
+        "kd_loss": within * (confidence[0] >= _LEAST_WEAK).repeat(2),
+        "cross_view_kd_loss": across * (confidence[1] >= _LEAST_STRONG).repeat(2),
     }
 
 

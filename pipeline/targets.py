@@ -228,7 +228,7 @@ class SoftTargetLoader:
         for place in range(together):
             if isinstance(self.num_views, str):
                 drawn = self.augmentation.make_epoch_params(
-                    run_seed=self._seed, epoch=epoch * together + place + 1, indices=everyone, sizes=sizes
+                    run_seed=self._seed, epoch=(epoch + 1) * together + place, indices=everyone, sizes=sizes
                 )
                 params.append(as_tensor(drawn))
                 continue

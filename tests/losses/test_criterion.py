@@ -58,6 +58,19 @@ def test_the_loss_is_its_terms_times_their_factors(name: str, dtype: torch.dtype
     assert ("hint_loss" in criterion.names) == method.needs_features
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_is_float32_under_autocast_too(name: str, dtype: torch.dtype) -> None:
+    batch = batch_of(name)
+    criterion, outside = demkd.DistillationLoss(name, epochs=24), batch.logits.clone().requires_grad_()
+    inside = outside.detach().clone().requires_grad_()
+    expected = criterion(outside, batch, batch.features)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = criterion(inside, batch, batch.features)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(x, z) for x, z in ((loss, inside), (expected, outside))))
+
+
 def test_labels_of_mixed_images_count_by_their_shares() -> None:
     partner = PartnerLabels(labels=torch.arange(B) % C, share=torch.linspace(0.5, 1, B))
     batch = batch_of("ce", partner=partner)
@@ -85,8 +98,8 @@ def test_targets_of_another_method_are_refused(given: str, in_loss: dict[str, An
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ce"])
 def test_another_number_of_classes_is_refused(name: str) -> None:
-    batch = batch_of(name, views_per_step=1)
-    criterion = demkd.DistillationLoss(name, epochs=1, views_per_step=1)
+    batch = batch_of(name)
+    criterion = demkd.DistillationLoss(name, epochs=1)
     with pytest.raises(ValueError, match="4 logits, but 5 classes"):
         criterion(batch.logits[:, 1:], batch, batch.features)
 

@@ -33,12 +33,14 @@ def naive_crld(student: Tensor, teachers: list[Tensor], weights: Tensor) -> tupl
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_both_terms_are_their_formula_in_value_and_gradient(count: int) -> None:
-    """With teachers that are certain of the weak view, the strong one, both, and neither."""
+    """With teachers just above and below the thresholds on the weak view, the strong one, both, and neither."""
     draw = torch.Generator().manual_seed(1)
     student, *teachers = (torch.randn(8, 7, generator=draw, dtype=torch.float64) for _ in range(1 + count))
+    largest = torch.tensor([0.91, 0.91, 0.89, 0.89, 0.21, 0.19, 0.21, 0.19], dtype=torch.float64)  # rows 4 on: strong
     for teacher in teachers:
         teacher *= 0.1
-        teacher[torch.tensor([0, 1, 4, 6]), 2] += 9  # samples 0 to 3; rows 4 to 7 are their strong views
+        others = torch.cat([teacher[:, :2], teacher[:, 3:]], dim=1)
+        teacher[:, 2] = torch.logsumexp(others, dim=1) + torch.logit(largest)
     weights = torch.softmax(torch.randn(count, 8, generator=draw, dtype=torch.float64), dim=0)
     method = METHODS["crld"]
     at_all = dict.fromkeys(loss_temperatures(method), teachers)

@@ -79,9 +79,13 @@ def weights_of(scene: Scene, method: MethodConfig, shuffle: Tensor | None = None
     return weigh(uncertainty, predictions, scene["labels"], method, shuffle=shuffle)
 
 
-def loss_of(scene: Scene, method: MethodConfig, *, epoch: int = 239) -> dict[str, Tensor]:
-    """As a run computes it: weigh, fuse, terms and factors."""
-    weights = weights_of(scene, method, draw_shuffle(method, seed=1, view_index=0, shape=(len(scene["teachers"]), B)))
+def loss_of(
+    scene: Scene, method: MethodConfig, *, epoch: int = 239, weights: TeacherWeights | None = None
+) -> dict[str, Tensor]:
+    """As a run computes it: weigh, unless `weights` are given, fuse, terms and factors."""
+    count = len(scene["teachers"])
+    if weights is None:
+        weights = weights_of(scene, method, draw_shuffle(method, seed=1, view_index=0, shape=(count, B)))
     at_all = dict.fromkeys(loss_temperatures(method), scene["teachers"])
     targets = Targets(
         soft=fuse(at_all, scene["labels"], method, weights) if method.needs_teachers else None,
@@ -93,7 +97,7 @@ def loss_of(scene: Scene, method: MethodConfig, *, epoch: int = 239) -> dict[str
     terms = criterion.terms(scene["student"], scene["labels"], targets, adapted)
     return {
         **dict(zip(criterion.names, terms, strict=True)),
-        "loss": terms @ criterion.factors(epoch, teachers=K, classes=C),
+        "loss": terms @ criterion.factors(epoch, teachers=count, classes=C),
     }
 
 
@@ -220,6 +224,21 @@ def test_a_preset_is_its_closed_form_in_value_and_gradient(scene: Scene, name: s
     torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (fused, naive)), **near)
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_teachers])
+@pytest.mark.parametrize("count", [1, K])
+def test_a_preset_with_any_weights_is_its_closed_form(scene: Scene, name: str, count: int) -> None:
+    near = {"rtol": 1e-6, "atol": 1e-6} if name.startswith("dist") else {"rtol": 1e-11, "atol": 1e-12}
+    student, scene = scene["student"].requires_grad_(), {**scene, "teachers": scene["teachers"][:count]}
+    draw = torch.Generator().manual_seed(4)
+    weights = torch.softmax(2 * torch.randn(count, B, generator=draw, dtype=torch.float64), dim=0)
+    method = replace(METHODS[name], hint_weight=0.0)
+    fused = loss_of(scene, method, weights=TeacherWeights(logits=weights, hint=weights))["loss"]
+    naive = F.cross_entropy(student, scene["labels"])
+    naive = naive + logit_loss(name, student, scene["teachers"], scene["labels"], weights)
+    torch.testing.assert_close(fused, naive, **near)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (fused, naive)), **near)
+
+
 def test_the_weight_options_are_their_formulas(scene: Scene) -> None:
     h = entropies(scene)
     predictions = torch.stack([z.argmax(1) for z in scene["teachers"]])
@@ -292,7 +311,7 @@ def test_precomputed_weights_are_for_methods_that_differ_in_nothing_that_moves_w
             assert not is_default(replace(default, **{name: value, **fixed}))
         return
     for value in values:
-        method = replace(default, **{name: value})
+        method = replace(default, **{name: value, **({"views_per_step": 2} if value == "crld" else {})})
         assert is_default(method)
         weights = weights_of(scene, default).logits
         shared = for_both_losses(weights, method)

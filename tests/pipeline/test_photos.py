@@ -168,6 +168,7 @@ def test_what_cannot_be_cached_is_said_before_anything_is_computed(
     ("options", "error", "reason"),
     [
         ({"method": "ofa"}, ConfigError, "OFA's loss of ofa needs one label an image"),
+        ({"method": "crld"}, ConfigError, "CRLD compares two views of an image, and `mix` mixes"),
         ({"method": "de-mkd-logits"}, ConfigError, "the decoupled loss of de-mkd-logits needs one label an image"),
         ({"method": "kd", "weight_source": "cross_entropy"}, ConfigError, "`weight_source=cross_entropy` needs one"),
         ({"method": "kd", "wrong_teacher": "mask"}, ConfigError, "`wrong_teacher=mask` needs one label"),
@@ -178,7 +179,7 @@ def test_what_cannot_be_cached_is_said_before_anything_is_computed(
 def test_what_mixed_views_cannot_teach_is_refused(
     photos: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
-    cache_views(photos, tmp_path / "cache", VIEWS["mixup"], views=1, features=())
+    cache_views(photos, tmp_path / "cache", VIEWS["mixup"], views=2, features=())
     with pytest.raises(error, match=reason):
         student_losses(photos, tmp_path / "run", **{"cache": tmp_path / "cache", **options})
 

@@ -1,4 +1,4 @@
-"""Steps of several views: neighbouring slots of the same samples, whose losses are the mean of one view's."""
+"""Steps of several views: neighbouring views of the same samples, whose losses are the mean of one view's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 import demkd
 from demkd.config import METHODS, ConfigError, choose_method
 from demkd.dataset import seeds
+from demkd.dataset.crop_flip import CropFlip
+from demkd.dataset.randaugment import RandAugment
 from demkd.losses import logit_terms
 from demkd.pipeline.targets import SoftTargetLoader
 from tests.pipeline.stages import Recorder, Workshop
@@ -20,7 +22,7 @@ def loader_of(workshop: Workshop, **options: Any) -> SoftTargetLoader:
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
-def test_a_step_shows_neighbouring_slots_and_a_round_every_slot_once(together: int) -> None:
+def test_a_step_has_neighbouring_views_and_a_round_every_view_once(together: int) -> None:
     groups = [
         [
             seeds.view_of_epoch(run_seed=3, epoch=epoch, num_views=6, place=place, together=together)
@@ -28,7 +30,7 @@ def test_a_step_shows_neighbouring_slots_and_a_round_every_slot_once(together: i
         ]
         for epoch in range(1, 6 // together + 1)
     ]
-    assert sorted(slot for group in groups for slot in group) == list(range(6))
+    assert sorted(view for group in groups for view in group) == list(range(6))
     assert all(group == [group[0] + place for place in range(together)] for group in groups)
     assert all(group[0] % together == 0 for group in groups)
 
@@ -91,6 +93,17 @@ def test_independent_views_online_are_several_too(workshop: Workshop, tmp_path: 
     workshop.distill(tmp_path / "run", online=True, progress=recorder, method="mlkd", learning_rate=1e-3,
                      views="random", views_per_step=2)  # fmt: skip
     assert recorder.reports[0].view_index is None
+
+
+def test_of_two_independent_views_the_first_is_the_weak_one(workshop: Workshop) -> None:
+    """As in a cache, and as CRLD's thresholds take them."""
+    alternating = RandAugment(base=CropFlip(padding=4, flip=True), strong_every=2)
+    loader = SoftTargetLoader(None, str(workshop.data), method="ce", views_per_step=2, augment=alternating)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        weak, strong = loader.start_epoch().params[..., 1:]
+        assert (weak == 0).all(), "no operations of RandAugment"
+        assert (strong != 0).any()
 
 
 def test_a_user_s_loop_has_the_losses_of_distill(workshop: Workshop, tmp_path: Path) -> None:
