@@ -5,13 +5,21 @@ folder, or a URL. What a user can correct is a `UserError`, whose text has the n
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demkd.config import CacheConfig, ConfigError, ImageConfig, check_counts, check_names, check_output, run_data
+from demkd.config import (
+    CacheConfig,
+    ConfigError,
+    Folder,
+    ImageConfig,
+    check_counts,
+    check_names,
+    check_output,
+    run_data,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
     from demkd.report.table import Table
     from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
 
-Folder = str | os.PathLike[str]
 
 # What `inspect` lists, of which it takes one; and what is of no use without another argument.
 LISTINGS = ("by_class", "sample", "uncertain", "disagree", "wrong_above_uniform", "label_issues")

@@ -249,9 +249,7 @@ def train(network: str, data: str, **options: Any) -> Any:
 @main.command("cache-teachers", cls=Command)
 @recipe_and_settings
 @data_option
-@teacher_option(
-    "teachers", "A checkpoint file, or a run folder (which knows its network); repeat for more teachers.", required=True
-)
+@teacher_option("teachers", "A checkpoint file, or a run folder (with the network's name). Repeatable.", required=True)
 @out_option
 @config_options("Cache", CacheConfig)
 @click.option("--dry-run", is_flag=True, help="Print bytes and time; write nothing.")
@@ -487,7 +485,7 @@ def distill(data: str, online: bool, **options: Any) -> Any:
             "--teacher runs live teachers, which needs --online; a cache's are chosen with --teachers"
         )
     if "input_size" in options and not online:
-        raise click.UsageError("--input-size is for live teachers, which needs --online; a cache knows its own")
+        raise click.UsageError("--input-size needs --online: the input sizes of cached teachers are in the cache")
     return demkd.distill(train=data, **options)
 
 

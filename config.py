@@ -7,6 +7,7 @@ field, and use it. No PyTorch here, so that `--help` is quick.
 
 import difflib
 import math
+import os
 import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ LARGEST_INPUT = 4096  # pixels a side
 
 _TABLES = ("augmentation", "sources")  # of a run's recipe that are not options: parameters of the views, digests
 Config = TypeVar("Config")
+Folder = str | os.PathLike[str]
 
 
 class ConfigError(UserError, ValueError):

@@ -176,25 +176,16 @@ def for_both_losses(weights: Tensor, method: MethodConfig) -> TeacherWeights:
     return TeacherWeights(logits=weights, hint=uniform_weights(weights) if uniform else weights)
 
 
-def is_default(method: MethodConfig) -> bool:
-    """Whether the weights are those that stage one precomputes."""
-    return not weighting_changes(method)
-
-
 def weighting_changes(method: MethodConfig) -> dict[str, object]:
     """The options by which the weights differ from those that stage one precomputes; empty for these."""
     default, names = METHODS["de-mkd"], (entry.name for entry in fields(method) if entry.name not in NOT_ABOUT_WEIGHTS)
     return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(default, name)}
 
 
-def uses_cached_entropy(method: MethodConfig) -> bool:
-    """Whether the weights follow from the entropies of a cache, without its logits."""
-    return method.entropy_temperature == 1.0 and method.entropy_logits == "raw" and method.weight_source == "entropy"
-
-
-def needs_all_samples(method: MethodConfig) -> bool:
-    """Whether a sample's weights depend on other samples, so that live teachers cannot give them batch by batch."""
-    return method.weight_level == "dataset" or method.shuffle == "samples"
+def needs_logits(method: MethodConfig) -> bool:
+    """Whether the weights do not follow from the entropies of a cache alone."""
+    cached = method.entropy_temperature == 1.0 and method.entropy_logits == "raw" and method.weight_source == "entropy"
+    return not cached and method.weight_source not in ("uniform", "fixed")
 
 
 def measure_teachers(entropy: Tensor, predictions: Tensor, labels: Tensor, weights: TeacherWeights) -> Tensor:

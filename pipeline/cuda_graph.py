@@ -1,7 +1,7 @@
-"""A step of training as a CUDA graph: recorded once, then replayed.
+"""A step of training as a CUDA graph: captured once, then replayed.
 
 With small images a step is some hundred kernels that run for microseconds each: launching them one by one takes
-longer than running them. A replay launches all at once, on the recorded tensors, into which each step's are copied.
+longer than running them. A replay launches all at once, on the captured tensors, into which each step's are copied.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from demkd.config import MethodConfig
 
 Argument = TypeVar("Argument")
 
-_EAGER_STEPS = 3  # before a recording, so that libraries have chosen their kernels and optimisers made their state
+_EAGER_STEPS = 3  # before the capture, so that libraries have chosen their kernels and optimisers made their state
 
 
 class CudaGraph(Generic[Argument]):
@@ -26,13 +26,13 @@ class CudaGraph(Generic[Argument]):
     ) -> None:
         """The function does the same for equal shapes; what it returns is overwritten by the next call.
 
-        One that waits for the GPU cannot be recorded: after one warning, it is called in the ordinary way. Tensors that
+        One that waits for the GPU cannot be captured: after one warning, it is called in the ordinary way. Tensors that
         are those of the call before are not copied again: do not change them.
         """
         self._function, self._warn = function, warn
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._can_record = True
+        self._can_capture = True
         self._shapes: list[torch.Size] = []
         self._calls = 0
         self._argument: Argument | None = None
@@ -43,12 +43,12 @@ class CudaGraph(Generic[Argument]):
         shapes = [tensor.shape for tensor in _tensors(argument)]
         if self._graph is None and shapes != self._shapes:
             self._shapes, self._calls = shapes, 0
-        if shapes != self._shapes or self._calls < _EAGER_STEPS or not self._can_record:
+        if shapes != self._shapes or self._calls < _EAGER_STEPS or not self._can_capture:
             self._calls += shapes == self._shapes
             return self._on_stream(argument)
         if self._graph is None:
-            self._can_record = self._record(argument)
-            if not self._can_record:
+            self._can_capture = self._capture(argument)
+            if not self._can_capture:
                 return self._on_stream(argument)
         else:
             given = list(_tensors(argument))
@@ -62,7 +62,7 @@ class CudaGraph(Generic[Argument]):
         return self._result
 
     def _on_stream(self, argument: Argument) -> Tensor:
-        """An ordinary call, on the stream of the recording: libraries keep memory by stream."""
+        """An ordinary call, on the stream of the capture: libraries keep memory by stream."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -70,8 +70,8 @@ class CudaGraph(Generic[Argument]):
         current.wait_stream(self._stream)
         return result
 
-    def _record(self, argument: Argument) -> bool:
-        """Record a call, which does not make it; False if it waits for the GPU, as a user's network may."""
+    def _capture(self, argument: Argument) -> bool:
+        """Capture a call, which does not make it; False if it waits for the GPU, as a user's network may."""
         self._argument, self._last = _mapped(argument, torch.clone), list(_tensors(argument))
         torch.cuda.synchronize(self._stream.device)
         graph = torch.cuda.CUDAGraph()
@@ -82,8 +82,8 @@ class CudaGraph(Generic[Argument]):
             torch.cuda.synchronize(self._stream.device)
             reason = str(error).partition("\n")[0] or type(error).__name__
             self._warn(
-                f"the student's steps cannot be recorded as a CUDA graph ({reason}): steps run without it, "
-                "which is slower where images are small"
+                f"the training step cannot be captured in a CUDA graph ({reason}): training runs without one, "
+                "which is slower for small images"
             )
             return False
         self._graph = graph

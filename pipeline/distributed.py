@@ -9,7 +9,7 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -119,7 +119,7 @@ class World:
 ALONE = World()
 
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 class ComputeError(UserError, ValueError):
@@ -128,7 +128,7 @@ class ComputeError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compute:
-    """A device and a precision; networks and views are channels-last in memory, which convolutions like best."""
+    """A device and a precision; networks and views are channels-last in memory, the fastest format for convolutions."""
 
     device: torch.device
     precision: str
@@ -136,10 +136,8 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass; weights, losses and entropies stay float32."""
-        dtype = PRECISIONS[self.precision]
-        context: AbstractContextManager[None] = torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32
-        )
+        enabled = self.precision == "bfloat16"
+        context: AbstractContextManager[None] = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
         return context
 
     def place(self, network: nn.Module) -> nn.Module:
@@ -153,7 +151,7 @@ class Compute:
 
 
 def choose_compute(*, device: str = "auto", precision: str = "auto") -> Compute:
-    """Resolve "auto": the GPU if there is one; bfloat16 where the processor multiplies in it."""
+    """Resolve "auto": the GPU if there is one; bfloat16 where the hardware supports it natively."""
     chosen = _choose_device(device)
     if precision == "auto":
         precision = "bfloat16" if _multiplies_bfloat16(chosen) else "float32"
@@ -195,12 +193,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware has bfloat16 units; elsewhere bfloat16 is emulated and slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    probes: list[Callable[[], bool]] = [
-        probe
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        if (probe := getattr(torch.cpu, name, None)) is not None
-    ]
-    return any(probe() for probe in probes)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of PyTorch
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def ranks_from_environment() -> tuple[int, int] | None:

@@ -12,7 +12,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from demkd.cache import open_cache
-from demkd.config import ConfigError, ImageConfig, run_data
+from demkd.config import ConfigError, Folder, ImageConfig, run_data
 from demkd.dataset import Data, as_dataset, closing_workers
 from demkd.errors import UserError
 from demkd.networks import build_network
@@ -42,7 +41,6 @@ from demkd.pipeline.targets import images_of
 from demkd.teachers.checkpoint import sealed_facts
 from demkd.teachers.load import load_network
 
-Folder = str | os.PathLike[str]
 Floats = NDArray[np.float32]
 Predict = Callable[[Floats], Floats]  # views (B, 3, H, W) -> logits (B, C)
 

@@ -67,7 +67,7 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=on_gpu or None,
-        capturable=on_gpu,  # a recorded step counts on the GPU
+        capturable=on_gpu,  # for CUDA graphs
     )
 
 

@@ -35,11 +35,11 @@ class EpochReport:
     learning_rate: float
     losses: Mapping[str, float]
     train_top1: float
-    test_top1: float | None
-    test_top5: float | None
+    test_top1: float | None = None
+    test_top5: float | None = None
     seconds: float
     data_seconds: float
-    test_seconds: float
+    test_seconds: float = 0.0
     validation_top1: float | None = None
     validation_top5: float | None = None
     view_index: int | None = None

@@ -210,15 +210,8 @@ class EventLog:
         found = importlib.util.find_spec("tensorboard")
         self._writes = found is not None and found.origin is not None  # a folder of that name has no origin
 
-    def restart(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Write the file anew, from the lines of metrics.jsonl."""
-        self._attempt(lines, anew=True)
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Append an epoch that is in metrics.jsonl and in the checkpoint."""
-        self._attempt([line], anew=False)
-
-    def _attempt(self, lines: Sequence[Mapping[str, Any]], *, anew: bool) -> None:
+    def write(self, lines: Sequence[Mapping[str, Any]], *, anew: bool = False) -> None:
+        """Append epochs that are in metrics.jsonl and in the checkpoint; with `anew`, replace the file."""
         if not self._writes:
             return
         try:

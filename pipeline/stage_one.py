@@ -57,7 +57,7 @@ RECOMPUTE_TOLERANCE = 0.05
 _SECONDS_BETWEEN_SYNCS = 10.0
 _SECONDS_BETWEEN_LOOKS = 1.0  # at shards that other processes hold
 _SECONDS_FOR_WEIGHTS, _SECONDS_BETWEEN_TRIES = 10.0, 0.2  # while another process writes them
-# What is made ahead is bounded by these, times the workers and what each has in hand.
+# Limits of what is computed ahead, times the number of workers and of tasks in progress.
 VIEW_BYTES = 1 << 26  # of a batch in all its views
 _BLOCK_BYTES = 1 << 28  # of a block in all its views, before they are written
 _PROBE_SECONDS, _MOST_PROBES = 1.0, 8  # of a dry run

@@ -5,7 +5,6 @@ Trainer            one epoch, one step                                          
 fit                epochs, evaluation, checkpoints, the finished student             trainer.py
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from demkd.config import (
     METHOD,
     METHODS,
     ConfigError,
+    Folder,
     ImageConfig,
     MethodConfig,
     TrainConfig,
@@ -44,8 +44,6 @@ from demkd.pipeline.runs import flat_recipe
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.pipeline.trainer import Trainer, fit
 from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers, class_name
-
-Folder = str | os.PathLike[str]
 
 
 def train(network: str | nn.Module, *, train: Data, out: Folder, **options: Any) -> RunReport:
@@ -260,9 +258,7 @@ def _warn_of_two_classes(method: MethodConfig, classes: int, progress: Progress)
     if method.loss == "dkd" and classes == 2:
         progress.warn("with two classes there is one other class, so the non-target part of the loss is always 0")
     if method.standardize and classes == 2:
-        progress.warn(
-            "with two classes, standardized logits say which is larger, and nothing else: no gradient is left"
-        )
+        progress.warn("with two classes, standardized logits are always ±0.71: the logit loss has no gradient")
     if method.loss in ("dist", "rank") and classes == 2:
         progress.warn(
             "with two classes, the correlation over the classes is 1 or -1: that part of the loss has no gradient"

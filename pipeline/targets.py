@@ -37,7 +37,6 @@ from demkd.dataset import ArrayDataset, Augmentation, Data, ImageDataset, Normal
 from demkd.dataset.registry import AugmentationLike, as_augmentation, augment_options, augmentation_from
 from demkd.errors import DataError
 from demkd.losses import PartnerLabels, TargetBatch, Targets
-from demkd.losses.weights import needs_all_samples
 from demkd.pipeline.distributed import Compute, World, choose_compute
 from demkd.pipeline.progress import SILENT, Progress
 from demkd.pipeline.results import TeacherStatistics
@@ -49,7 +48,6 @@ from demkd.pipeline.teacher_targets import (
     as_tensor,
     draw_shuffle,
     reads_weights_file,
-    teacher_statistics,
     weighting_note,
 )
 from demkd.teachers import load
@@ -272,7 +270,7 @@ class SoftTargetLoader:
         stream = self.dataset.views(self.augmentation, tasks, self.device)
         for samples, by_size in zip(data.batches, stream, strict=True):
             if self._current is not data:
-                raise RuntimeError(f"epoch {data.epoch} cannot continue: another one was started")
+                raise RuntimeError(f"epoch {data.epoch} is over: another one was started on this loader")
             indices = samples.to(self.device)
             targets = self._targets(data, indices, by_size)
             images = by_size[self.size]
@@ -339,7 +337,17 @@ class SoftTargetLoader:
             measures = torch.stack([view.measures for view in self._current.views]).mean(0)
         else:
             return None
-        return None if measures is None else teacher_statistics(self.teachers, measures)
+        if measures is None:
+            return None
+        top1, mean_entropy, mean_weight, wrong, effective = (tuple(row) for row in measures.tolist())
+        return TeacherStatistics(
+            names=self.teachers,
+            top1=top1,
+            mean_entropy=mean_entropy,
+            mean_weight=mean_weight,
+            wrong_above_uniform=wrong,
+            effective_teachers=effective[0],
+        )
 
     def close(self) -> None:
         """End worker processes; they start again with the next epoch."""
@@ -355,7 +363,7 @@ class SoftTargetLoader:
                 f"`teachers={','.join(teachers)}` chooses among a cache's teachers, and the live ones are "
                 f"{', '.join(live) or 'none'}: leave it out, and give `live_teachers`"
             )
-        if needs_all_samples(method):
+        if method.weight_level == "dataset" or method.shuffle == "samples":
             option = "`weight_level=dataset`" if method.weight_level == "dataset" else "`shuffle=samples`"
             raise ConfigError(f"{option} needs all samples at once, which live teachers cannot give: cache them")
         if views == "random" and method.shuffle == "teachers":

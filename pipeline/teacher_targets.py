@@ -19,8 +19,7 @@ from demkd.cache import Cache, CacheMissingError, Rows, TeacherCache, ViewPredic
 from demkd.config import MethodConfig
 from demkd.dataset import seeds
 from demkd.losses import SoftTargets, Targets, TeacherWeights
-from demkd.losses.weights import DEFAULT_WEIGHTING, for_both_losses, is_default, uses_cached_entropy, weighting_changes
-from demkd.pipeline.results import TeacherStatistics
+from demkd.losses.weights import DEFAULT_WEIGHTING, for_both_losses, needs_logits, weighting_changes
 from demkd.teachers import Teacher
 
 _ROWS_AT_ONCE = 4096  # bounds the memory for fusing a view beside its result
@@ -47,11 +46,9 @@ class CachedTeachers:
         Labels (N,), on the device, are those of the data, or noisy ones. `seed` is for the controls that shuffle
         weights, `hint_layer` as `cached_hint_layers` takes it.
         """
-        self.names = cache.names
         self._cache, self._labels, self._method, self._seed = cache, labels, method, seed
         self._device, self._limit = labels.device, target_bytes
-        looks_again = not uses_cached_entropy(method) and method.weight_source not in ("uniform", "fixed")
-        self._temperatures = losses.loss_temperatures(method) + (method.entropy_temperature,) * looks_again
+        self._temperatures = losses.loss_temperatures(method) + (method.entropy_temperature,) * needs_logits(method)
         for teacher in cache.teachers:
             self._check_top_k(teacher)
         self.layers = cached_hint_layers(cache.teachers, hint_layer or {}) if method.needs_features else {}
@@ -109,7 +106,7 @@ class CachedTeachers:
         if answers.teacher_weights is not None and has_default_weights(cache) and reads_weights_file(method):
             return for_both_losses(as_tensor(answers.teacher_weights).to(self._device), method)
         uncertainty = entropies
-        if not uses_cached_entropy(method) and method.weight_source not in ("uniform", "fixed"):
+        if needs_logits(method):
             blocks = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, cache.samples, _ROWS_AT_ONCE)]
             measured = [
                 losses.measure_uncertainty(
@@ -212,7 +209,6 @@ class LiveTeachers:
 
         `layers` are those, by teacher, whose features a student matches; empty if it matches none.
         """
-        self.names = tuple(teacher.name for teacher in teachers)
         self.layers = layers
         self.sizes = tuple(sizes)
         self._teachers, self._labels, self._method = teachers, labels, method
@@ -220,7 +216,7 @@ class LiveTeachers:
 
     def start(self) -> None:
         """Forget the statistics of the last epoch."""
-        self._measures, self._samples = torch.zeros(5, len(self.names), device=self._labels.device), 0
+        self._measures, self._samples = torch.zeros(5, len(self._teachers), device=self._labels.device), 0
 
     def targets(self, indices: Tensor, images: Images, shuffle: Tensor | None) -> Targets:
         """The targets of samples (B,) with their images; `shuffle` (K, N) is of the control that exchanges weights."""
@@ -256,7 +252,7 @@ class LiveTeachers:
 
 def reads_weights_file(method: MethodConfig) -> bool:
     """Whether the method's weights are those that stage one writes to weights.h5."""
-    return method.needs_teachers and is_default(method)
+    return method.needs_teachers and not weighting_changes(method)
 
 
 def has_default_weights(cache: Cache) -> bool:
@@ -287,19 +283,6 @@ def draw_shuffle(method: MethodConfig, *, seed: int, view_index: int, shape: tup
     else:
         return None
     return torch.from_numpy(order)
-
-
-def teacher_statistics(names: tuple[str, ...], measures: Tensor) -> TeacherStatistics:
-    """The measures (5, K) of an epoch as a report."""
-    top1, mean_entropy, mean_weight, wrong, effective = (tuple(row) for row in measures.tolist())
-    return TeacherStatistics(
-        names=names,
-        top1=top1,
-        mean_entropy=mean_entropy,
-        mean_weight=mean_weight,
-        wrong_above_uniform=wrong,
-        effective_teachers=effective[0],
-    )
 
 
 def cached_hint_layers(teachers: Sequence[TeacherCache], chosen: Mapping[str, str]) -> dict[str, str]:

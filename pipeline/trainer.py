@@ -194,11 +194,8 @@ class Trainer:
             learning_rate=learning_rate,
             train_top1=means.pop("right"),
             losses=means,
-            test_top1=None,
-            test_top5=None,
             seconds=time.perf_counter() - started,
             data_seconds=data_seconds,
-            test_seconds=0.0,
             view_index=data.view_index,
         )
 
@@ -214,9 +211,9 @@ class Trainer:
         if worse or largest > _UNSTABLE_VARIANCE:
             self._unstable = True
             self.warnings.append(
-                f"training is unstable in epoch {epoch + 1}: label loss {label_loss:.3g} (guessing has "
-                f"{log(classes):.3g}), largest variance in batch normalization {largest:.3g}; lower `kd_weight` or "
-                "`learning_rate`, or raise `warmup`"
+                f"training is unstable in epoch {epoch + 1}: label loss {label_loss:.3g} (uniform "
+                f"predictions: {log(classes):.3g}), largest variance in batch normalization {largest:.3g}; lower "
+                "`kd_weight` or `learning_rate`, or raise `warmup`"
             )
 
     def _steps(self, data: Any, factors: Tensor) -> Iterator[Tensor]:
@@ -324,7 +321,7 @@ def fit(
         done = _resume(trainer, run, compute)
         events = EventLog(run.path, warn=progress.warn) if run else None
         if run and events:
-            events.restart(run.read_metrics())
+            events.write(run.read_metrics(), anew=True)
         for callback in callbacks:
             callback.on_start(flat_recipe(recipe))
         steps, title = len(trainer.loader), f"{trainer.name}, {recipe.get('method', 'labels only')}"
@@ -351,7 +348,7 @@ def fit(
                 if run and events:
                     run.add_metrics(report)
                     run.save_checkpoint({"epoch": epoch + 1, **trainer.state()})
-                    events.add(asdict(report))
+                    events.write([asdict(report)])
                 progress.epoch(report)
                 for callback in callbacks:
                     callback.on_epoch(report)

@@ -3,7 +3,6 @@
 The bytes are checked without PyTorch. `recompute` runs teachers, and imports what runs them when it is called.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from demkd.cache.reader import TeacherCache
 from demkd.cache.remote import local_folder
 from demkd.cache.shards import is_whole
 from demkd.cache.verify import DAMAGED, bytes_to_verify, verify_cache
-from demkd.config import BATCH_SIZE, CacheConfig, ImageConfig, check_counts
+from demkd.config import BATCH_SIZE, CacheConfig, Folder, ImageConfig, check_counts
 from demkd.pipeline.progress import Progress, as_progress
 from demkd.pipeline.results import RecomputeReport, VerificationReport
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from demkd.pipeline.preparation import CachingJob
     from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
 
-Folder = str | os.PathLike[str]
 
 # As a share of the largest logit, at least of 1: float16 keeps three digits, another processor or batch size rounds
 # otherwise, and bfloat16 has two digits to begin with.

@@ -227,7 +227,7 @@ def test_two_epochs_cannot_be_mixed(cache: Path) -> None:
     next(first)
     loader.set_epoch(1)
     next(iter(loader))
-    with pytest.raises(RuntimeError, match="epoch 0 cannot continue: another one was started"):
+    with pytest.raises(RuntimeError, match="epoch 0 is over: another one was started on this loader"):
         next(first)
 
 

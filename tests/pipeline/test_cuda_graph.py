@@ -1,4 +1,4 @@
-"""A step that cannot be recorded, where PyTorch is told of a GPU that records nothing; test_gpu.py has a real one."""
+"""A step that cannot be captured, with a GPU that is simulated; test_gpu.py has a real one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ def refused(*_: Any, **__: Any) -> Iterator[None]:
     yield
 
 
-def test_what_cannot_be_recorded_is_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_captured_is_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SimpleNamespace(wait_stream=lambda _: None, device="cuda")
     fakes = {"Stream": lambda _: stream, "current_stream": lambda _: stream, "stream": lambda _: nullcontext(),
              "synchronize": lambda _: None, "CUDAGraph": object, "graph": refused}  # fmt: skip
@@ -27,4 +27,4 @@ def test_what_cannot_be_recorded_is_said_once_with_the_reason(monkeypatch: pytes
     replay = CudaGraph(lambda numbers: numbers.sum(), torch.device("cuda"), warnings.append)
     assert [float(replay(torch.full((2,), float(step)))) for step in range(7)] == [0, 2, 4, 6, 8, 10, 12]
     assert len(warnings) == 1
-    assert "(operation not permitted when stream is capturing): steps run without it" in warnings[0]
+    assert "(operation not permitted when stream is capturing): training runs without one" in warnings[0]

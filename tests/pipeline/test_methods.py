@@ -24,7 +24,7 @@ from demkd.losses import (
     weigh,
 )
 from demkd.losses.criterion import DistillationLoss
-from demkd.losses.weights import NOT_ABOUT_WEIGHTS, for_both_losses, is_default
+from demkd.losses.weights import NOT_ABOUT_WEIGHTS, for_both_losses, weighting_changes
 from demkd.pipeline.teacher_targets import draw_shuffle
 from tests.losses.test_crld import naive_crld
 from tests.losses.test_rank import naive_terms
@@ -308,11 +308,11 @@ def test_precomputed_weights_are_for_methods_that_differ_in_nothing_that_moves_w
     if name not in NOT_ABOUT_WEIGHTS:
         for value in values:
             fixed = {"weight_source": "fixed", "fixed_weights": (0.5, 0.3, 0.2)} if "fixed" in (name[:5], value) else {}
-            assert not is_default(replace(default, **{name: value, **fixed}))
+            assert weighting_changes(replace(default, **{name: value, **fixed}))
         return
     for value in values:
         method = replace(default, **{name: value, **({"views_per_step": 2} if value == "crld" else {})})
-        assert is_default(method)
+        assert not weighting_changes(method)
         weights = weights_of(scene, default).logits
         shared = for_both_losses(weights, method)
         torch.testing.assert_close(asdict(weights_of(scene, method)), asdict(shared), rtol=0, atol=0)

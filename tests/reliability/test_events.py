@@ -84,21 +84,21 @@ def test_a_running_tensorboard_reads_on(folder: Path) -> None:
     """Its file gets the same bytes again, and more, also after a kill tore its end; lost epochs leave it."""
     reading = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     log = EventLog(folder, warn=pytest.fail)
-    log.restart([_line(1)])
-    log.add(_line(2))
+    log.write([_line(1)], anew=True)
+    log.write([_line(2)])
     running = reading.EventAccumulator(str(folder))
     running.Reload()
     before = (folder / EVENTS_FILE).read_bytes()
     (folder / EVENTS_FILE).write_bytes(before + before[-30:])
     log = EventLog(folder, warn=pytest.fail)
-    log.restart([_line(1), _line(2), _line(3)])
-    log.add(_line(4))
+    log.write([_line(1), _line(2), _line(3)], anew=True)
+    log.write([_line(4)])
     running.Reload()
     assert [event.step for event in running.Scalars("loss/loss")] == [1, 2, 3, 4]
     assert (folder / EVENTS_FILE).read_bytes().startswith(before)
     seconds = [event.wall_time for event in running.Scalars("loss/loss")]
     assert seconds[1] - seconds[0] == pytest.approx(1.5), "by the clock of a run without pauses"
-    EventLog(folder, warn=pytest.fail).restart([_line(1, loss=1.0)])
+    EventLog(folder, warn=pytest.fail).write([_line(1, loss=1.0)], anew=True)
     assert events(folder)["loss/loss"] == [(1, 1.0)], "the metrics have one epoch"
 
 
@@ -119,11 +119,11 @@ def test_a_full_disk_ends_the_events_with_one_warning(small_disk: SmallDisk) -> 
     warned: list[str] = []
     (small_disk.path / "recipe.toml").touch()
     log = EventLog(small_disk.path, warn=warned.append)
-    log.restart([_line(1)])
+    log.write([_line(1)], anew=True)
     room = os.statvfs(small_disk.path)
     (small_disk.path / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize))
     for epoch in range(2, 200):
-        log.add(_line(epoch))
+        log.write([_line(epoch)])
     assert len(warned) == 1
     assert "(No space left on device)" in warned[0]
     steps = [step for step, _ in events(small_disk.path)["loss/loss"]]
@@ -143,8 +143,8 @@ def test_without_tensorboard(folder: Path, monkeypatch: pytest.MonkeyPatch, miss
         monkeypatch.setitem(sys.modules, name, None)
     warned: list[str] = []
     log = EventLog(folder, warn=warned.append)
-    log.restart([_line(1)])
-    log.add(_line(2))
+    log.write([_line(1)], anew=True)
+    log.write([_line(2)])
     assert len(warned) == warnings
     assert all("ModuleNotFoundError" in text for text in warned)
 
