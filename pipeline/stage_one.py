@@ -39,7 +39,7 @@ from demkd.config import TrainConfig
 from demkd.dataset import Params, ViewTask
 from demkd.losses import entropy
 from demkd.losses.weights import DEFAULT_WEIGHTING, entropy_weights
-from demkd.pipeline.distributed import ranks_from_environment
+from demkd.pipeline.distributed import is_rank_zero, ranks_from_environment
 from demkd.pipeline.preparation import CachingJob, PreparedTeacher
 from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import CachingPlan, CachingReport, TeacherCachingReport, TeacherPlan, is_near_chance
@@ -79,7 +79,6 @@ def cache_teachers(job: CachingJob, progress: Progress) -> CachingReport:
     After an error, what was written stays, and the same call resumes.
     """
     started = time.perf_counter()
-    rank, _ = ranks_from_environment() or (0, 1)
     # Raise what is wrong with a file, or with the disk, now and not after hours; `fill_shards` checks the blocks.
     check_space(job.folder, job.plans(checked=False))
     done = fill_shards(job, progress)
@@ -88,7 +87,7 @@ def cache_teachers(job: CachingJob, progress: Progress) -> CachingReport:
     # Described first: a shard that another process finishes between the two looks is then finished, not lost.
     held = tuple(_describe(job.folder, units))
     complete = all(_is_finished(job.folder, shard, teachers) for shard, teachers in units)
-    finished = complete and rank == 0
+    finished = complete and is_rank_zero()
     if finished and job.source.files is not None:
         write_files(job.folder, job.teachers[0].provenance, [os.fsdecode(name) for name in job.source.files])
     weighted = precompute_weights(job.folder, progress) if finished else ()

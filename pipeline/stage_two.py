@@ -43,7 +43,7 @@ from demkd.pipeline.results import Callback, RunReport
 from demkd.pipeline.runs import flat_recipe
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.pipeline.trainer import Trainer, fit
-from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers, class_name
+from demkd.teachers.load import ByTeacher, NormalizeLike, Teachers
 
 
 def train(network: str | nn.Module, *, train: Data, out: Folder, **options: Any) -> RunReport:
@@ -176,14 +176,11 @@ def distill(
             loader,
             config,
             compute,
-            name=student if isinstance(student, str) else class_name(student),
             student_layer=student_layer,
             optimizer=None if isinstance(optimizer, str) else optimizer,
             scheduler=scheduler,
         )
-        recipe = _recipe(
-            train, loader, config, trainer, compute, student_layer=student_layer, online=bool(live_teachers)
-        )
+        recipe = _recipe(train, loader, config, trainer, compute, student_layer=student_layer)
         if validated and held is None:  # other validation images would choose another best epoch
             recipe["sources"] |= {f"validation_{name}": value for name, value in _digests(validated[0]).items()}
         shown = {**recipe_options(recipe), "device": compute.device}
@@ -216,7 +213,6 @@ def _recipe(
     compute: Compute,
     *,
     student_layer: str,
-    online: bool,
 ) -> dict[str, Any]:
     """Everything that decides the numbers of a run: what `--recipe` repeats, and a resumed run compares."""
     method, normalization, facts = loader.method, loader.normalization, loader.augmentation.to_dict()
@@ -224,22 +220,21 @@ def _recipe(
         "method": method.name,
         **{name: value for name, value in asdict(method).items() if name != "name"},
         "teachers": list(loader.teachers) if method.needs_teachers else [],
-        "online": online,
+        "online": loader.cache is None,
         "views": loader.num_views,
         "view_seed": loader.view_seed,
         "hint_layer": [f"{name}={layer}" for name, layer in loader.hint_layers.items()],
         "student_layer": student_layer,
     }
-    taught = online or loader.cache is not None
     return {
         "data": str(train) if isinstance(train, str | Path) else f"a {type(train).__name__}",
-        "student" if taught else "network": trainer.name,
+        "student" if loader.teachers else "network": trainer.name,
         **asdict(config),
         "size": loader.size,
         **trainer.resolved,
         "precision": compute.precision,
         "normalize": [f"{_joined(normalization.mean)}/{_joined(normalization.std)}"],
-        **(teaching if taught else {}),
+        **(teaching if loader.teachers else {}),
         **augment_options(facts, usual=loader.dataset.default_augmentation.to_dict()),
         "augmentation": facts,
         "sources": {**_digests(loader.dataset), **loader.fingerprints},

@@ -30,7 +30,7 @@ from demkd.pipeline.progress import Progress, Task
 from demkd.pipeline.results import Callback, EpochReport, RunReport, best_split
 from demkd.pipeline.runs import EventLog, RunFolder, flat_recipe, open_run
 from demkd.pipeline.targets import SoftTargetLoader
-from demkd.teachers.load import NetworkInput, wrap
+from demkd.teachers.load import NetworkInput, class_name, wrap
 
 # Healthy runs stay far below: their label loss falls from ln C, and their variances from about 1 to a few hundred.
 _UNSTABLE_LOSS, _UNSTABLE_VARIANCE = 5.0, 1e4  # times ln C; of a channel
@@ -101,17 +101,16 @@ class Trainer:
         config: TrainConfig,
         compute: Compute,
         *,
-        name: str = "",
         student_layer: str = "",
         optimizer: OptimizerLike | None = None,
         scheduler: SchedulerLike | None = None,
     ) -> None:
         """Build the student and its adapters from the seed; a module of the user's is trained in place.
 
-        `name` is the module's, for messages; adapted are the features of `student_layer`, by default the last map.
+        Adapted are the features of `student_layer`, by default the last map.
         """
         self.loader, self._config, self._compute, self._world = loader, config, compute, compute.world
-        self.name = network if isinstance(network, str) else name
+        self.name = network if isinstance(network, str) else class_name(network)
         self.warnings: list[str] = []
         self._unstable = False
         self.input = NetworkInput(
@@ -125,7 +124,7 @@ class Trainer:
         student = (
             build_network(network, classes=classes, size=side)
             if isinstance(network, str)
-            else wrap(network, classes=classes, size=side, name=name)
+            else wrap(network, classes=classes, size=side, name=self.name)
         )
         compute.place(student)
         blank = loader.normalization.apply(loader.blank(loader.size))
