@@ -14,7 +14,7 @@ from demkd.config import MethodConfig
 from demkd.losses.base import Loss, PartnerLabels, SoftTargets, TargetBatch, Targets, TeacherLogits, label_loss
 from demkd.losses.crld import CRLD
 from demkd.losses.dist import DIST
-from demkd.losses.dkd import DKD, decoupled_kd_loss, fuse_decoupled, non_target_class_entropy, target_class_entropy
+from demkd.losses.dkd import DKD, decoupled_kd_loss, fuse_decoupled
 from demkd.losses.feature import hint_loss
 from demkd.losses.kd import KD, CoupledTargets, fuse_coupled, kd_loss
 from demkd.losses.mlkd import MLKD
@@ -77,6 +77,6 @@ __all__ = [
     "LOSSES", "UNCERTAINTIES", "WEIGHT_FORMS", "CoupledTargets", "Loss", "PartnerLabels", "SoftTargets", "TargetBatch",
     "Targets", "TeacherLogits", "TeacherWeights", "decoupled_kd_loss", "entropy", "entropy_weights", "fuse",
     "fuse_coupled", "fuse_decoupled", "hint_loss", "kd_loss", "label_loss", "logit_terms", "loss_temperatures",
-    "mask_wrong_teachers", "measure_teachers", "measure_uncertainty", "non_target_class_entropy",
-    "target_class_entropy", "uniform_weights", "weigh", "wrong_above_uniform",
+    "mask_wrong_teachers", "measure_teachers", "measure_uncertainty", "uniform_weights", "weigh",
+    "wrong_above_uniform",
 ]  # fmt: skip

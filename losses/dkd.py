@@ -68,30 +68,19 @@ def probabilities(log_q: Tensor, labels: Tensor) -> Tensor:
     return log_q.exp().scatter(1, labels[:, None], 0.0)
 
 
-def target_class_entropy(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The entropy of b in nats, of logits (B, C) and labels (B,): (B,)."""
-    return entropy_of(log_parts(logits, labels, temperature=temperature).binary)
-
-
-def non_target_class_entropy(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The entropy of q in nats, of logits (B, C) and labels (B,): (B,)."""
-    log_q = log_parts(logits, labels, temperature=temperature).others
-    return entropy_of(log_q, probabilities(log_q, labels))
-
-
 @torch.no_grad()
 def fuse_decoupled(
-    logits: Sequence[Tensor], labels: Tensor, *, tckd_weights: Tensor, nckd_weights: Tensor, temperature: float
+    logits: Sequence[Tensor], labels: Tensor, *, weights: Tensor, temperature: float
 ) -> DecoupledTargets:
-    """Fuse the logits of K teachers, (B, C) each, with weights (K, B) for each of the two parts."""
+    """Fuse the logits of K teachers, (B, C) each, with weights (K, B)."""
     parts = [log_parts(z, labels, temperature=temperature) for z in logits]
     binaries = [part.binary.exp() for part in parts]
     others = [probabilities(part.others, labels) for part in parts]
     return DecoupledTargets(
-        binary=mix(binaries, tckd_weights),
-        others=mix(others, nckd_weights),
-        binary_entropy=mix([entropy_of(part.binary, b) for part, b in zip(parts, binaries, strict=True)], tckd_weights),
-        others_entropy=mix([entropy_of(part.others, q) for part, q in zip(parts, others, strict=True)], nckd_weights),
+        binary=mix(binaries, weights),
+        others=mix(others, weights),
+        binary_entropy=mix([entropy_of(part.binary, b) for part, b in zip(parts, binaries, strict=True)], weights),
+        others_entropy=mix([entropy_of(part.others, q) for part, q in zip(parts, others, strict=True)], weights),
     )
 
 
@@ -139,7 +128,7 @@ class _DecoupledCrossEntropies(torch.autograd.Function):
 
 def _fuse(logits: TeacherLogits, labels: Tensor, weights: Tensor, method: MethodConfig) -> DecoupledTargets:
     z = seen_teachers(logits, method)
-    return fuse_decoupled(z, labels, tckd_weights=weights, nckd_weights=weights, temperature=method.temperature)
+    return fuse_decoupled(z, labels, weights=weights, temperature=method.temperature)
 
 
 def _terms(z: Tensor, labels: Tensor, targets: DecoupledTargets, method: MethodConfig) -> dict[str, Tensor]:
