@@ -1,10 +1,7 @@
 """The command line as a user meets it: it works end to end, says what is wrong in one sentence, and loses nothing."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from click.testing import CliRunner, Result
 import demkd
 from demkd.cli import main
 from demkd.options import in_options
-from tests.conftest import CHECKOUT, Cli
+from tests.conftest import Cli
 
 
 def invoke(*arguments: object) -> Result:
@@ -106,14 +103,7 @@ BAD_INPUT = [
     ("distill --data nodata --cache {tmp}/no --student resnet8 --out {tmp}/r", "there is no cache in"),
     ("train resnet9 --data nodata --out {tmp}/r", "there is no network 'resnet9' .did you mean resnet8 or"),
     ("cache-teachers --data nodata --teacher resnet8@{tmp}/no.pth --out {tmp}/c", "no file .*no.pth; give a"),
-    (f"{CACHE} --teacher resnet20@{{digits}}/resnet8",
-     r"does not fit the network: .*layer1\.1\.bn1\.bias is missing; .* and \d+ more"),
-    (f"{CACHE} --teacher resnet8", r"is no run folder: write \[NAME=\]NETWORK@CHECKPOINT"),
-    (f"{CACHE} --teacher {{digits}}/vgg8 --teacher {{digits}}/vgg8", "two teachers are called vgg8"),
     (f"{CACHE} --teacher {{digits}}/vgg8 --views 10", "--views is 10, but an image has 9 different views: choose"),
-    ("cache-teachers --data {pictures} --teacher {digits}/vgg8 --out {tmp}/c",
-     "was trained for 10 classes, and pictures0 has 3"),
-    (f"{CACHED} --method magic", "there is no method 'magic': choose one of ce, kd, kd-ls, dkd"),
     (f"{CACHED} --method demkd", r"there is no method 'demkd' \(did you mean de-mkd\?\)"),
     ("train resnet8 --data digits --out {digits}/cache", r"cache is a cache: choose another folder \(--out\)"),
     ("distill --data digits --student resnet8 --cache {digits}/cache --out {digits}/cache", "cache is a cache: choose"),
@@ -125,7 +115,6 @@ BAD_INPUT = [
     ("compare {tmp}/nothing {digits}/vgg8", r"nothing is no run folder \(recipe.toml: No such file or directory\)"),
     (f"{CACHED} --teachers resnet8,huge", "there is no teacher 'huge' in .*; it has big, resnet8"),
     (f"{CACHED} --normalize big=imagenet", r"--normalize big=\.\.\. is for live teachers"),
-    ("train resnet8 --data mnist --out {tmp}/r", "no data set or folder 'mnist'"),
     ("inspect {digits}/cache --sample 1437", "there is no sample 1437: .* 0 to 1436"),
     (f"{TRAIN} --device tpu9", "there is no device 'tpu9'|device 'tpu9' is not supported"),
     (f"{TRAIN} --precision int3", "there is no precision 'int3': choose auto, float32 or bfloat16"),
@@ -251,19 +240,9 @@ def test_the_environment_names_the_data_where_no_recipe_does(tmp_path: Path, mon
 
 
 def test_the_tab_key_completes() -> None:
-    """As the page of commands tells shells to ask."""
-    typed, offered = "demkd distill --sched", "--schedule"
-    code = "import sys; sys.argv = ['demkd']; from demkd.cli import run; run()"
-    shell = {"_DEMKD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=CHECKOUT,
-        env={**os.environ, **shell},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert f"plain,{offered}" in result.stdout.splitlines()
+    """With the variables that a shell sets."""
+    shell = {"_DEMKD_COMPLETE": "bash_complete", "COMP_WORDS": "demkd distill --sched", "COMP_CWORD": "2"}
+    assert "plain,--schedule" in CliRunner(env=shell).invoke(main).stdout.splitlines()
 
 
 @pytest.mark.slow

@@ -64,7 +64,6 @@ def imported_modules(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
-            assert node.module
             yield from (f"demkd.{alias.name}" for alias in node.names) if node.module == "demkd" else [node.module]
 
 

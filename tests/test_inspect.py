@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,23 +39,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inspected(tmp_path_factory.mktemp("inspect") / "cache")
 
 
-@pytest.fixture
-def here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the folder has the same name everywhere."""
-    monkeypatch.chdir(cache.parent)
-
-
 def inspect(folder: object, *arguments: object, width: int = 80, **environment: str) -> Result:
     words = ["inspect", str(folder), *(word for argument in arguments for word in str(argument).split())]
     return CliRunner(env={"COLUMNS": str(width), **environment}).invoke(main, words)
-
-
-def transcript(width: int) -> Iterator[tuple[str, str]]:
-    """What `expected/inspect-<width>.txt` says, command by command."""
-    parts = (EXPECTED / f"inspect-{width}.txt").read_text(encoding="utf-8").split("$ demkd inspect cache")
-    for part in parts[1:]:
-        options, _, output = part.partition("\n")
-        yield options.strip(), output
 
 
 def shown(result: Result) -> str:
@@ -66,10 +51,11 @@ def shown(result: Result) -> str:
     return re.sub(r"\d+\.\d\d\skB", lambda size: re.sub(r"\d", "0", size[0]), text)
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_every_word_at_every_width(width: int) -> None:
-    found = dict(transcript(width))
+def test_every_word_at_every_width(cache: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cache.parent)  # so that the folder has the same name everywhere
+    _, *parts = (EXPECTED / f"inspect-{width}.txt").read_text(encoding="utf-8").split("$ demkd inspect cache")
+    found = {options.strip(): output for options, _, output in (part.partition("\n") for part in parts)}
     assert tuple(found) == LISTINGS
     for options, expected in found.items():
         assert shown(inspect("cache", options, width=width)) == expected, options

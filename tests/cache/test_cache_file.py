@@ -335,7 +335,6 @@ def owner(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
         command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout
     child = int(process.stdout.readline())
     try:
         yield process
@@ -349,8 +348,6 @@ def test_a_second_writer_is_refused_and_touches_nothing(tmp_path: Path, owner: "
     with pytest.raises(CacheBusyError, match=rf"is being written by process {owner.pid} on \S+: wait for it"):
         fill(tmp_path, shape())
     assert [path.name for path in tmp_path.iterdir()] == [f"{A}.lock"]
-    assert owner.stdin
-    assert owner.stdout
     owner.stdin.write("\n")
     owner.stdin.flush()
     assert owner.stdout.readline() == "released\n"
@@ -403,7 +400,6 @@ def test_weights_are_those_of_exactly_these_entropies(tmp_path: Path) -> None:
     write_weights(tmp_path, cache.teachers, drawn, weighting="drawn")
     for names, expected in ((None, drawn), (["b", "a"], drawn[::-1])):
         weights = open_cache(tmp_path, names).read_view(1).teacher_weights
-        assert weights is not None
         assert np.array_equal(weights, expected[:, 1])
     assert open_cache(tmp_path, ["a"]).teacher_weights is None, "weights of two teachers are not those of one"
     (tmp_path / file_of("b")).unlink()

@@ -102,7 +102,6 @@ def test_only_what_is_needed_is_fetched_and_only_once(server: Server, packed: Pa
     assert fetched(server) == [A1, A2]
     server.shutdown()
     weights = open_cache(server.url).teacher_weights
-    assert weights is not None
     assert np.array_equal(weights.values, open_cache(packed).teacher_weights.values)  # type: ignore[union-attr]
     assert demkd.inspect(server.url)["folder"] == str(report.folder)  # type: ignore[call-overload]
     with pytest.raises(CacheMissingError, match=f"there is no teacher 'c' at {server.url}; it has a, b"):

@@ -1,6 +1,5 @@
 """docs/runs.md lists exactly the files, fields and tags of a real run."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demkd.pipeline.runs import scalars
+from demkd.pipeline.runs import RunFolder, scalars
 from tests.conftest import CHECKOUT
 from tests.pipeline.stages import Workshop
 
@@ -39,12 +38,8 @@ def fields(line: Mapping[str, Any], prefix: str = "") -> set[str]:
     return names
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_every_field_of_a_line_is_documented_and_no_other(runs: list[Path]) -> None:
-    found = set().union(*(fields(line) for run in runs for line in lines(run)))
+    found = set().union(*(fields(line) for run in runs for line in RunFolder(run).read_metrics()))
     documented = column("metrics.jsonl", 0)
     assert set(documented) == found
     assert len(documented) == len(set(documented))
@@ -59,7 +54,7 @@ def test_the_files_of_a_run_are_those_documented(runs: list[Path]) -> None:
 def test_every_tag_is_documented_with_the_field_it_shows(runs: list[Path]) -> None:
     pairs = list(zip(column("TensorBoard", 0), column("TensorBoard", 1), strict=True))
     for run in runs:
-        for line in lines(run):
+        for line in RunFolder(run).read_metrics():
             expected: dict[str, float] = {}
             for tag, field in pairs:
                 expected |= values_of(line, tag, field)

@@ -32,7 +32,6 @@ def naive_terms(student: Tensor, teachers: list[Tensor], weights: Tensor) -> dic
         return torch.corrcoef(torch.stack((x, y)))[0, 1]
 
     mean = sum(w[:, None] * t for w, t in zip(weights, teachers, strict=True))
-    assert isinstance(mean, Tensor)
     inter, intra, inter_rank, intra_rank = [], [], [], []
     for i in samples:
         each = [(w[i], t[i]) for w, t in zip(weights, teachers, strict=True)]

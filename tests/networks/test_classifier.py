@@ -10,7 +10,7 @@ ResNet50 agreed with the public implementations to 1e-6.
 import hashlib
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import pytest
 import torch
@@ -87,18 +87,7 @@ def test_export_gives_a_plain_graph_for_any_batch(name: str) -> None:
     torch.testing.assert_close(program.module()(views), network(views))
 
 
-class Published(TypedDict):
-    parameters: int
-    tensors: int
-    sha256: str
-    features: list[str]
-    logits: list[float]
-
-
-PUBLISHED: dict[str, Published] = json.loads(Path(__file__).with_name("published.json").read_text())
-SHARED = Path(__file__).parents[2].parent / "shared"
-
-needs_state_dicts = pytest.mark.skipif(not (SHARED / "state_dicts").exists(), reason="no ../shared/state_dicts here")
+PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
 
 
 def test_there_is_a_network_for_every_published_name() -> None:
@@ -129,16 +118,6 @@ def test_known_weights_give_the_published_logits(name: str) -> None:
     with torch.inference_mode():
         logits = network(views)[0, : len(PUBLISHED[name]["logits"])]
     torch.testing.assert_close(logits.tolist(), PUBLISHED[name]["logits"], rtol=1e-4, atol=1e-6)
-
-
-@needs_state_dicts
-@pytest.mark.parametrize("name", NETWORKS)
-def test_published_json_holds_what_the_tables_hold(name: str) -> None:
-    table = (SHARED / "state_dicts" / f"{name}.tsv").read_bytes()
-    assert PUBLISHED[name]["sha256"] == hashlib.sha256(table).hexdigest()
-    assert PUBLISHED[name]["tensors"] == len(table.splitlines())
-    row = f"| {name} | {PUBLISHED[name]['parameters']:,} | {' '.join(PUBLISHED[name]['features'])} |"
-    assert row in (SHARED / "state_dicts" / "README.md").read_text().splitlines()
 
 
 def as_text(shape: torch.Size) -> str:

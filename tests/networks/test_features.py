@@ -252,7 +252,6 @@ def test_every_pair_of_shapes_fits_and_learns(student: tuple[int, ...], teacher:
     assert (adapted.min() >= 0) == (len(teacher) == 3), "of maps through ReLU, of vectors not"
     adapted.square().sum().backward()
     for tensor in (features, *adapter.parameters()):
-        assert tensor.grad is not None
         assert tensor.grad.any()
 
 
@@ -286,8 +285,6 @@ def test_a_shape_that_is_neither_map_nor_vector_is_refused(shape: tuple[int, ...
 def transparent(adapter: Adapter) -> Adapter:
     """Lets values of 0 and more pass unchanged: the identity as convolution and as normalization."""
     convolution, normalization = adapter.get_submodule("regressor.0"), adapter.get_submodule("regressor.1")
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(normalization, nn.BatchNorm2d)
     nn.init.dirac_(convolution.weight)
     normalization.eps = 0.0
     return adapter.eval()

@@ -33,6 +33,11 @@ def _both_workers(slow: dict[str, int]) -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
 @pytest.mark.parametrize(
     ("name", "workers"), _both_workers({"resized-crop": 2, "randaugment": 2, "mixup": 0, "cutmix": 2})
 )
@@ -199,6 +204,5 @@ def test_targets_for_a_loop_of_ones_own(photos: Path, tmp_path: Path) -> None:
     loader = demkd.SoftTargetLoader(tmp_path, photos, method="kd", size=20, images=here, batch_size=10, device="cpu")
     batches = list(loader)
     assert [tuple(batch.images.shape) for batch in batches] == [(10, 3, 20, 20)] * 3
-    assert batches[0].partner.share is not None
     assert batches[0].partner.share.min() >= 0.49
     assert torch.isfinite(demkd.DistillationLoss("kd", epochs=1)(torch.zeros(10, 3), batches[0]))

@@ -44,7 +44,6 @@ def pipe() -> Console:
 
 def printed(console: Console) -> list[str]:
     """Every line that was ever drawn."""
-    assert isinstance(console.file, StringIO)
     return re.split(r"[\r\n]+", _ESCAPE.sub("", console.file.getvalue()).strip())
 
 

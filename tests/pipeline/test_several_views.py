@@ -40,22 +40,17 @@ def test_a_batch_has_the_targets_of_its_views_one_after_another(workshop: Worksh
     loader = loader_of(workshop, method=name, views_per_step=2)
     data = loader.start_epoch()
     (batch,) = loader.batches(data)
-    assert data.view_index is not None
     assert [view.view_index for view in data.views] == [data.view_index, data.view_index + 1]
     samples, half = data.batches[0], len(batch.labels) // 2
     for place, view in enumerate(data.views):
         expected, rows = view.targets(samples), slice(half * place, half * (place + 1))
-        assert batch.targets.soft is not None
-        assert expected.soft is not None
         for field in expected.soft.__dataclass_fields__:
             assert torch.equal(getattr(batch.targets.soft, field)[rows], getattr(expected.soft, field))
         for mine, theirs in zip(batch.targets.hints, expected.hints, strict=True):
             assert torch.equal(mine[rows], theirs)
         if expected.hint_weights is not None:
-            assert batch.targets.hint_weights is not None
             assert torch.equal(batch.targets.hint_weights[:, rows], expected.hint_weights)
     statistics = loader.statistics()
-    assert statistics is not None
     assert statistics.top1 == pytest.approx(torch.stack([view.measures[0] for view in data.views]).mean(0).tolist())
 
 
@@ -65,7 +60,6 @@ def test_a_loss_of_two_views_is_the_mean_of_the_losses_of_each(workshop: Worksho
     two = choose_method(name, views_per_step=2, hint_weight=0.0)
     (batch,) = loader_of(workshop, method=two)
     targets, size = batch.targets.soft, len(batch.labels) // 2
-    assert targets is not None
     logits = torch.randn(2 * size, 3, generator=torch.Generator().manual_seed(0))
     found = logit_terms(logits, batch.labels, targets, two)
     one = replace(two, views_per_step=1)

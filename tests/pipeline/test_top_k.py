@@ -65,7 +65,6 @@ def test_entropy_prediction_and_weights_are_those_of_all_logits(caches: dict[str
         assert np.array_equal(one.prediction, other.prediction)
         assert np.array_equal(one.params, other.params)
         assert one.teacher_weights is not None
-        assert other.teacher_weights is not None
         assert np.array_equal(one.teacher_weights, other.teacher_weights)
 
 

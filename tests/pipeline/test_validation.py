@@ -1,6 +1,5 @@
 """A run with validation images sees the test images once; which images are held out depends on the seed alone."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ from demkd.config import AugmentConfig, ConfigError
 from demkd.dataset import DataError, has_validation, load_images, seeds
 from demkd.errors import UserError
 from demkd.pipeline.evaluate import evaluate
+from demkd.pipeline.runs import RunFolder
 from demkd.pipeline.targets import SoftTargetLoader
 from demkd.report.compare import read_run
 from demkd.teachers.load import InputChoice, load_network
 from tests.pipeline.stages import FLOAT32, Recorder, Workshop, train_network
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +38,7 @@ def test_validation_images_are_measured_after_every_epoch_and_test_images_once(
     """The best epoch is that of the validation images; a run that is interrupted ends with the same bytes."""
     data = workshop.data if changes else validated_folder
     report = train_network(data, "resnet8", tmp_path / "run", epochs=3, **changes)
-    lines = lines_of(tmp_path / "run")
+    lines = RunFolder(tmp_path / "run").read_metrics()
     assert [line["test_top1"] is None for line in lines] == [True, True, False]
     validation = [line["validation_top1"] for line in lines]
     assert (report.best_split, report.best_top1) == ("validation", max(validation))
@@ -79,7 +75,8 @@ def test_other_validation_images_do_not_resume_a_run(
 def test_a_run_without_validation_measures_test_images_after_every_epoch(workshop: Workshop, tmp_path: Path) -> None:
     report = train_network(workshop.data, "resnet8", tmp_path / "run", epochs=2)
     assert report.best_split == "test"
-    assert all(line["validation_top1"] is None and line["test_top1"] >= 0 for line in lines_of(tmp_path / "run"))
+    lines = RunFolder(tmp_path / "run").read_metrics()
+    assert all(line["validation_top1"] is None and line["test_top1"] >= 0 for line in lines)
 
 
 def test_held_out_samples_are_a_fraction_of_each_class_that_no_batch_has(workshop: Workshop) -> None:

@@ -1,6 +1,5 @@
 """What the reliability tests share: a process that forks commands, three small teachers, a cache, and a small disk."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +148,3 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         pytest.skip("mounting a small file system needs root; the tests with a file-size limit cover the same code")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk.path)], check=False)
-
-
-def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -96,8 +96,6 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
         with suppress(BrokenPipeError):  # it has ended already
             print("null", file=self._process.stdin, flush=True)  # a forked worker may still hold the pipe
             self._process.stdin.close()
@@ -106,8 +104,6 @@ class ForkServer:
 
     def together(self, jobs: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Run jobs side by side: `together([{"arguments": [...], "kill_at": 3}, ...])`."""
-        assert self._process.stdin
-        assert self._process.stdout
         as_text = [{**job, "arguments": [str(word) for word in job.get("arguments", ())]} for job in jobs]
         try:
             print(json.dumps(as_text, default=str), file=self._process.stdin, flush=True)
@@ -158,7 +154,6 @@ def digest_of_cache(folder: Path) -> str:
 def digest_of_run(folder: Path) -> str:
     """The digest of what a run resumes from, of its metrics, of what is compared, and of its student."""
     checkpoint = RunFolder(folder).load_checkpoint()
-    assert checkpoint is not None
     run, student = read_run(folder), read_checkpoint(folder)
     figures = (checkpoint["epoch"], RunFolder(folder).read_metrics(), run.identity, run.seed, run.top1, run.last)
     found = hashlib.sha256(repr((*figures, sorted(student.metadata.items()))).encode())

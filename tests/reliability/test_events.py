@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from demkd.pipeline.runs import EVENTS_FILE, EventLog
-from tests.reliability.conftest import Command, Run, SmallDisk, read_metrics
+from demkd.pipeline.runs import EVENTS_FILE, EventLog, RunFolder
+from tests.reliability.conftest import Command, Run, SmallDisk
 
 pytest.importorskip("tensorboard", reason="pip install 'demkd[tensorboard]' installs what reads events back")
 
@@ -36,7 +36,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def check_events(folder: Path) -> None:
     """Compare the events with metrics.jsonl, field by field, all epochs once."""
-    lines = read_metrics(folder)
+    lines = RunFolder(folder).read_metrics()
     tags = {
         "accuracy/train top-1": "train_top1",
         "accuracy/test top-1": "test_top1",
@@ -111,7 +111,7 @@ def test_events_that_cannot_be_written_are_one_warning(run: Run, distilling: Com
     assert len(warnings) == 1
     place = tmp_path / EVENTS_FILE
     assert f"warning: TensorBoard's events end here, in {place} (Is a directory); training continues" in warnings[0]
-    assert len(read_metrics(tmp_path)) == 1
+    assert len(RunFolder(tmp_path).read_metrics()) == 1
     assert (tmp_path / "student.safetensors").exists()
 
 

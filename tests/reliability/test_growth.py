@@ -41,7 +41,6 @@ def test_a_teacher_joins_and_another_one_leaves(run: Run, caching: Command, cach
     for name in ("a.00001-of-00001.h5", "b.00001-of-00001.h5"):
         assert contents(cache)[name] == before[name]
     weights = open_cache(cache).teacher_weights
-    assert weights is not None
     assert weights.values.shape == (3, 4, SAMPLES)
     (cache / "b.00001-of-00001.h5").unlink()
     assert open_cache(cache).teacher_weights is None
@@ -49,7 +48,6 @@ def test_a_teacher_joins_and_another_one_leaves(run: Run, caching: Command, cach
     assert verdicts == {"a": SOUND, "c": SOUND, "weights": OUTDATED}
     assert computed(run, caching(cache, names="ac", views=4)) == {"a": 0, "c": 0}
     weights = open_cache(cache).teacher_weights
-    assert weights is not None
     assert weights.values.shape == (2, 4, SAMPLES)
     assert verify_cache(cache).sound
 
@@ -65,7 +63,6 @@ def test_teachers_may_grow_one_by_one(run: Run, caching: Command, cache: Path) -
         assert np.array_equal(weights, before)
     run(*caching(cache, names="b", views=6), code=0)
     with open_cache(cache) as opened:
-        assert opened.teacher_weights is not None
         assert opened.teacher_weights.values.shape == (2, 6, SAMPLES)
 
 

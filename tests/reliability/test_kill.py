@@ -84,23 +84,12 @@ EVERY = {"cache": 3, "growing cache": 5, "cache of photos": 10, "student of phot
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_no_call_is_a_bad_moment_to_be_killed(kills: Callable[[str], Kills], tmp_path: Path, name: str) -> None:
-    """A fresh folder for every kill, at the n-th call that changes a file; then random moments, one after the other."""
-    scenario, chance = kills(name), random.Random(name)
-    check = CHECKS.get(name, bool)
+    """A fresh folder for every kill, at the n-th call that changes a file."""
+    scenario = kills(name)
     for call in range(1, scenario.calls + 1, EVERY.get(name, 1)):
-        if not scenario.kill(tmp_path / f"call{call}", [{"kill_at": call}], check=check):
+        if not scenario.kill(tmp_path / f"call{call}", [{"kill_at": call}], check=CHECKS.get(name, bool)):
             assert call > scenario.calls / 2, "only the first run writes the index of the photos"
             break
-    killed = sum(
-        scenario.kill(
-            tmp_path / f"random{number}",
-            [{"kill_after": chance.uniform(0, scenario.seconds)} for _ in range(4)],
-            check=check,
-        )
-        for number in range(3)
-    )
-    print(f"{name}: {scenario.calls} calls, {killed} random kills")  # noqa: T201 - `pytest -rP` shows it
-    assert killed, "a random moment may come after the end"
 
 
 def test_a_cache_killed_in_mid_write_is_unfinished_and_not_damaged(run: Run, caching: Command, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Over a long run memory stays the same, and so do the views of a sample."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +30,6 @@ class MemoryProgress(Progress):
     def __init__(self) -> None:
         self.memory: list[int] = []
 
-    @contextmanager
-    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["MemoryProgress"]:  # noqa: ARG002
-        yield self
-
     def advance(self, count: int) -> None:  # noqa: ARG002
         self.memory.append(anonymous_memory())
 
@@ -62,10 +56,6 @@ class Interrupted(Progress):
 
     def __init__(self, batches: int) -> None:
         self._left = batches
-
-    @contextmanager
-    def task(self, description: str, *, total: int, unit: str, done: int = 0) -> Iterator["Interrupted"]:  # noqa: ARG002
-        yield self
 
     def advance(self, count: int) -> None:  # noqa: ARG002
         self._left -= 1

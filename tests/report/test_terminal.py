@@ -82,7 +82,6 @@ TABLE = Table(
 def printed(table: Table, width: int) -> list[str]:
     console = terminal(width, colors=False, no_color=True)
     print_table(console, table)
-    assert isinstance(console.file, io.StringIO)
     return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in console.file.getvalue().splitlines()]
 
 
