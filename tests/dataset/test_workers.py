@@ -21,14 +21,10 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, processes: s
     assert default_workers() == workers
 
 
-def pid_of(_: int) -> int:
-    return os.getpid()
-
-
 def test_a_worker_that_is_killed_while_the_caller_works_is_one_sentence() -> None:
     """Not an error in whatever the caller does, which PyTorch's signal handler would raise."""
     handler = signal.getsignal(signal.SIGCHLD)
-    with Workers(pid_of, 1) as workers:
+    with Workers(lambda _: os.getpid(), 1) as workers:
         results = workers.map(range(100))
         os.kill(next(results), signal.SIGKILL)
         for _ in range(20):

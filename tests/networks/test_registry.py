@@ -14,7 +14,6 @@ from demkd.errors import UserError
 from demkd.networks import Classifier, NetworkSourceError, build_network, fetch_published, is_own_code
 from demkd.networks.classifier import UnknownNetworkError
 
-CHECKOUT = Path(__file__).parents[2]
 SIZE = (32, 32)
 
 NETWORK = """

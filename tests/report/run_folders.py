@@ -1,7 +1,6 @@
 """Run folders whose every number follows from method, seed and epoch."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,6 @@ def write_run(folder: Path, *, method: str, seed: int, **choices: Any) -> Path:
     lines = [json.dumps(line(method, seed, epoch)) for epoch in range(1, EPOCHS + 1)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return folder
-
-
-def copy_run(run: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(run, folder))
 
 
 def write_runs(folder: Path) -> list[Path]:
