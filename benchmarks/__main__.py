@@ -56,15 +56,14 @@ def main() -> None:
     kinds = ("gpu", "processes", "imagenet", "peer", "start", "photos", "quick")
     kind = next((name for name in kinds if getattr(arguments, name)), "full")
     rows = []
-    print("  #   median  (lowest to highest)  of medians, of the shortest   target")
+    print("  #   median  (lowest to highest)  target")
     for measured in _measure(kind, arguments, scale):
-        derived = {name: getattr(measured, name) for name in ("value", "of_medians", "fastest")}
-        rows.append({**asdict(measured), **derived})
+        rows.append({**asdict(measured), "value": measured.value})
         spread = f"({min(measured.ratios):.3f} to {max(measured.ratios):.3f})"
-        others = (measured.of_medians, measured.fastest)
-        ratios = "".join(f"{'' if ratio is None else f'{ratio:.3f}':>7}" for ratio in others)
-        print(f"{measured.number:>3}  {measured.value:7.3f}  {spread:<18}{ratios}  ", end="")
-        print(f"{measured.target:<14} {measured.what}", flush=True)
+        print(
+            f"{measured.number:>3}  {measured.value:7.3f}  {spread:<19}  {measured.target:<14} {measured.what}",
+            flush=True,
+        )
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

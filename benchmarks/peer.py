@@ -1,6 +1,6 @@
 """torchdistill's loop (Matsubara, 2021) beside ours: the same images, networks, batch size and optimiser.
 
-Its public classes (`pip install torchdistill`) are configured as in its own samples: teachers are asked in every step.
+Its public classes (`pip install torchdistill`) are configured as in its own samples: teachers run in every step.
 
 It has one teacher at a time: three are one module that gives their mean logits.
 """

@@ -9,9 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -34,13 +32,6 @@ def measure_processes(*, samples: int, repetitions: int) -> Iterator[Measurement
             for _ in range(repetitions)
         ]
         yield of_pairs(number, f"{what}: one process of two threads / two processes of one", ">= 0.9", pairs)
-    pairs = [
-        (_seconds("epoch", samples, threads=1, processes=2), _seconds("half-batches", samples, threads=1))
-        for _ in range(repetitions)
-    ]
-    what = f"a step of {_NETWORK} in two processes, 32 samples each / of one process with 32"
-    gloo = 1e3 * median(both - half for both, half in pairs) / (samples // 64)
-    yield replace(of_pairs("D3", what, "", pairs), facts={"gloo_ms_a_step": gloo})
 
 
 def _seconds(kind: str, samples: int, *, threads: int, processes: int = 1) -> float:
@@ -50,17 +41,17 @@ def _seconds(kind: str, samples: int, *, threads: int, processes: int = 1) -> fl
     return float(words[0])
 
 
-def _epoch(compute: Compute, samples: int, folder: Path, *, batch_size: int) -> float:
+def _epoch(compute: Compute, samples: int, folder: Path) -> float:
     """Seconds of the fastest epoch of a student from three cached teachers."""
     own = folder / str(compute.world.rank)
-    bench = Bench(Scale(samples=samples, views=4, repetitions=1, batch_size=batch_size), own, compute)
+    bench = Bench(Scale(samples=samples, views=4, repetitions=1), own, compute)
     run = epoch_of(bench.student(_NETWORK))
     run()
     return min(seconds(run) for _ in range(_EPOCHS))
 
 
 def _stage_one(compute: Compute, samples: int, folder: Path) -> float:
-    """Seconds until all processes have answered all samples once."""
+    """Seconds until all ranks have predicted every sample once."""
     torch.manual_seed(0)
     teacher = build_network(_TEACHER, classes=100)
     images = random_images(samples)
@@ -75,10 +66,8 @@ def main(kind: str, samples: int, folder: Path) -> None:
     with process_group(choose_compute(device="cpu")) as compute:
         if kind == "stage-one":
             took = _stage_one(compute, samples, folder)
-        elif kind == "half-batches":
-            took = _epoch(compute, samples // 2, folder, batch_size=32)
         else:
-            took = _epoch(compute, samples, folder, batch_size=64)
+            took = _epoch(compute, samples, folder)
         if compute.world.is_rank_zero:
             print(took)
 

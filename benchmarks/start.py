@@ -18,7 +18,7 @@ from demkd.pipeline.progress import Progress
 
 
 class _FirstStep(Progress):
-    """Ends the process, without a word to anybody, once a step is done."""
+    """Exits the process after the first training step."""
 
     def advance(self, count: int) -> None:  # noqa: ARG002
         os._exit(0)

@@ -13,6 +13,7 @@ learn from `train/` and are tested on the true labels of `test/`; a run that was
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,15 +94,8 @@ def make_teachers(
 
 def _changed(source: ArrayDataset, kind: str, chosen: Tensor, labels: Tensor) -> ArrayDataset:
     """Some samples of a source, with these labels."""
-    return ArrayDataset(
-        name=f"{source.name}, {kind}",
-        split=source.split,
-        pixels=source.pixels[chosen],
-        labels=labels,
-        class_names=source.class_names,
-        normalization=source.normalization,
-        augmentation=source.augmentation,
-    )
+    pixels, name = source.pixels[chosen], f"{source.name}, {kind}"
+    return replace(source, name=name, pixels=pixels, labels=labels, origin=None, files=None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

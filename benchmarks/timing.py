@@ -34,19 +34,9 @@ class Measurement:
     def value(self) -> float:
         return median(self.ratios)
 
-    @property
-    def of_medians(self) -> float | None:
-        """The ratio of the two median times."""
-        return median(a for a, _ in self.times) / median(b for _, b in self.times) if self.times else None
-
-    @property
-    def fastest(self) -> float | None:
-        """The ratio of the shortest times, which a busy machine disturbs least."""
-        return min(a for a, _ in self.times) / min(b for _, b in self.times) if self.times else None
-
 
 def seconds(work: Work) -> float:
-    """How long some work takes, or how long processors are at it."""
+    """Wall time of some work, or its processor time."""
     clock = time.process_time if _of_processors else time.perf_counter
     started = clock()
     work()

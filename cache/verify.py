@@ -127,11 +127,6 @@ def verify_cache(
     return Verification(folder=folder, sound=sound, files=tuple(verdicts))
 
 
-def bytes_to_verify(folder: Path) -> int:
-    """The size of all files, for a progress bar."""
-    return sum(file.stat().st_size for pattern in ("*.h5", "*.h5.partial") for file in folder.glob(pattern))
-
-
 def _try(read: Callable[[Path], Any], path: Path) -> Any:
     """The result, or the error."""
     try:

@@ -28,7 +28,7 @@ class Normalization:
         object.__setattr__(self, "std", plain(tuple(self.std)))
         if not (all(abs(mean) <= _MOST for mean in self.mean) and all(_LEAST <= std <= _MOST for std in self.std)):
             raise DataError(
-                f"a normalization with mean {self.mean} and standard deviation {self.std} cannot be: give finite "
+                f"a normalization cannot have mean {self.mean} and standard deviation {self.std}: give finite "
                 f"numbers up to {_MOST:,}, and standard deviations above 0, {_LEAST} at least"
             )
 

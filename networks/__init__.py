@@ -6,11 +6,10 @@ mdistiller, which load unchanged. `classifier.py` is their interface, `registry.
 """
 
 from demkd.networks.classifier import Classifier, ImageSizeError, NetworkSourceError, UnknownLayerError
-from demkd.networks.features import Adapter, WrappedNetwork, feature_shapes, logits_problem
+from demkd.networks.features import Adapter, WrappedNetwork, feature_shapes
 from demkd.networks.registry import NETWORKS, Network, build_network, check_network, fetch_published, is_own_code
 
 __all__ = [
     "NETWORKS", "Adapter", "Classifier", "ImageSizeError", "Network", "NetworkSourceError", "UnknownLayerError",
     "WrappedNetwork", "build_network", "check_network", "feature_shapes", "fetch_published", "is_own_code",
-    "logits_problem",
 ]  # fmt: skip

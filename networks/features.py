@@ -5,7 +5,7 @@ B views, H and W their pixels, C classes; T tokens of D entries each; h and w th
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
 
@@ -99,7 +99,7 @@ class WrappedNetwork(nn.Module):
                 f"{name} cannot take RGB images of {size[0]} x {size[1]} pixels ({type(error).__name__}: {reason}): "
                 "give the size it was made for (a teacher's with `input_size`)"
             ) from error
-        if problem := logits_problem(logits, (2, classes)):
+        if problem := _logits_problem(logits, classes):
             raise NetworkSourceError(f"{name} returns {problem}")
 
     def forward(self, views: Tensor) -> Tensor:
@@ -125,12 +125,10 @@ class WrappedNetwork(nn.Module):
             outputs[path] = output.clone() if isinstance(output, Tensor) else output
 
         paths = [self.hint_layer] if layers is None else list(dict.fromkeys(layers))
-        handles = [self._module(path).register_forward_hook(partial(keep, path)) for path in paths]
-        try:
+        with ExitStack() as hooks:
+            for path in paths:
+                hooks.enter_context(self._module(path).register_forward_hook(partial(keep, path)))
             logits = self(views)
-        finally:
-            for handle in handles:
-                handle.remove()
         features = {}
         for path in paths:
             if path not in outputs:
@@ -139,8 +137,8 @@ class WrappedNetwork(nn.Module):
             if not isinstance(output, Tensor) or output.dim() not in (2, 3, 4):
                 what = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
                 raise UnknownLayerError(
-                    f"the output of the module {path} of {self._name} is {what}, no map, tokens or vector: choose "
-                    "another"
+                    f"the output of the module {path} of {self._name} is {what}, and no map, tokens or vector: "
+                    "choose another"
                 )
             features[path] = output.mean(1) if output.dim() == 3 else output
         return logits, features
@@ -161,16 +159,15 @@ class WrappedNetwork(nn.Module):
             is_pooled = "pool" in type(module).__name__.lower()
             outputs[path] = (output.dim(), 1 if is_pooled else math.prod(places))
 
-        modules = [(path, module) for path, module in self.network.named_modules() if path]
-        handles = [module.register_forward_hook(partial(note, path)) for path, module in modules]
-        try:
-            self._try_blank((max(self._size[0], _LARGE), max(self._size[1], _LARGE)))
-        except Exception:  # it takes images of its own size only
-            outputs.clear()
-            self._try_blank(self._size)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for path, module in self.network.named_modules():
+                if path:
+                    hooks.enter_context(module.register_forward_hook(partial(note, path)))
+            try:
+                self._try_blank((max(self._size[0], _LARGE), max(self._size[1], _LARGE)))
+            except Exception:  # it takes images of its own size only
+                outputs.clear()
+                self._try_blank(self._size)
         several = [path for path, (_, places) in outputs.items() if places > 1]
         vectors = [path for path, (dimensions, _) in outputs.items() if dimensions == 2]
         if not several and not vectors:
@@ -202,9 +199,8 @@ class WrappedNetwork(nn.Module):
         raise UnknownLayerError(f"{self._name} has no module {path!r}; name one of {', '.join(below)}{example}")
 
 
-def logits_problem(logits: Any, shape: tuple[int, int]) -> str | None:
-    """What is wrong with a network's output for a batch where logits of a shape (B, C) are expected, or None."""
-    batch, classes = shape
+def _logits_problem(logits: Any, classes: int) -> str | None:
+    """What is wrong with a network's output for two images, where logits (2, C) are expected, or None."""
     if not isinstance(logits, Tensor):
         return (
             f"a {type(logits).__name__}: let it return the logits ({classes},) of each image alone, or under the name "
@@ -215,8 +211,8 @@ def logits_problem(logits: Any, shape: tuple[int, int]) -> str | None:
             f"{tuple(logits.shape[1:])} numbers for an image, where ({classes},) are expected, a logit for each class: "
             "size its classifier to the data, and number the labels from 0"
         )
-    if len(logits) != batch:
-        return f"{len(logits)} rows for {batch} images: let it return the logits of each image"
+    if len(logits) != 2:
+        return f"{len(logits)} rows for 2 images: let it return the logits of each image"
     if not logits.is_floating_point() or logits.layout != torch.strided:
         return f"logits of type {logits.dtype}, {logits.layout}: let it return floating-point numbers, dense"
     return None

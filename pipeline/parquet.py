@@ -7,6 +7,7 @@ Rows are in the order of the views, and in a view in that of the samples. One ba
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -45,10 +46,13 @@ def export_rows(cache: Cache, out: Path, file_of: Callable[[int], str | None], p
             with disk_errors_in_words(creating, remove=True):
                 creating.unlink(missing_ok=True)  # a link would be followed, and a pipe would block
                 first = next(tables)
-                with creating.open("wb") as target, ParquetWriter(target, first.schema, compression="zstd") as writer:
-                    for table in chain([first], islice(tables, len(part) - 1)):
-                        writer.write_table(table)
-                        task.advance(len(table))
+                with creating.open("wb") as target:
+                    with ParquetWriter(target, first.schema, compression="zstd") as writer:
+                        for table in chain([first], islice(tables, len(part) - 1)):
+                            writer.write_table(table)
+                            task.advance(len(table))
+                    target.flush()
+                    os.fsync(target.fileno())
                 replace_durably(creating, file)
     file_bytes = sum(file.stat().st_size for file in files)
     return ParquetReport(folder=out, files=count, rows=cache.num_views * cache.samples, file_bytes=file_bytes)

@@ -14,7 +14,7 @@ from demkd.cache.format import BLOCK_ROWS
 from demkd.cache.reader import TeacherCache
 from demkd.cache.remote import local_folder
 from demkd.cache.shards import is_whole
-from demkd.cache.verify import DAMAGED, bytes_to_verify, verify_cache
+from demkd.cache.verify import DAMAGED, verify_cache
 from demkd.config import BATCH_SIZE, CacheConfig, Folder, ImageConfig, check_counts
 from demkd.pipeline.progress import Progress, as_progress
 from demkd.pipeline.results import RecomputeReport, VerificationReport
@@ -43,7 +43,8 @@ def verify(
     """
     shown = as_progress(progress)
     folder = local_folder(cache, teachers, task=shown.task)
-    with shown.task("verifying", total=bytes_to_verify(folder), unit="bytes") as task:
+    total = sum(file.stat().st_size for pattern in ("*.h5", "*.h5.partial") for file in folder.glob(pattern))
+    with shown.task("verifying", total=total, unit="bytes") as task:
         found = verify_cache(folder, teachers, advance=task.advance)
     return VerificationReport(folder=folder, sound=found.sound, files=found.files)
 

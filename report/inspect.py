@@ -78,9 +78,10 @@ def _teachers(statistics: CacheStatistics) -> Table:
         ordered = np.sort(np.concatenate(views))  # once for both
         quartiles.append(np.quantile(ordered, (0.25, 0.5, 0.75)))
         histograms.append(np.diff(np.searchsorted(ordered, edges), prepend=0, append=len(ordered)).tolist())
+    top1s = statistics.top1.mean(1)
     columns: dict[Column, Any] = {
         Column("teacher"): cache.names,
-        Column("top1", "top-1", "percent"): statistics.top1.mean(1),
+        Column("top1", "top-1", "percent"): top1s,
         Column("entropy", format=".3f"): statistics.mean_entropy.mean(1),
     }
     for name, column in zip(("q25", "q50", "q75"), zip(*quartiles, strict=True), strict=True):
@@ -92,11 +93,7 @@ def _teachers(statistics: CacheStatistics) -> Table:
         meaning = f"above 1/{count}: fraction of views where the teacher is wrong and weighs more than 1/{count}"
         last = Column("wrong_above_uniform", f"wrong and\nabove 1/{count}", "percent", 2, meaning)
         columns[last] = statistics.wrong_above_uniform.mean(1)
-    low = [
-        name
-        for name, top1 in zip(statistics.cache.names, statistics.top1.mean(1), strict=True)
-        if is_near_chance(float(top1), statistics.cache.classes)
-    ]
+    low = [name for name, top1 in zip(cache.names, top1s, strict=True) if is_near_chance(float(top1), cache.classes)]
     if low:
         note += f"; near chance: {', '.join(low)}: check the class order and the normalization"
     return Table.from_columns("Entropy, accuracy and weight", columns, note)

@@ -126,17 +126,16 @@ def histogram(views: Iterable[Array], bins: int, highest: float) -> Array:
     return counts
 
 
-def label_scores(cache: Cache, score: str = "cross-entropy", *, labels: NDArray[np.int64] | None = None) -> Numbers:
+def label_scores(cache: Cache, score: str = "cross-entropy") -> Numbers:
     """A score (N,) of every label, the mean over all teachers and views; higher for a less likely label y.
 
     "cross-entropy" is -ln p_y, in nats; "margin" is p_c - p_y of the most probable other class c, in -1..1, confident
     learning's margin (Northcutt et al. 2021); "certainty" is the largest probability where it is another class's, else
     0; "disagreement" is 1 where another class is predicted, else 0; "entropy", in nats, is for comparison, because it
-    does not use the label. `labels` (N,) replace the cache's own.
+    does not use the label.
     """
     if score not in SCORES:
         raise ReportError(f"there is no `score={score}`: choose {', '.join(SCORES)}")
-    judged = cache.labels if labels is None else labels
     total = np.zeros(cache.samples)
     for view in range(cache.num_views):
         cache.check_logits(view, temperatures=[1.0])
@@ -144,7 +143,7 @@ def label_scores(cache: Cache, score: str = "cross-entropy", *, labels: NDArray[
             rows = slice(start, min(start + _ROWS, cache.samples))
             for teacher in cache.teachers:
                 logits = teacher.logits(view, rows, temperature=1.0)
-                total[rows] += _score(score, log_softmax(logits), judged[rows, None])
+                total[rows] += _score(score, log_softmax(logits), cache.labels[rows, None])
     return total / (cache.num_views * len(cache.teachers))
 
 

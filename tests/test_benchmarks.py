@@ -26,8 +26,6 @@ def test_every_measurement_runs() -> None:
     assert found.keys() == MEASURES.keys() - OF_FIXED_SIZE
     for measured in found.values():
         assert measured.value > 0
-        if measured.times:
-            assert measured.value == pytest.approx(measured.of_medians), "of a single repetition, both are its ratio"
 
 
 @pytest.mark.slow

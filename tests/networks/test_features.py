@@ -144,7 +144,8 @@ def test_only_the_wanted_outputs_live_on() -> None:
 
 def test_a_wrong_path_is_answered_with_the_right_ones(wrapped: WrappedNetwork, views: Tensor) -> None:
     with pytest.raises(UnknownLayerError) as caught:
-        wrapped.forward_features(views, ["layer9"])
+        wrapped.forward_features(views, ["layer4", "layer9"])
+    assert not any(module._forward_hooks for module in wrapped.modules())
     assert str(caught.value).startswith(
         "torchvision:resnet18 has no module 'layer9'; name one of conv1, bn1, relu, maxpool, layer1, layer2, layer3, "
         "layer4, avgpool, fc, or a path below them such as layer4."

@@ -266,8 +266,9 @@ def test_a_score_of_labels_is_the_mean_over_teachers_and_views(
             sum(by_hand(score, list(map(float, plain.logits[k, v, n])), int(label)) for k, v in places) / len(places)
             for n, label in enumerate(labels)
         ]
-        found = label_scores(open_cache(folder), score, labels=labels)
-        assert found == pytest.approx(np.array(expected), abs=1e-12)
+        cache = open_cache(folder)
+        cache.labels = labels
+        assert label_scores(cache, score) == pytest.approx(np.array(expected), abs=1e-12)
     highest = np.argsort(-label_scores(open_cache(folder), score), kind="stable")[:5]
     assert [row["index"] for row in inspect.samples(statistics, "label_issues", 5, score=score)] == list(highest)
 
