@@ -64,10 +64,7 @@ def _stage_one(compute: Compute, samples: int, folder: Path) -> float:
 
 def main(kind: str, samples: int, folder: Path) -> None:
     with process_group(choose_compute(device="cpu")) as compute:
-        if kind == "stage-one":
-            took = _stage_one(compute, samples, folder)
-        else:
-            took = _epoch(compute, samples, folder)
+        took = _stage_one(compute, samples, folder) if kind == "stage-one" else _epoch(compute, samples, folder)
         if compute.world.is_rank_zero:
             print(took)
 
