@@ -141,7 +141,11 @@ def logit_loss(name: str, student: Tensor, teachers: list[Tensor], labels: Tenso
     """Each paper's loss, with the weights (K, B) over teachers, written out one by one."""
     if name in ("kd-ls", "dkd-ls"):
         teachers, plain = [z_scored(z) for z in teachers], name.removesuffix("-ls")
-        return 9 * divergences(plain, z_scored(student), teachers, labels, weights, 2.0)
+        return (
+            9
+            * (C / 100 if plain == "dkd" else 1)
+            * divergences(plain, z_scored(student), teachers, labels, weights, 2.0)
+        )
     if name in ("dist", "dist-entropy"):
         return min(8 if name == "dist-entropy" else 2, 0.08 * C) * correlations(student, teachers, weights, 4.0)
     if name in ("rank", "rank-entropy"):
