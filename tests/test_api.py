@@ -309,6 +309,7 @@ def test_every_stage_answers_in_python(cache: Path, tmp_path: Path) -> None:
         (partial(demkd.inspect, uncertain=-3), "`uncertain` is -3: give a whole number of at least 1"),
         (partial(demkd.inspect, by_class=True, limit=0), "`limit` is 0"),
         (partial(demkd.recompute, teachers=TEACHERS, data=TRAIN, pairs=0), "`pairs` is 0"),
+        (partial(demkd.verify, teachers=["a", "a"]), "`teachers` has a twice"),
     ],
 )
 def test_other_numbers_are_refused_in_a_sentence(cache: Path, call: Any, why: str) -> None:
