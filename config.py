@@ -481,7 +481,6 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
     "de-mkd": {"hint_weight": _HINT_WEIGHT},
 }
 METHODS: dict[str, MethodConfig] = {name: MethodConfig(name=name, **options) for name, options in _PRESETS.items()}
-_WITH_A_LABEL = ("dkd", "ofa")  # losses that need one label a sample
 
 
 def choose_method(method: str | MethodConfig, **options: Any) -> MethodConfig:
@@ -516,19 +515,3 @@ def check_teacher_count(method: MethodConfig, names: Sequence[str]) -> None:
     fixed = method.fixed_weights
     if fixed and len(fixed) != len(names):
         raise ConfigError(f"`fixed_weights` has {len(fixed)} numbers for {len(names)} teachers ({', '.join(names)})")
-
-
-def check_mixable(method: MethodConfig) -> None:
-    """Refuse a method that needs one label a sample, where views mix two samples."""
-    reason = "needs one label an image, and mixed images have two"
-    if method.loss == "crld":
-        raise ConfigError("CRLD compares two views of an image, and `mix` mixes other images into each: leave it out")
-    if method.loss in _WITH_A_LABEL:
-        loss = "the decoupled loss" if method.loss == "dkd" else "OFA's loss"
-        raise ConfigError(
-            f"{loss} of {method.name} {reason}: choose kd, ebkd or another with `loss=kd`, or leave `mix` out"
-        )
-    if method.needs_teachers and method.weight_source == "cross_entropy":
-        raise ConfigError(f"`weight_source=cross_entropy` {reason}: choose entropy, or leave `mix` out")
-    if method.wrong_teacher == "mask":
-        raise ConfigError(f"`wrong_teacher=mask` {reason}: choose keep, or leave `mix` out")

@@ -10,7 +10,7 @@ K teachers, B samples, C classes; losses are (B,), not reduced over the batch.
 import torch
 from torch import Tensor
 
-from demkd.config import MethodConfig
+from demkd.config import ConfigError, MethodConfig
 from demkd.losses.base import Loss, PartnerLabels, SoftTargets, TargetBatch, Targets, TeacherLogits, label_loss
 from demkd.losses.crld import CRLD
 from demkd.losses.dist import DIST
@@ -35,6 +35,7 @@ from demkd.losses.weights import (
     wrong_above_uniform,
 )
 
+_WITH_A_LABEL = ("dkd", "ofa")  # losses that need one label a sample
 LOSSES: dict[str, Loss] = {
     "kd": KD,
     "dkd": DKD,
@@ -73,10 +74,29 @@ def logit_terms(logits: Tensor, labels: Tensor, targets: SoftTargets, method: Me
     return {name: torch.stack([of_view[name].mean() for of_view in by_view]) for name in by_view[0]}
 
 
+def check_mixable(method: MethodConfig) -> None:
+    """Refuse a method that needs one label a sample, or the same images in its views, where views mix two samples."""
+    reason = "needs one label an image, and mixed images have two"
+    if method.needs_teachers and LOSSES[method.loss].compares_views:
+        raise ConfigError(
+            f"{method.loss.upper()} compares two views of an image, and `mix` mixes other images into each: "
+            "leave it out"
+        )
+    if method.loss in _WITH_A_LABEL:
+        loss = "the decoupled loss" if method.loss == "dkd" else "OFA's loss"
+        raise ConfigError(
+            f"{loss} of {method.name} {reason}: choose kd, ebkd or another with `loss=kd`, or leave `mix` out"
+        )
+    if method.needs_teachers and method.weight_source == "cross_entropy":
+        raise ConfigError(f"`weight_source=cross_entropy` {reason}: choose entropy, or leave `mix` out")
+    if method.wrong_teacher == "mask":
+        raise ConfigError(f"`wrong_teacher=mask` {reason}: choose keep, or leave `mix` out")
+
+
 __all__ = [
     "LOSSES", "UNCERTAINTIES", "WEIGHT_FORMS", "CoupledTargets", "Loss", "PartnerLabels", "SoftTargets", "TargetBatch",
-    "Targets", "TeacherLogits", "TeacherWeights", "decoupled_kd_loss", "entropy", "entropy_weights", "fuse",
-    "fuse_coupled", "fuse_decoupled", "hint_loss", "kd_loss", "label_loss", "logit_terms", "loss_temperatures",
+    "Targets", "TeacherLogits", "TeacherWeights", "check_mixable", "decoupled_kd_loss", "entropy", "entropy_weights",
+    "fuse", "fuse_coupled", "fuse_decoupled", "hint_loss", "kd_loss", "label_loss", "logit_terms", "loss_temperatures",
     "mask_wrong_teachers", "measure_teachers", "measure_uncertainty", "uniform_weights", "weigh",
     "wrong_above_uniform",
 ]  # fmt: skip

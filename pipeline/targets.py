@@ -28,7 +28,6 @@ from demkd.config import (
     ImageConfig,
     MethodConfig,
     TrainConfig,
-    check_mixable,
     check_teacher_count,
     choose_method,
     plain,
@@ -36,7 +35,7 @@ from demkd.config import (
 from demkd.dataset import ArrayDataset, Augmentation, Data, ImageDataset, Normalization, as_dataset, seeds, tasks_of
 from demkd.dataset.registry import AugmentationLike, as_augmentation, augment_options, augmentation_from
 from demkd.errors import DataError
-from demkd.losses import PartnerLabels, TargetBatch, Targets
+from demkd.losses import PartnerLabels, TargetBatch, Targets, check_mixable
 from demkd.pipeline.distributed import Compute, World, choose_compute
 from demkd.pipeline.progress import SILENT, Progress
 from demkd.pipeline.results import TeacherStatistics
